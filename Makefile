@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep -m1 '^torch==' constraints.txt)
+BENCHMARKS := $(sort $(wildcard benchmarks/[!_]*.py))
+
+.PHONY: setup demo test check-slow bench lint
+
+setup: $(STAMP)
+
+# torch comes first and alone: exactly the pinned build, before anything else can ask for another one.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,eval,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/omnialpha demo -o demo
+
+test: setup
+	$(BIN)/pytest -q
+
+check-slow: setup
+	$(BIN)/pytest -q -m slow
+
+bench: setup
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
