@@ -1,0 +1,85 @@
+"""From an alpha matte to the maps that guide matting and removal: precise, trimap, rough (AlphaLayers construction).
+
+All maps are float tensors of the alpha's shape, (H, W) or (B, H, W). The structuring element is the disk of pixels
+within Euclidean distance <= radius. The picture's border is not a boundary: what lies outside it neither erodes nor
+dilates. The exact Euclidean distance transform makes the cost the same for every radius."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnialpha.errors import InputError
+
+DEFINITE = 0.95  # alpha above this counts as foreground
+PRESENT = 0.5 / 255  # alpha above this is not stored as 0 in 8 bits: the subject has begun
+RADIUS_RANGE = (0.05, 0.10)  # of the shorter side
+
+Radius = float | Sequence[float] | Tensor  # one for all, or one a picture
+
+
+def _per_picture(op: Callable[[np.ndarray, float], np.ndarray], mask: Tensor, radius: Radius) -> Tensor:
+    """Applies a morphology of one (H, W) array to (H, W) or (B, H, W); returns bool on the mask's device."""
+    if mask.ndim not in (2, 3):
+        raise InputError(f"A mask of shape {tuple(mask.shape)} is not a mask; pass (H, W) or (B, H, W).")
+    pictures = mask.detach().cpu().numpy().astype(bool).reshape(-1, *mask.shape[-2:])
+    radii = torch.as_tensor(radius, dtype=torch.float64).flatten().expand(len(pictures)).tolist()
+    if any(r < 0 for r in radii):
+        raise InputError(f"The radius {min(radii)} is negative; pass a number of pixels >= 0.")
+    done = [op(picture, r) for picture, r in zip(pictures, radii, strict=True)]
+    return torch.from_numpy(np.stack(done)).reshape(mask.shape).to(mask.device)
+
+
+def _erode(picture: np.ndarray, radius: float) -> np.ndarray:
+    from scipy.ndimage import distance_transform_edt
+
+    if picture.all():  # no background to measure from: the transform is undefined there
+        return picture
+    return distance_transform_edt(picture) > radius
+
+
+def _dilate(picture: np.ndarray, radius: float) -> np.ndarray:
+    return ~_erode(~picture, radius)  # the disk is symmetric, so dilation is erosion of the complement
+
+
+def erode(mask: Tensor, radius: Radius) -> Tensor:
+    """bool (H, W) or (B, H, W): pixels with no background pixel within `radius`."""
+    return _per_picture(_erode, mask, radius)
+
+
+def dilate(mask: Tensor, radius: Radius) -> Tensor:
+    """bool (H, W) or (B, H, W): pixels with a foreground pixel within `radius`."""
+    return _per_picture(_dilate, mask, radius)
+
+
+def precise(alpha: Tensor) -> Tensor:
+    """Binary map {0, 1}: alpha > .95."""
+    return (alpha > DEFINITE).to(alpha.dtype)
+
+
+def trimap(alpha: Tensor, radius: Radius) -> Tensor:
+    """Map {0, .5, 1}: 1 on the eroded definite foreground, 0 outside the dilated support, .5 between."""
+    inside = erode(alpha > DEFINITE, radius).to(alpha.dtype)
+    reach = dilate(alpha > PRESENT, radius).to(alpha.dtype)
+    return (inside + reach) / 2
+
+
+def rough(alpha: Tensor, radius: Radius) -> Tensor:
+    """Binary map {0, 1}: where the trimap is .5 or 1, i.e. the dilated support."""
+    return dilate(alpha > PRESENT, radius).to(alpha.dtype)
+
+
+def draw_radius(height: int, width: int, generator: torch.Generator | None = None) -> float:
+    """Disk radius in pixels, uniform in 5 to 10 % of the shorter side."""
+    low, high = RADIUS_RANGE
+    share = low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+    return share * min(height, width)
+
+
+def as_picture(mask: Tensor) -> Tensor:
+    """Map (..., H, W) -> opaque grey RGBA (..., 4, H, W): how maps enter the model."""
+    grey = mask.float()
+    return torch.stack([grey, grey, grey, torch.ones_like(grey)], dim=-3)

@@ -1,0 +1,87 @@
+"""RGBA arithmetic on float tensors (..., 4, H, W): sRGB, [0, 1], straight alpha in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnialpha.errors import InputError
+
+WHITE = (1.0, 1.0, 1.0)
+
+
+def premultiply(rgba: Tensor) -> Tensor:
+    """Straight (..., 4, H, W) -> associated alpha: colour times alpha."""
+    rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
+    return torch.cat([rgb * alpha, alpha], dim=-3)
+
+
+def unpremultiply(rgba: Tensor, eps: float = 1e-6) -> Tensor:
+    """Associated (..., 4, H, W) -> straight alpha; where alpha <= eps the colour is unknown and becomes black."""
+    rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
+    seen = alpha > eps
+    rgb = torch.where(seen, rgb / torch.where(seen, alpha, 1.0), 0.0)
+    return torch.cat([rgb, alpha], dim=-3)
+
+
+def _over_premultiplied(front: Tensor, back: Tensor) -> Tensor:
+    return front + back * (1 - front[..., 3:, :, :])
+
+
+def over(front: Tensor, back: Tensor) -> Tensor:
+    """Porter-Duff `over` of two straight pictures (..., 4, H, W); the result is a straight picture."""
+    return unpremultiply(_over_premultiplied(premultiply(front), premultiply(back)))
+
+
+def flatten(rgba: Tensor, color: Sequence[float] | Tensor = WHITE) -> Tensor:
+    """(..., 4, H, W) over one colour in [0, 1], or over a picture (..., 3, H, W) -> (..., 3, H, W)."""
+    rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
+    back = torch.as_tensor(color, dtype=rgba.dtype, device=rgba.device)
+    if back.ndim == 1:
+        back = back[:, None, None]
+    return rgb * alpha + back * (1 - alpha)
+
+
+def recompose(layers: Sequence[Tensor]) -> Tensor:
+    """Layers (..., 4, H, W), back to front -> their composite (..., 4, H, W)."""
+    if not layers:
+        raise InputError("There are 0 layers to recompose; pass at least one.")
+    return unpremultiply(reduce(lambda back, front: _over_premultiplied(front, back), map(premultiply, layers)))
+
+
+def checkerboard(height: int, width: int, cell: int = 8, light: float = 1.0, dark: float = 0.8) -> Tensor:
+    """The usual picture of transparency: grey squares of `cell` pixels (3, height, width)."""
+    rows, columns = torch.arange(height) // cell, torch.arange(width) // cell
+    odd = (rows[:, None] + columns[None, :]) % 2 == 1
+    return torch.where(odd, dark, light).expand(3, height, width).clone()
+
+
+def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., 4, H, W) -> (..., 4, *size), bicubic and antialiased, premultiplied so that no hidden colour bleeds out.
+
+    Returns the input unchanged when the size is already right."""
+    if tuple(rgba.shape[-2:]) == tuple(size):
+        return rgba
+    pixels = premultiply(rgba).reshape(-1, *rgba.shape[-3:])
+    pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+    alpha = pixels[:, 3:].clamp(0, 1)
+    alpha = torch.where(alpha > 1 - 1e-5, 1.0, alpha)  # the kernel's weights sum to 1 only up to rounding
+    rgb = pixels[:, :3].clamp(min=0).minimum(alpha)  # bicubic overshoots; associated colour never exceeds alpha
+    return unpremultiply(torch.cat([rgb, alpha], dim=1)).reshape(*rgba.shape[:-2], *size)
+
+
+def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB (peak 1) over all values, or where mask (..., H, W) is true; inf if equal.
+
+    Compares the channels as they are: premultiply first where colour under alpha 0 must not count."""
+    error = (a.double() - b.double()).square()
+    if mask is not None:
+        error = error[mask.bool().unsqueeze(-3).expand_as(error)]
+    if error.numel() == 0:
+        raise InputError("The mask selects 0 pixels, so there is nothing to compare; pass a mask that is not empty.")
+    mse = error.mean()
+    return float(-10 * torch.log10(mse))

@@ -1,0 +1,103 @@
+"""Masks against brute-force disk morphology."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.morphology import dilation, disk, erosion
+
+from omnialpha import masks
+from omnialpha.errors import InputError
+
+
+def blobs(seed: int, height: int = 41, width: int = 53) -> torch.Tensor:
+    """A soft random matte with definite, soft and empty regions, touching the border."""
+    coarse = torch.rand(1, 1, 6, 7, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0, 0]
+    return ((smooth - 0.4) * 4).clamp(0, 1)
+
+
+def brute_force(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Dilation by definition: some true pixel within Euclidean distance <= radius."""
+    rows, columns = np.indices(mask.shape)
+    true_rows, true_columns = np.nonzero(mask)
+    squared = (rows[..., None] - true_rows) ** 2 + (columns[..., None] - true_columns) ** 2
+    return (squared <= radius**2).any(-1)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_erosion_and_dilation_equal_disk_morphology_exactly(radius: int, seed: int) -> None:
+    mask = blobs(seed) > 0.5
+    # The border is not a boundary: pad with what is neutral for each.
+    wide = np.pad(mask.numpy(), radius, constant_values=True)
+    inner = (slice(radius, -radius),) * 2
+    assert np.array_equal(masks.erode(mask, radius).numpy(), erosion(wide, disk(radius))[inner])
+    wide = np.pad(mask.numpy(), radius, constant_values=False)
+    assert np.array_equal(masks.dilate(mask, radius).numpy(), dilation(wide, disk(radius))[inner])
+
+
+@pytest.mark.parametrize("radius", [0, 0.5, 1.5, 2.24, 6.7])
+def test_fractional_radii_equal_the_definition(radius: float) -> None:
+    mask = blobs(2) > 0.5
+    assert np.array_equal(masks.dilate(mask, radius).numpy(), brute_force(mask.numpy(), radius))
+    assert np.array_equal(masks.erode(mask, radius).numpy(), ~brute_force(~mask.numpy(), radius))
+
+
+def test_full_and_empty_masks_stay_as_they_are() -> None:
+    full, empty = torch.ones(7, 9, dtype=torch.bool), torch.zeros(7, 9, dtype=torch.bool)
+    assert masks.erode(full, 3).all() and masks.dilate(full, 3).all()
+    assert not masks.erode(empty, 3).any() and not masks.dilate(empty, 3).any()
+
+
+def test_trimap_precise_and_rough_by_their_definitions() -> None:
+    alpha, radius = blobs(3), 4
+    trimap = masks.trimap(alpha, radius)
+    inside = ~brute_force((alpha <= 0.95).numpy(), radius)
+    reach = brute_force((alpha > 0.5 / 255).numpy(), radius)
+    assert np.array_equal(trimap.numpy(), np.where(inside, 1, np.where(reach, 0.5, 0)))
+    assert set(trimap.unique().tolist()) == {0, 0.5, 1}
+    assert torch.equal(masks.rough(alpha, radius), (trimap > 0).float())
+    assert torch.equal(masks.precise(alpha), (alpha > 0.95).float())
+
+
+def test_certain_parts_of_a_trimap_are_right() -> None:
+    alpha = blobs(4)
+    trimap = masks.trimap(alpha, 3)
+    assert bool((alpha[trimap == 1] > 0.95).all()) and bool((alpha[trimap == 0] <= 0.5 / 255).all())
+
+
+def test_an_8_bit_one_counts_as_present_and_noise_below_does_not() -> None:
+    alpha = torch.zeros(9, 9)
+    alpha[4, 4] = 1 / 255
+    assert masks.rough(alpha, 0).sum() == 1
+    alpha[4, 4] = 0.4 / 255
+    assert masks.rough(alpha, 3).sum() == 0
+
+
+def test_a_batch_equals_its_pictures_with_a_radius_each() -> None:
+    alpha = torch.stack([blobs(s) for s in range(3)])
+    together = masks.trimap(alpha, [2, 3.5, 5])
+    assert torch.equal(together, torch.stack([masks.trimap(a, r) for a, r in zip(alpha, (2, 3.5, 5), strict=True)]))
+
+
+def test_bad_shapes_and_radii_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\(4, 1, 3, 3\)"):
+        masks.erode(torch.zeros(4, 1, 3, 3), 1)
+    with pytest.raises(InputError, match="-1"):
+        masks.erode(torch.zeros(3, 3), -1)
+
+
+def test_radius_is_uniform_in_5_to_10_percent_and_seeded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    radii = torch.tensor([masks.draw_radius(200, 300, generator) for _ in range(2000)])
+    assert radii.min() >= 10 and radii.max() <= 20 and abs(radii.mean() - 15) < 0.3 and abs(radii.std() - 2.89) < 0.2
+    assert masks.draw_radius(200, 300, torch.Generator().manual_seed(7)) == masks.draw_radius(
+        300, 200, torch.Generator().manual_seed(7)
+    )
+
+
+def test_as_picture_is_opaque_grey() -> None:
+    picture = masks.as_picture(blobs(5))
+    assert picture.shape == (4, 41, 53) and bool((picture[3] == 1).all())
+    assert torch.equal(picture[0], picture[2]) and torch.equal(picture[1], blobs(5))
+    assert masks.as_picture(torch.zeros(2, 5, 6)).shape == (2, 4, 5, 6)
