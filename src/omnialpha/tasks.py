@@ -1,0 +1,362 @@
+"""The 21 tasks, one row each: which roles go in, which come out, and how the instruction is worded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from omnialpha.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_LAYERS = 8  # pictures in the role that may repeat
+MAX_PROMPT = 2000  # characters; far above what 1,024 text tokens hold
+
+
+class Role(StrEnum):
+    """What a picture is in a layered record."""
+
+    COMPOSITE = "composite"
+    FOREGROUND = "foreground"
+    BACKGROUND = "background"
+    ALPHA = "alpha"
+    TRIMAP = "trimap"
+    PRECISE = "precise"
+    ROUGH = "rough"
+    FULL = "full"
+
+
+MEANING: dict[Role, str] = {
+    Role.COMPOSITE: "the flat picture, subject and scene in one",
+    Role.FOREGROUND: "an object with its alpha",
+    Role.BACKGROUND: "the scene without the objects",
+    Role.ALPHA: "grey map: opacity of the subject at every pixel",
+    Role.TRIMAP: "grey map: sure subject white, unknown rim grey, sure background black",
+    Role.PRECISE: "black and white mask: the solid part of the subject",
+    Role.ROUGH: "black and white mask: an area somewhat larger than the subject",
+    Role.FULL: "a flat picture that the model makes",
+}
+# What a layered record need not hold, and what it is made from: the maps by `masks`, a composite by `rgba.recompose`.
+DERIVED: dict[Role, tuple[Role, ...]] = {
+    Role.COMPOSITE: (Role.FOREGROUND, Role.BACKGROUND),
+    Role.ALPHA: (Role.FOREGROUND,),
+    Role.TRIMAP: (Role.FOREGROUND,),
+    Role.PRECISE: (Role.FOREGROUND,),
+    Role.ROUGH: (Role.FOREGROUND,),
+}
+MAPS = (Role.ALPHA, Role.TRIMAP, Role.PRECISE, Role.ROUGH)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One request: pictures in the order of the task's roles, and what is asked for.
+
+    inputs: RGBA (4, H, W) each; instruction: the full text the model reads; targets: the roles to make, in output
+    order;
+    size: (height, width) of every output.
+    """
+
+    task: str
+    roles: tuple[Role, ...]
+    inputs: tuple[Tensor, ...]
+    instruction: str
+    targets: tuple[Role, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row. `text`: whose caption the prompt is (None: no prompt). `many`: the role that may appear more than once."""
+
+    name: str
+    category: str
+    inputs: tuple[Role, ...]
+    targets: tuple[Role, ...]
+    instructions: tuple[str, ...]
+    text: Role | None = None
+    many: Role | None = None
+    summary: str = ""
+
+    def target_roles(self, layers: int | None = None) -> tuple[Role, ...]:
+        """The roles to make; `layers` counts all targets where the row allows several (back to front)."""
+        if layers is None or layers == len(self.targets):
+            return self.targets
+        if self.many is None or self.many not in self.targets:
+            raise InputError(f"{self.name} makes {len(self.targets)} layer(s), not {layers}: leave `layers` out.")
+        fixed = len(self.targets) - 1
+        if not fixed < layers <= MAX_LAYERS:
+            raise InputError(f"layers={layers} is out of range for {self.name}: use {fixed + 1} to {MAX_LAYERS}.")
+        return self.targets[:fixed] + (self.many,) * (layers - fixed)
+
+    def instruct(self, prompt: str | None = None, wording: int = 0) -> str:
+        """The instruction in wording number `wording`, with the prompt in its place."""
+        if self.text is None:
+            if prompt:
+                raise InputError(f"{self.name} takes no text, but got {prompt[:40]!r}: leave the prompt out.")
+            return self.instructions[wording % len(self.instructions)]
+        prompt = " ".join((prompt or "").split())
+        if not prompt:
+            raise InputError(f"{self.name} needs a text that describes the {self.text}: give a prompt.")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # from bytes that are not UTF-8
+            raise InputError(f"the prompt {prompt[:40]!r} is not valid text: type it in UTF-8.")
+        if len(prompt) > MAX_PROMPT:
+            raise InputError(f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT}: shorten it.")
+        return self.instructions[wording % len(self.instructions)].format(prompt=prompt)
+
+    def example(
+        self,
+        images: dict[Role, Any] | None = None,
+        *,
+        prompt: str | None = None,
+        layers: int | None = None,
+        size: tuple[int, int] | None = None,
+        wording: int = 0,
+        **named: Any,
+    ) -> Example:
+        """Build a request. Pictures by role name (`composite=...`, `image=` for the first input), any kind
+        `files.to_rgba` takes.
+
+        A role in `many` takes a list. All pictures must have one size, which is the size of the outputs; `size` is
+        for tasks
+        without pictures. Raises InputError for a missing or unknown role, an empty mask, and sizes that differ.
+        """
+        given = self._collect(images or {}, named)
+        roles, pictures = [], []
+        for role in self.inputs:
+            for picture in given[role]:
+                roles.append(role)
+                pictures.append(picture)
+        sizes = [tuple(p.shape[-2:]) for p in pictures]
+        for role, other in zip(roles, sizes, strict=True):
+            if other != sizes[0]:
+                raise InputError(
+                    f"the {role} is {other[1]}x{other[0]} px, the {roles[0]} {sizes[0][1]}x{sizes[0][0]} px: "
+                    "make them the same size."
+                )
+        if pictures:
+            size = (int(sizes[0][0]), int(sizes[0][1]))
+        elif size is None:
+            raise InputError(f"{self.name} has no input picture: give size=(height, width).")
+        instruction = self.instruct(prompt, wording)
+        return Example(self.name, tuple(roles), tuple(pictures), instruction, self.target_roles(layers), size)
+
+    def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> dict[Role, list[Tensor]]:
+        from omnialpha import files
+
+        named = {str(k): v for k, v in images.items()} | named
+        if "image" in named and self.inputs:
+            first = self.inputs[0]
+            if first in named:
+                raise InputError(f"{self.name} got image and {first}, which are the same here: give one of them.")
+            named[first] = named.pop("image")
+        unknown = set(named) - set(self.inputs)
+        if unknown:
+            takes = ", ".join(self.inputs) or "no picture"
+            raise InputError(f"{self.name} has no input {sorted(unknown)[0]!r}: it takes {takes}.")
+        given: dict[Role, list[Tensor]] = {}
+        for role in self.inputs:
+            value = named.get(role)
+            if value is None or (isinstance(value, list | tuple) and not value):
+                raise InputError(f"{self.name} needs a {role}: give {role}=PICTURE.")
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            most = MAX_LAYERS if role == self.many else 1
+            if len(values) > most:
+                raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
+            given[role] = [files.to_rgba(v) for v in values]
+            if role in MAPS:
+                given[role] = [check_map(v, role) for v in given[role]]
+        return given
+
+
+def check_map(picture: Tensor, role: Role) -> Tensor:
+    """A map as an opaque grey picture; raises InputError where it says nothing (empty, or unknown everywhere)."""
+    from omnialpha import masks
+
+    opaque = bool((picture[3] == 1).all())
+    values = picture[:3].mean(0) if opaque else picture[3]  # a cut-out given as a mask means its alpha
+    if float(values.max()) <= 0.02:
+        raise InputError(f"the {role} is empty (black everywhere): paint the subject white.")
+    if role is Role.TRIMAP and bool(((values > 0.02) & (values < 0.98)).all()):
+        raise InputError("the trimap is unknown (grey) everywhere: mark some sure subject white or background black.")
+    return masks.as_picture(values)
+
+
+def _with_map(
+    name: str, category: str, targets: tuple[Role, ...], wordings: dict[Role, tuple[str, ...]], summary: str
+) -> Iterable[Task]:
+    """The four rows of a family that take one of the four maps beside the picture."""
+    for role, instructions in wordings.items():
+        yield Task(
+            f"{name}_{role}", category, (Role.COMPOSITE, role), targets, instructions, summary=summary.format(map=role)
+        )
+
+
+C, FG, BG, FULL = Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND, Role.FULL
+_MAP_WORDS = {
+    Role.ALPHA: ("alpha map", "its opacity at every pixel"),
+    Role.TRIMAP: ("trimap", "sure subject in white, unknown rim in grey"),
+    Role.PRECISE: ("precise mask", "the solid part of the subject"),
+    Role.ROUGH: ("rough mask", "an area somewhat larger than the subject"),
+}
+
+
+def _wordings(*patterns: str) -> dict[Role, tuple[str, ...]]:
+    return {role: tuple(p.format(map=word, hint=hint) for p in patterns) for role, (word, hint) in _MAP_WORDS.items()}
+
+
+_ROWS: tuple[Task, ...] = (
+    Task(
+        "text_to_image", "generation", (), (FG,),
+        (
+            "Make a cut-out picture on a transparent ground: {prompt}",
+            "Draw this with real transparency around it: {prompt}",
+            "A transparent picture of the following. {prompt}",
+            "Create an isolated object with alpha: {prompt}",
+        ),
+        text=FG, summary="a transparent picture from text",
+    ),
+    Task(
+        "foreground_to_background", "completion", (FG,), (BG,),
+        (
+            "Paint a place where this layer would belong, without the layer itself: {prompt}",
+            "Give only the scene behind the given layer: {prompt}",
+            "Invent the background for this cut-out. {prompt}",
+            "Fill in the missing back layer: {prompt}",
+        ),
+        text=BG, many=FG, summary="a scene to go behind given layers",
+    ),
+    Task(
+        "foreground_to_full", "completion", (FG,), (FULL,),
+        (
+            "Put this layer into a whole picture: {prompt}",
+            "Finish the picture around the cut-out: {prompt}",
+            "Show the given subject in its surroundings. {prompt}",
+            "Complete the scene, keep the subject as it is: {prompt}",
+        ),
+        text=FULL, many=FG, summary="a whole picture around given layers",
+    ),
+    Task(
+        "background_to_foreground", "completion", (BG,), (FG,),
+        (
+            "Make a layer that would fit into this scene: {prompt}",
+            "Give only the object to be placed here, on a transparent ground: {prompt}",
+            "Add the missing front layer. {prompt}",
+            "A cut-out that belongs in front of this background: {prompt}",
+        ),
+        text=FG, many=FG, summary="layers that fit a given scene",
+    ),
+    Task(
+        "background_to_full", "completion", (BG,), (FULL,),
+        (
+            "Place something into this scene and show the whole: {prompt}",
+            "Finish the picture on top of the given background: {prompt}",
+            "Show this place with the subject in it. {prompt}",
+            "Complete the scene, keep the background as it is: {prompt}",
+        ),
+        text=FULL, summary="a given scene with a subject added",
+    ),
+    Task(
+        "matting_auto", "matting", (C,), (FG,),
+        (
+            "Cut the subject out of this picture.",
+            "Separate the main object, with soft edges where it has them.",
+            "Lift the foreground off the picture and leave the rest transparent.",
+            "Take away everything behind the subject.",
+            "Give the subject alone, with its true opacity.",
+            "Isolate what the picture is about.",
+            "Find the salient object and return it as a layer.",
+            "Make all but the subject see-through.",
+            "Matte this picture.",
+            "Return only the foreground with its alpha.",
+        ),
+        summary="the subject, found by itself, with soft alpha",
+    ),
+    *_with_map(
+        "matting", "matting", (FG,),
+        _wordings(
+            "Cut out the subject that the {map} shows ({hint}).",
+            "Use the {map} to lift the foreground off the picture.",
+            "Return the layer marked by the {map}, with soft alpha.",
+            "Matte the picture; the second image is a {map}: {hint}.",
+        ),
+        "the subject that a given {map} marks",
+    ),
+    Task(
+        "matting_text", "matting", (C,), (FG,),
+        (
+            "Cut out {prompt}.",
+            "Separate this from everything else: {prompt}",
+            "Return only the following as a layer: {prompt}",
+            "Isolate {prompt}, with soft edges.",
+        ),
+        text=FG, summary="the subject that a text names",
+    ),
+    Task(
+        "removal_auto", "removal", (C,), (BG,),
+        (
+            "Remove the subject and show what is behind it.",
+            "Give this place without the object in front.",
+            "Erase the foreground and fill the gap.",
+            "Show the scene as if the main object had never been there.",
+            "Clear the picture of its subject.",
+            "Return only the background, complete.",
+            "Take the salient thing away and repair the picture.",
+            "Paint over the foreground with what it hides.",
+            "Make the scene empty.",
+            "Restore the view behind the object.",
+        ),
+        summary="the scene without its subject",
+    ),
+    *_with_map(
+        "removal", "removal", (BG,),
+        _wordings(
+            "Remove what the {map} marks ({hint}) and fill the gap.",
+            "Show the scene without the object given by the {map}.",
+            "Use the {map} to erase the foreground and restore what it hides.",
+            "Return the background; the second image is a {map}: {hint}.",
+        ),
+        "the scene without what a given {map} marks",
+    ),
+    Task(
+        "decompose_auto", "decomposition", (C,), (BG, FG),
+        (
+            "Split this picture into layers.",
+            "Take the picture apart: the background, then what stands in front.",
+            "Return the scene and its objects as separate layers, back to front.",
+            "Separate foreground and background, both complete.",
+            "Undo the compositing of this picture.",
+            "Give the layers this picture was made of.",
+            "Decompose the picture, furthest layer first.",
+            "Divide the picture into a clean background and cut-outs.",
+            "Recover every layer with its alpha.",
+            "Layer this picture.",
+        ),
+        many=FG, summary="background and foreground layers, back to front",
+    ),
+    *_with_map(
+        "decompose", "decomposition", (BG, FG),
+        _wordings(
+            "Split the picture into the scene and the object that the {map} shows ({hint}).",
+            "Use the {map} to separate foreground and background, both complete.",
+            "Return two layers, back to front; the {map} marks the front one.",
+            "Decompose the picture; the second image is a {map}: {hint}.",
+        ),
+        "the layer that a given {map} marks, and the scene behind it",
+    ),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
+CATEGORIES: tuple[str, ...] = tuple(dict.fromkeys(row.category for row in _ROWS))
+
+
+def task(name: str) -> Task:
+    """The row of that name; InputError with the nearest name otherwise."""
+    if name in TASKS:
+        return TASKS[name]
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+    raise InputError(f"unknown task {name!r}: did you mean {near!r}? `omnialpha tasks` lists them.")
