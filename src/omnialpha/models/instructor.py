@@ -171,6 +171,8 @@ class Instructor(nn.Module):
         if missing:
             raise InputError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}; download it again.")
         tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        if tokenizer.convert_tokens_to_ids(PAD) != model.config.image_token_id:
+            raise InputError(f"{folder / 'tokenizer'} does not belong to the weights beside it; download it again.")
         processor = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor", local_files_only=True)
         return cls(model, tokenizer, processor, **settings)
 

@@ -1,0 +1,263 @@
+"""The one path: condition, velocity, decode. Library, command line, demo, training and evaluation all come through
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from omnialpha import fidelity
+from omnialpha.canvas import Canvas, plan
+from omnialpha.errors import InputError
+from omnialpha.layers import Layer, LayerStack
+from omnialpha.models.checkpoints import Card, locate
+from omnialpha.models.instructor import Instructor
+from omnialpha.models.positions import Layout, Positions, batch_positions
+from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
+from omnialpha.models.vae import AlphaVAE
+from omnialpha.sampling import Step, Velocity, check, guide, sample, schedule
+from omnialpha.tasks import TASKS, Example
+from omnialpha.verbs import Verbs
+
+REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
+PATCH = 2  # latents a transformer token spans, each way
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that the transformer is told about B examples, computed once. inputs (B, Li, C), text (B, T, D)."""
+
+    examples: tuple[Example, ...]
+    canvases: tuple[Canvas, ...]
+    layouts: tuple[Layout, ...]
+    inputs: Tensor
+    text: Tensor
+    positions: Positions
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens of the longest sample's targets, Lt."""
+        return max(layout.target_tokens for layout in self.layouts)
+
+
+class OmniAlpha(nn.Module, Verbs):
+    """One model: any number of RGBA pictures and an instruction in, any number of RGBA pictures out."""
+
+    def __init__(self, vae: AlphaVAE, transformer: MultiImageTransformer, instructor: Instructor, card: Card) -> None:
+        super().__init__()
+        self.vae, self.transformer, self.instructor, self.card = vae, transformer, instructor, card
+
+    @classmethod
+    def from_folder(
+        cls, where: str | Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> OmniAlpha:
+        """Load a bundled model by name (None: nano) or a model folder. Raises InputError where a part is missing."""
+        folder = locate(where)
+        card = Card.read(folder)
+        settings = {"picture_pixels": card.picture_pixels, "max_tokens": card.max_tokens}
+        if card.template:
+            settings["template"] = card.template  # type: ignore[assignment]
+        model = cls(
+            AlphaVAE.load(folder / "vae", dtype),
+            MultiImageTransformer.from_pretrained(folder / "transformer", torch_dtype=dtype, local_files_only=True),
+            Instructor.from_pretrained(folder, dtype, **settings),
+            card,
+        )
+        return model.eval().requires_grad_(False).to(device)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a model folder that `from_folder` reads, weights as `dtype`."""
+        import copy
+
+        folder = Path(folder)
+        for name, part in (("vae", self.vae), ("transformer", self.transformer)):
+            (copy.deepcopy(part).to(dtype) if dtype else part).save_pretrained(folder / name)
+        self.instructor.save_pretrained(folder, dtype)
+        self.card.write(folder)
+
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) of the largest square that the model takes for one picture."""
+        grid = self.card.grid
+        side = int(min(grid.picture_pixels, grid.sample_pixels) ** 0.5) // grid.multiple * grid.multiple
+        return side, side
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    # ---- the path ----------------------------------------------------------------------------------------------
+
+    def canvas(self, example: Example) -> Canvas:
+        """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
+        return plan(example.size, len(example.inputs) + len(example.targets), self.card.grid)
+
+    def condition(self, examples: Sequence[Example], negative: bool = False) -> Condition:
+        """Encode the pictures and instructions of B examples. negative: with an empty instruction, for guidance."""
+        canvases = tuple(self.canvas(e) for e in examples)
+        pictures = [[c.fit(p.to(self.device)) for p in e.inputs] for e, c in zip(examples, canvases, strict=True)]
+        inputs = _pad(
+            [_join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)],
+            self.transformer.config.in_channels,
+        )
+        tokens = self.instructor.tokenize(["" if negative else e.instruction for e in examples], pictures)
+        text, mask = self.instructor(tokens)
+        layouts = []
+        for example, canvas in zip(examples, canvases, strict=True):
+            size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
+            layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.inputs)))
+        lengths = mask.sum(dim=1).tolist()
+        axes = tuple(self.transformer.config.axes_dims_rope)
+        positions = batch_positions(layouts, lengths, self.card.target_order, axes, self.device)  # type: ignore[arg-type]
+        return Condition(tuple(examples), canvases, tuple(layouts), inputs.to(self.device), text, positions)
+
+    @torch.no_grad()
+    def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Latents (z, h, w) of (4, H, W) pictures, in the same nesting; equal sizes are encoded together."""
+        flat = [(b, p) for b, row in enumerate(pictures) for p in row]
+        latents: list[list[Tensor]] = [[] for _ in pictures]
+        for _, run in groupby(flat, key=lambda item: item[1].shape):
+            owners, batch = zip(*run, strict=True)
+            for b, z in zip(owners, self.vae.encode(torch.stack(batch)), strict=True):
+                latents[b].append(z)
+        return latents
+
+    def noise(self, cond: Condition, seed: int | Sequence[int] = 0) -> Tensor:
+        """Starting noise (B, Lt, C). Sample b draws from a CPU generator of its own, seeded seed + b or seeds[b]."""
+        seeds = [seed + b for b in range(len(cond.examples))] if isinstance(seed, int) else list(seed)
+        rows = []
+        for layout, own in zip(cond.layouts, seeds, strict=True):
+            generator = torch.Generator().manual_seed(own)
+            shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
+            rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator))[0] for shape in shapes]))
+        return _pad(rows, rows[0].shape[-1]).to(self.device)
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """The transformer's velocity (B, Lt, C), float32, of targets x_t (B, Lt, C) at times t (B,) in (0, 1].
+
+        A checkpoint that predicts clean latents is converted here: v = (x_t - x_0) / t.
+        """
+        dtype = self.transformer.dtype
+        out = self.transformer(x_t.to(dtype), cond.inputs.to(dtype), cond.text.to(dtype), t, cond.positions).float()
+        return (x_t - out) / t.view(-1, 1, 1) if self.card.prediction == "x0" else out
+
+    @torch.no_grad()
+    def encode_targets(self, targets: Sequence[Sequence[Tensor]], cond: Condition) -> Tensor:
+        """True target pictures (m, 4, H, W) of each example -> clean latents (B, Lt, C), for training."""
+        fitted = [[c.fit(p.to(self.device)) for p in row] for row, c in zip(targets, cond.canvases, strict=True)]
+        rows = [torch.cat([pack(z[None])[0] for z in row]) for row in self._encode(fitted)]
+        return _pad(rows, rows[0].shape[-1])
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor, cond: Condition) -> list[Tensor]:
+        """Latents (B, Lt, C) -> for each example its targets (m, 4, H', W') on the canvas, untouched."""
+        made = []
+        for row, layout in zip(x, cond.layouts, strict=True):
+            sizes = layout.targets
+            parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
+            latents = [unpack(p[None], h * PATCH, w * PATCH) for p, (h, w) in zip(parts, sizes, strict=True)]
+            made.append(self.vae.decode(torch.cat(latents)))
+        return made
+
+    def decode(self, x: Tensor, cond: Condition, raw: bool = False) -> list[LayerStack]:
+        """Latents -> one LayerStack an example, at the size that came in, back to front.
+
+        Unless `raw`, what the task says is unchanged is taken from the input picture: see `fidelity`.
+        """
+        stacks = []
+        for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
+            layers = [canvas.restore(p).cpu() for p in made]
+            if not raw:
+                coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
+                if self.card.refine and max(canvas.source) > REFINE_FROM * max(canvas.content):
+                    layers = fidelity.refined(example, layers, coarse)
+                layers = fidelity.keep(example, layers)
+            names = _names(example)
+            stacks.append(
+                LayerStack(
+                    example.size,
+                    [Layer(n, p, role=str(r)) for n, p, r in zip(names, layers, example.targets, strict=True)],
+                )
+            )
+        return stacks
+
+    @torch.inference_mode()
+    def run(  # type: ignore[override]
+        self,
+        examples: Sequence[Example],
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        raw: bool = False,
+        on_step: Callable[[Step, Condition], None] | None = None,
+    ) -> list[LayerStack]:
+        """Examples -> layer stacks. steps and guidance default to the card's for the first example's category.
+
+        on_step(step, condition) is called after each step: show progress, decode a preview from step.x0, or raise to
+        cancel.
+        """
+        if not examples:
+            raise InputError("no examples were given: pass at least one.")
+        defaults = self.card.defaults(TASKS[examples[0].task].category)
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
+        check(steps, guidance)
+        cond = self.condition(examples)
+        velocity: Velocity = partial(self.velocity, cond=cond)
+        if guidance != 1.0:
+            velocity = guide(velocity, partial(self.velocity, cond=self.condition(examples, negative=True)), guidance)
+        # one schedule a sample, by its own length: a picture is the same alone and in a batch
+        times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
+        for step in sample(velocity, self.noise(cond, seed), times):
+            if on_step:
+                on_step(step, cond)
+        return self.decode(step.x, cond, raw)
+
+
+def _join(parts: list[Tensor]) -> Tensor | None:
+    return torch.cat(parts) if parts else None
+
+
+def _pad(rows: Sequence[Tensor | None], channels: int) -> Tensor:
+    """Rows (L_b, C) -> (B, max L, C), zero-padded; None is a row without tokens."""
+    some = [row for row in rows if row is not None]
+    if not some:
+        return torch.zeros(len(rows), 0, channels)
+    empty = some[0].new_zeros(0, channels)
+    return nn.utils.rnn.pad_sequence([empty if row is None else row for row in rows], batch_first=True)
+
+
+def _names(example: Example) -> list[str]:
+    """Layer names: the role, numbered from the back where it repeats."""
+    names = []
+    for k, role in enumerate(example.targets):
+        number = example.targets[: k + 1].count(role)
+        names.append(f"{role}-{number}" if example.targets.count(role) > 1 else str(role))
+    return names
+
+
+def load(where: str | Path | None = None, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> OmniAlpha:
+    """The bundled model (None or "nano") or a model folder, ready to run. device: "auto" (CUDA, then MPS, then CPU) or
+    a torch device.
+    """
+    return OmniAlpha.from_folder(where, pick_device(device), dtype)
+
+
+def pick_device(name: str) -> str:
+    """A usable torch device by name; "auto" takes the first there is. Never falls back in silence: InputError."""
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if name == "auto":
+        return there[0]
+    kind, colon, number = name.partition(":")
+    if kind not in there or (colon and not number.isdecimal()):
+        raise InputError(f"device {name!r} is not available here: use one of auto, {', '.join(there)}.")
+    if kind == "cuda" and colon and int(number) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r} does not exist: there are {torch.cuda.device_count()} CUDA devices.")
+    return name
