@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe as nested dicts, overrides applied. Values of overrides are read as TOML, or as text where that fails."""
+    """A recipe as nested dicts, overrides applied. Values of overrides are TOML, or text where that fails."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"recipe {path} does not exist: see recipes/*.toml.")

@@ -1,0 +1,239 @@
+"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | doctor`.
+
+Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from omnialpha import __version__
+from omnialpha.apps.options import Options, Pictures, command, input_roles, whole
+from omnialpha.errors import InputError
+from omnialpha.tasks import MAPS, TASKS, Role
+
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's, wherever a version of typer keeps it
+
+Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="where the picture goes")]
+Folder = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="where the layers go, with layers.json")]
+Text = Annotated[str | None, typer.Option("--text", help="name the subject in words")]
+Prompt = Annotated[str, typer.Option("--prompt", help="what to make, in words")]
+Layers = Annotated[
+    int | None,
+    typer.Option("--layers", parser=whole, metavar="NUMBER", help="how many, the background included; 2 if left out"),
+]
+
+
+class Commands(TyperGroup):
+    """Says every mistake in one sentence on standard error, exit code 2; Ctrl-C ends with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            _error(str(error))
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _error(f"{error.filename} cannot be used ({error.strerror}); choose another path.")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            print(f"\n{stop}" if stop.args else "\nstopped, nothing was written", file=sys.stderr)
+            raise typer.Exit(130) from stop
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            code = super().main(*args, **(extra | {"standalone_mode": False}))
+        except UsageError as error:
+            message, context = error.format_message(), error.ctx
+            if message:  # none: the help was asked for by giving nothing, and has been printed
+                see = f"; see `{context.command_path if context else 'omnialpha'} --help`."
+                _error(message if message.endswith("?") else message.rstrip(".") + see)
+            code = 2
+        sys.exit(code or 0)
+
+
+def _error(sentence: str) -> None:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+app = typer.Typer(
+    name="omnialpha",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Cut out, remove, separate, complete and make pictures with real transparency.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"omnialpha {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    pass
+
+
+@command(app, "json")
+def tasks(options: Options) -> None:
+    """List the tasks: what each takes and makes."""
+    from omnialpha.apps import listing
+
+    listing.show(options.json)
+
+
+@command(app, roles=input_roles())
+def run(
+    task: Annotated[str, typer.Argument(metavar="TASK", autocompletion=lambda: list(TASKS), show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="a file; a folder for several layers")],
+    pictures: Pictures,
+    options: Options,
+    prompt: Annotated[str | None, typer.Option("--prompt", "--text", help="for the tasks that take a text")] = None,
+    layers: Layers = None,
+) -> None:
+    """Run any task by its name; `omnialpha tasks` lists them."""
+    from omnialpha.apps.execute import execute
+    from omnialpha.tasks import task as find
+
+    execute(find(task), pictures, output, options, prompt=prompt, layers=layers)
+
+
+@command(app, roles=input_roles("matting", beside=Role.COMPOSITE))
+def matte(image: Image, output: Output, pictures: Pictures, options: Options, text: Text = None) -> None:
+    """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text or a map marks."""
+    _verb("matte", image, output, pictures, options, text=text)
+
+
+@command(app, roles=input_roles("removal", beside=Role.COMPOSITE))
+def remove(image: Image, output: Output, pictures: Pictures, options: Options) -> None:
+    """Take the subject out of a picture and show what is behind it: by itself, or the one that a map marks."""
+    _verb("remove", image, output, pictures, options)
+
+
+@command(app, roles=input_roles("decomposition", beside=Role.COMPOSITE))
+def decompose(image: Image, output: Folder, pictures: Pictures, options: Options, layers: Layers = None) -> None:
+    """Take a picture apart into a background and foreground layers, each complete, back to front."""
+    _verb("decompose", image, output, pictures, options, layers=layers)
+
+
+def _verb(
+    verb: str,
+    image: Path,
+    output: Path,
+    pictures: Pictures,
+    options: Options,
+    text: str | None = None,
+    layers: int | None = None,
+) -> None:
+    """A verb on a picture that may be guided by one map or a text."""
+    from omnialpha.apps.execute import execute
+    from omnialpha.verbs import choose
+
+    if text is not None and not text.strip():
+        raise InputError("--text is empty: name the subject in words, or leave it out.")
+    task = choose(verb, pictures, text)
+    execute(task, {Role.COMPOSITE: [image], **pictures}, output, options, prompt=text, layers=layers)
+
+
+@command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
+def complete(
+    output: Output,
+    prompt: Prompt,
+    pictures: Pictures,
+    options: Options,
+    full: Annotated[bool, typer.Option("--full/--layer", help="make the whole picture, or the missing layer")] = True,
+) -> None:
+    """Make the picture around a given foreground or on a given background, or only the layer that is missing."""
+    from omnialpha.apps.execute import execute
+    from omnialpha.verbs import completion
+
+    task = completion(pictures.get(Role.FOREGROUND), pictures.get(Role.BACKGROUND), full)
+    execute(task, pictures, output, options, prompt=prompt)
+
+
+@command(app)
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="what to make, in words", show_default=False)],
+    output: Output,
+    options: Options,
+) -> None:
+    """Make a transparent picture from text."""
+    from omnialpha.apps.execute import execute
+
+    execute(TASKS["text_to_image"], {}, output, options, prompt=prompt)
+
+
+@command(app, "model", "device", "seed", "quiet")
+def demo(
+    options: Options,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="where the pictures go")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Show every verb on pictures that the program draws itself."""
+    from omnialpha.apps.demo import run as run_demo
+    from omnialpha.apps.progress import hush
+
+    hush()
+    try:
+        run_demo(output, options.model, options.device, options.seed, options.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped, what is finished is in {output}") from None
+
+
+@command(app, "quiet", "json")
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a TOML file, see recipes/", show_default=False)],
+    options: Options,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as fit.steps=100", show_default=False)
+    ] = None,
+) -> None:
+    """Train by a recipe; goes on where it was stopped."""
+    import contextlib
+    import json
+
+    from omnialpha.apps.execute import finite
+    from omnialpha.training.run import run as run_recipe
+
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            figures = run_recipe(recipe, overrides or [], options.quiet)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped, the last checkpoint is kept") from None
+    if options.json:
+        print(json.dumps(finite(figures)))
+    elif not options.quiet:
+        print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+@command(app, "model", "device", "json")
+def doctor(options: Options) -> None:
+    """Check the installation: versions, devices, the model, and two steps of it."""
+    from omnialpha.apps.doctor import examine
+
+    if not examine(options):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

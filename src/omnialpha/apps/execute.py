@@ -1,0 +1,186 @@
+"""What every verb comes down to: check, read, load, run, write, report.
+
+Whatever can be refused is refused before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnialpha import __version__
+from omnialpha.apps.options import Options, Pictures
+from omnialpha.apps.progress import Talk, duration, hush
+from omnialpha.errors import InputError
+from omnialpha.tasks import Example, Role, Task
+
+if TYPE_CHECKING:
+    from omnialpha.files import Format, Picture
+    from omnialpha.layers import LayerStack
+    from omnialpha.pipeline import OmniAlpha
+
+
+def execute(
+    task: Task,
+    paths: Pictures,
+    output: Path,
+    options: Options,
+    *,
+    prompt: str | None = None,
+    layers: int | None = None,
+) -> None:
+    """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`."""
+    from omnialpha import sampling
+
+    began, talk = time.monotonic(), Talk(options.quiet)
+    size, targets = options.height_width(task), task.target_roles(layers)
+    sampling.check(options.steps, options.guidance)
+    form = check_target(output, len(targets), paths)
+    pictures = read(paths, talk)
+    main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
+    example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
+    if form is not None:
+        check_fits(output, form, example, options.raw)
+
+    talk.say(f"loading {options.model or 'nano'}")
+    loading = time.monotonic()
+    model = load(options)
+    loaded = time.monotonic() - loading
+    if main is None and size is None:
+        example = replace(example, size=model.native_size())
+    stack, used = _run(model, task, example, options, talk)
+    settings = {"task": task.name, "instruction": example.instruction, "model": model.card.name, **used}
+    settings |= {"size": list(example.size), "version": __version__}
+    _write(output, stack, form, main, settings, talk)
+
+    report: dict[str, Any] = {"output": str(output), **settings, "device": str(model.device)}
+    report |= {"canvas": list(model.canvas(example).size), "layers": _layers(output, stack, form)}
+    if task.category == "decomposition":
+        error = stack.error(example.inputs[0])
+        talk.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
+        report["recomposition"] = finite(error)
+    report |= {"notes": talk.notes, "seconds": round(time.monotonic() - began, 3), "load_seconds": round(loaded, 3)}
+    if options.json:
+        print(json.dumps(report))
+    elif not options.quiet:
+        times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
+        print(f"wrote {output} ({_by(example.size)}) in {times}")
+
+
+def check_target(output: Path, targets: int, paths: Mapping[Role, Sequence[Path]]) -> Format | None:
+    """The format of the output file, or None where layers make it a folder; InputError if it cannot be written."""
+    from omnialpha.files import check_output
+    from omnialpha.layers import check_folder
+
+    inputs = [path for row in paths.values() for path in row]
+    if targets == 1:
+        return check_output(output, inputs)
+    check_folder(output)
+    for path in inputs:
+        if output.resolve() in path.resolve().parents:
+            raise InputError(
+                f"The input {path} lies in the output folder {output}; choose another, so that it is kept."
+            )
+    return None
+
+
+def check_fits(output: Path, form: Format, example: Example, raw: bool) -> None:
+    """InputError where the picture to come will not fit the format, by its transparency or its size."""
+    flat = (Role.BACKGROUND, Role.FULL)
+    see_through = raw or any(role not in flat for role in example.targets)
+    for role, picture in zip(example.roles, example.inputs, strict=True):
+        see_through |= role is Role.COMPOSITE and bool((picture[3] < 1).any())  # what is kept of it keeps its alpha
+    if see_through and not form.alpha:
+        raise InputError(f"The output {output} cannot hold transparency, as {form.name} has none; use .png.")
+    if max(example.size) > form.max_side:
+        raise InputError(
+            f"The output {output} would be {_by(example.size)}, but {form.name} ends at {form.max_side}; use .png."
+        )
+
+
+def read(paths: Mapping[Role, Sequence[Path]], talk: Talk) -> dict[Role, list[Picture]]:
+    """The picture files by role; what their reader had to say goes to `talk`."""
+    from omnialpha.files import read_image
+
+    pictures = {role: [read_image(path) for path in row] for role, row in paths.items()}
+    for picture in (picture for row in pictures.values() for picture in row):
+        for note in picture.notes:
+            talk.note(f"{picture.path}: {note}")
+    return pictures
+
+
+def load(options: Options) -> OmniAlpha:
+    """The model on its device; InputError where its files are damaged."""
+    from safetensors import SafetensorError
+
+    from omnialpha import pipeline
+
+    hush()
+    try:
+        return pipeline.load(options.model, device=options.device)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model {options.model or 'nano'!r} cannot be loaded ({reason}); download it again."
+        ) from error
+
+
+def _run(
+    model: OmniAlpha, task: Task, example: Example, options: Options, talk: Talk
+) -> tuple[LayerStack, dict[str, Any]]:
+    """The layers, and the settings they were made with."""
+    from torch import OutOfMemoryError
+
+    defaults = model.card.defaults(task.category)
+    steps = defaults.steps if options.steps is None else options.steps
+    guidance = defaults.guidance if options.guidance is None else options.guidance
+    used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
+    canvas = model.canvas(example)
+    enlarged = "" if canvas.size == example.size else f" for {_by(example.size)}"
+    talk.say(f"{model.card.name} on {model.device}, {steps} steps at {_by(canvas.size)}{enlarged}")
+    try:
+        with talk.steps(steps, f"finishing at {_by(example.size)}") as watch:
+            return model.run([example], on_step=watch, **used)[0], used
+    except OutOfMemoryError as error:
+        raise InputError(f"{model.device} has too little memory for {task.name}; use --device cpu.") from error
+
+
+def _write(
+    output: Path, stack: LayerStack, form: Format | None, main: Picture | None, settings: dict[str, Any], talk: Talk
+) -> None:
+    """One picture with the profile, resolution and depth of the main input, or the folder of layers with its depth."""
+    from omnialpha.files import write_image
+
+    bits = main.bits if main else 8
+    if form is None:
+        stack.save(output, bits=bits)
+        return
+    if bits not in form.bits:
+        talk.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
+        bits = 8
+    icc, dpi = (main.icc, main.dpi) if main else (None, None)
+    write_image(output, stack[0].rgba, settings=settings, icc=icc, dpi=dpi, bits=bits)
+
+
+def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:
+    """Name, role and file of every layer, back to front."""
+    from omnialpha.layers import INDEX
+
+    if form is not None:
+        return [{"name": layer.name, "role": layer.role, "file": output.name} for layer in stack]
+    rows = json.loads((output / INDEX).read_text(encoding="utf-8"))["layers"]
+    return [{"name": row["name"], "role": row["role"], "file": row["file"]} for row in rows]
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures for JSON, which has no infinity and no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,64 @@
+"""The table of tasks for people and, as JSON, for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from omnialpha.tasks import DERIVED, MAX_LAYERS, MEANING, TASKS, Role, Task
+
+
+def show(as_json: bool) -> None:
+    """All tasks and roles on standard output."""
+    if as_json:
+        print(json.dumps({"tasks": [row(task) for task in TASKS.values()], "roles": [role_row(role) for role in Role]}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("category", "task", "inputs", "outputs, back to front", "text describes", "makes")
+    before = ""
+    for task in TASKS.values():
+        if before not in ("", task.category):
+            table.add_section()
+        label, before = "" if before == task.category else task.category, task.category
+        text = str(task.text or "")
+        table.add_row(label, task.name, _list(task, task.inputs), _list(task, task.targets), text, task.summary)
+    roles = Table("role", "is", "derived from")
+    for role in Role:
+        roles.add_row(role, MEANING[role], " over ".join(DERIVED.get(role, ())))
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+    console.print(roles)
+    console.print("omnialpha run TASK --ROLE FILE ... [--prompt TEXT] -o OUT", markup=False, highlight=False)
+
+
+def row(task: Task) -> dict[str, Any]:
+    """A task in plain types, with the command that runs it."""
+    return {
+        "name": task.name,
+        "category": task.category,
+        "inputs": [str(role) for role in task.inputs],
+        "outputs": [str(role) for role in task.targets],
+        "text": task.text and str(task.text),
+        "many": task.many and str(task.many),
+        "summary": task.summary,
+        "command": " ".join(
+            ["omnialpha run", task.name, *(f"--{role} FILE" for role in task.inputs)]
+            + ["--prompt TEXT"] * (task.text is not None)
+            + ["-o FOLDER" if len(task.targets) > 1 else "-o FILE"]
+        ),
+    }
+
+
+def role_row(role: Role) -> dict[str, Any]:
+    return {"name": str(role), "meaning": MEANING[role], "derived_from": [str(r) for r in DERIVED.get(role, ())]}
+
+
+def _list(task: Task, roles: tuple[Role, ...]) -> str:
+    """`background + foreground (1 to 7)`; the count where the role may repeat, all together at most MAX_LAYERS."""
+    several = f" (1 to {MAX_LAYERS - len(roles) + 1})"
+    return " + ".join(f"{role}{several if role is task.many else ''}" for role in roles)

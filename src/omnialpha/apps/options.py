@@ -1,0 +1,147 @@
+"""What the commands share: every option declared once, and the decorator that puts options behind a verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from omnialpha.errors import InputError
+from omnialpha.tasks import MEANING, TASKS, Role, Task
+
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 16384
+
+Pictures = Mapping[Role, Sequence[Path]]
+
+_common = partial(typer.Option, rich_help_panel="Common options")
+
+
+def whole(value: str | int) -> int:
+    """The whole number of an option; a usage error with the value otherwise."""
+    try:
+        return int(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is not a whole number.") from None
+
+
+def number(value: str | float) -> float:
+    """The number of an option; a usage error with the value otherwise."""
+    try:
+        return float(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is not a number.") from None
+
+
+_whole = partial(_common, parser=whole, metavar="NUMBER")
+_number = partial(_common, parser=number, metavar="NUMBER")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is run: the same fields behind every verb. None leaves a value to the checkpoint."""
+
+    model: Annotated[
+        str | None, _common("--model", metavar="NAME", help="bundled name or folder; nano if left out")
+    ] = None
+    device: Annotated[str, _common("--device", help="auto, cpu, mps, cuda or cuda:1; auto takes the fastest")] = "auto"
+    seed: Annotated[int, _whole("--seed", help="one seed gives one picture, on any device")] = 0
+    steps: Annotated[int | None, _whole("--steps", help="sampling steps; the model's own if left out")] = None
+    guidance: Annotated[float | None, _number("--guidance", help="1 is none; the model's own if left out")] = None
+    size: Annotated[
+        str | None, _common("--size", metavar="HxW", help="height and width of a picture made from text alone")
+    ] = None
+    raw: Annotated[bool, _common("--raw", help="leave the model's pixels as they are: nothing from the input")] = False
+    quiet: Annotated[bool, _common("--quiet", "-q", help="say nothing but errors")] = False
+    json: Annotated[bool, _common("--json", help="one JSON object on standard output")] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"seed={self.seed} is out of range: use 0 to {MAX_SEED}.")
+
+    def height_width(self, task: Task) -> tuple[int, int] | None:
+        """`size` as (height, width); InputError where it is no size, or the task takes its size from a picture."""
+        if self.size is None:
+            return None
+        if task.inputs:
+            given = f"its output has the size of the {task.inputs[0]}"
+            raise InputError(f"--size {self.size} is not for {task.name}, as {given}: leave it out.")
+        from omnialpha.files import MAX_PIXELS
+
+        match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", self.size.strip().lower())
+        if not match:
+            raise InputError(f"--size {self.size!r} is not a size: write HEIGHTxWIDTH, such as 96x128, or one number.")
+        height, width = int(match[1]), int(match[2] or match[1])
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise InputError(f"--size {self.size} is out of range: use sides of 1 to {MAX_SIDE} px.")
+        if height * width > MAX_PIXELS:
+            raise InputError(f"--size {self.size} is out of range: use at most {MAX_PIXELS:,} pixels.")
+        return height, width
+
+
+COMMON = tuple(field.name for field in dataclasses.fields(Options))
+
+
+def input_roles(category: str | None = None, beside: Role | None = None) -> tuple[Role, ...]:
+    """The roles that the tasks of a category (None: all) take, in the table's order, without the role `beside`."""
+    rows = [row for row in TASKS.values() if category in (None, row.category)]
+    return tuple(dict.fromkeys(role for row in rows for role in row.inputs if role is not beside))
+
+
+def command(
+    app: typer.Typer, *names: str, roles: Iterable[Role] = (), name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command, its parameter `options` spread into the options `names` (none: all of them).
+
+    A parameter `pictures` becomes one option a role, each of which may be repeated; the function gets those given.
+    """
+    names, roles = names or COMMON, tuple(roles)
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(**values: Any) -> None:
+            if "options" in own:
+                values["options"] = Options(**{name: values.pop(name) for name in names})
+            if "pictures" in own:
+                given = {role: values.pop(str(role)) for role in roles}
+                values["pictures"] = {role: paths for role, paths in given.items() if paths}
+            function(**values)
+
+        own = inspect.signature(function, eval_str=True).parameters
+        spread: list[inspect.Parameter] = []
+        for parameter in own.values():
+            if parameter.name == "options":
+                spread += _option_parameters(names)
+            elif parameter.name == "pictures":
+                spread += [_role_parameter(role) for role in roles]
+            else:
+                spread.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        vars(run)["__signature__"] = inspect.Signature(spread)
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in spread}
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+def _option_parameters(names: Sequence[str]) -> list[inspect.Parameter]:
+    hints = get_type_hints(Options, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(Options)}
+    return [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=fields[n].default, annotation=hints[n])
+        for n in names
+    ]
+
+
+def _role_parameter(role: Role) -> inspect.Parameter:
+    several = "; may be repeated" if any(row.many is role and role in row.inputs for row in TASKS.values()) else ""
+    option = typer.Option(f"--{role}", metavar="FILE", help=MEANING[role] + several, rich_help_panel="Pictures")
+    annotation = Annotated[list[Path] | None, option]
+    return inspect.Parameter(str(role), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
