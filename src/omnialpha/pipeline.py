@@ -78,7 +78,8 @@ class OmniAlpha(nn.Module, Verbs):
 
         folder = Path(folder)
         for name, part in (("vae", self.vae), ("transformer", self.transformer)):
-            (copy.deepcopy(part).to(dtype) if dtype else part).save_pretrained(folder / name)
+            # nn.Module.to: that of diffusers warns about modules kept in float32 even where there are none
+            (nn.Module.to(copy.deepcopy(part), dtype) if dtype else part).save_pretrained(folder / name)
         self.instructor.save_pretrained(folder, dtype)
         self.card.write(folder)
 

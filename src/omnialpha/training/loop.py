@@ -110,7 +110,9 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
     SIGTERM and Ctrl-C save and end the run. A loss that is not finite stops it and keeps the last good checkpoint.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # a run before this one may have had another precision
     # a task without pictures leaves the vision tower out, the last block never uses its text half
     partly_used = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,19 +97,25 @@ class SFTRecipe:
     validation: int = 32
 
     def objective(self) -> Objective:
-        from omnialpha.models.checkpoints import Card
+        from omnialpha.models.checkpoints import CARD, Card
         from omnialpha.pipeline import OmniAlpha
         from omnialpha.training.sft import SFTObjective
 
         for name in self.tasks:
             find_task(name)
+        card = config.build(Card, self.card, "card.")
         torch.manual_seed(self.fit.seed)
         train, test = load_banks(self.data)
         sizes = [(int(h), int(w)) for h, w in self.sizes]
         mixture = Mixture(train, self.tasks, sizes, self.batch, self.fit.seed, self.prompt_dropout)
-        card = config.build(Card, self.card, "card.")
-        model = OmniAlpha.from_folder(self.start) if self.start else self._new(mixture, card)
+        begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
+        if (begun / CARD).is_file():
+            model = OmniAlpha.from_folder(begun)
+        else:
+            model = OmniAlpha.from_folder(self.start) if self.start else self._new(mixture, card)
         model.card = card
+        if not begun.is_dir() and os.environ.get("RANK", "0") == "0":
+            model.save(begun)
         return SFTObjective(model.train().requires_grad_(True), mixture, test, self.loss, self.validation)
 
     def _new(self, mixture: Mixture, card: Card) -> OmniAlpha:

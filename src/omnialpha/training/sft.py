@@ -24,7 +24,7 @@ TIME_STREAM = 0x9E3779B9  # offset of the seeds that times and noise are drawn w
 
 @dataclass(frozen=True)
 class FlowLoss:
-    """time: the distribution of t. weight: of the squared velocity error; "t" equals 1/t on the clean latents' error."""
+    """time: distribution of t. weight: of the squared velocity error; "t" equals 1/t on that of clean latents."""
 
     time: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
@@ -50,7 +50,7 @@ def flow_loss(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | N
 
 
 class SFTObjective(Objective):
-    """Trains the transformer and, jointly, the instruction encoder where it asks for gradients; the VAE stays frozen."""
+    """Trains the transformer and the instruction encoder, as far as they ask for gradients; the VAE stays frozen."""
 
     def __init__(
         self, model: OmniAlpha, mixture: Mixture, held_out: Bank, loss: FlowLoss, validation: int = 32
