@@ -260,11 +260,11 @@ def test_defaults_are_the_cards(model):
         indices.append((step.index, step.total))
 
     model.run([example("matting_auto")], on_step=watch)
-    steps = model.card.defaults("matting").steps
+    steps = model.card.defaults("matting_auto").steps
     assert indices == [(i + 1, steps) for i in range(steps)]
     indices.clear()
     model.run([example("text_to_image")], on_step=watch)
-    assert len(indices) == model.card.defaults("generation").steps != steps
+    assert len(indices) == model.card.defaults("text_to_image").steps != steps
 
 
 # ---- watching and cancelling ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from omnialpha.models.positions import Layout, Positions, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
 from omnialpha.models.vae import AlphaVAE
 from omnialpha.sampling import Step, Velocity, check, guide, sample, schedule
-from omnialpha.tasks import TASKS, Example
+from omnialpha.tasks import Example
 from omnialpha.verbs import Verbs
 
 REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
@@ -199,14 +199,14 @@ class OmniAlpha(nn.Module, Verbs):
         raw: bool = False,
         on_step: Callable[[Step, Condition], None] | None = None,
     ) -> list[LayerStack]:
-        """Examples -> layer stacks. steps and guidance default to the card's for the first example's category.
+        """Examples -> layer stacks. steps and guidance default to the card's for the first example's task.
 
         on_step(step, condition) is called after each step: show progress, decode a preview from step.x0, or raise to
         cancel.
         """
         if not examples:
             raise InputError("no examples were given: pass at least one.")
-        defaults = self.card.defaults(TASKS[examples[0].task].category)
+        defaults = self.card.defaults(examples[0].task)
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
         check(steps, guidance)

@@ -92,7 +92,7 @@ class Verbs:
         rough: Any = None,
         **options: Any,
     ) -> LayerStack:
-        """The picture as a LayerStack, background first. `layers` counts all of them (automatic task only; default 2)."""
+        """The picture as a LayerStack, background first. `layers` counts all (automatic task only; default 2)."""
         return self._layers("decompose", image, None, _maps(alpha, trimap, precise, rough), layers, options)
 
     def complete(

@@ -136,7 +136,7 @@ def _run(
     """The layers, and the settings they were made with."""
     from torch import OutOfMemoryError
 
-    defaults = model.card.defaults(task.category)
+    defaults = model.card.defaults(task.name)
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}

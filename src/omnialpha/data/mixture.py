@@ -24,7 +24,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A deterministic stream: batch i depends on (seed, i) alone, so that a run resumes anywhere with the same batches."""
+    """A deterministic stream: batch i depends on (seed, i) alone, so a run resumes anywhere with the same batches."""
 
     bank: Bank
     weights: Mapping[str, float]

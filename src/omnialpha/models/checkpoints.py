@@ -14,6 +14,7 @@ from omnialpha import config
 from omnialpha.canvas import Grid
 from omnialpha.errors import InputError
 from omnialpha.sampling import Shift
+from omnialpha.tasks import TASKS
 
 CARD = "omnialpha.json"
 BUNDLED = {"nano": Path(__file__).parent.parent / "weights" / "nano"}
@@ -22,7 +23,7 @@ PARTS = ("vae", "transformer", "text_encoder", "tokenizer", "processor")
 
 @dataclass(frozen=True)
 class Defaults:
-    """Sampling defaults of a category of tasks."""
+    """Sampling defaults of a task or a category of tasks."""
 
     steps: int = 50
     guidance: float = 4.0
@@ -30,7 +31,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Card:
-    """The settings of a checkpoint. grid: sizes it takes; sampling: defaults by category, "*" for the others."""
+    """The settings of a checkpoint. grid: sizes it takes; sampling: defaults by task or category, "*" for the others."""
 
     name: str
     license: str
@@ -45,8 +46,9 @@ class Card:
     shift: Shift = field(default_factory=Shift)
     sampling: dict[str, Defaults] = field(default_factory=lambda: {"*": Defaults()})
 
-    def defaults(self, category: str) -> Defaults:
-        return self.sampling.get(category) or self.sampling["*"]
+    def defaults(self, task: str) -> Defaults:
+        """Of a task by its name: its own, or its category's, or "*"."""
+        return next(self.sampling[key] for key in (task, TASKS[task].category, "*") if key in self.sampling)
 
     @classmethod
     def read(cls, folder: Path) -> Card:

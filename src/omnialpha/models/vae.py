@@ -214,7 +214,7 @@ class AlphaVAE(ModelMixin, ConfigMixin):
         return x + self.linear_out(z) if self.config.linear_skip else x
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [0, 1], H and W multiples of `ratio` -> normalised latents (the posterior's mode)."""
+        """Pictures (B, C, H, W) in [0, 1], sides multiples of `ratio` -> normalised latents (the posterior's mode)."""
         assert x.shape[1] == self.config.channels, f"{x.shape[1]} channels given, the VAE has {self.config.channels}"
         mean, std = self.statistics
         return (self.moments(x)[0] - mean) / std
