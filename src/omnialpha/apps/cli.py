@@ -185,7 +185,7 @@ def demo(
         "demo"
     ),
 ) -> None:
-    """Show every verb on pictures that the program draws itself."""
+    """Show all five categories on photographs and all 21 tasks on held-out layers."""
     from omnialpha.apps.demo import run as run_demo
     from omnialpha.apps.progress import hush
 

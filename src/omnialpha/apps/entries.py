@@ -123,7 +123,7 @@ class Desk:
         seconds = perf_counter() - start
         more: tuple[str, ...] = ()
         if len(stack) == 1:
-            defaults = self.model.card.defaults(TASKS[example.task].category)
+            defaults = self.model.card.defaults(example.task)
             settings: dict[str, Any] = {
                 "task": example.task,
                 "instruction": example.instruction,
