@@ -1,0 +1,120 @@
+"""How long nano takes from nothing to a matte: `python benchmarks/speed.py` times import, loading and matting.
+
+Runs on two CPU cores, also where there are more, so that figures of different machines are about the same thing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from _report import Table, save
+
+CORES = 2
+REPEATS = 5
+IMPORT = "import time; t = time.perf_counter(); import omnialpha; print(time.perf_counter() - t)"
+# In a process of its own: what a user waits for between starting and being able to ask for the first picture
+LOAD = """
+import json, sys, time
+start = time.perf_counter()
+import torch
+torch.set_num_threads({cores})
+torch_done = time.perf_counter()
+import omnialpha.pipeline
+imported = time.perf_counter()
+omnialpha.load({model!r}, device="cpu")
+print(json.dumps([torch_done - start, imported - torch_done, time.perf_counter() - imported]))
+"""
+
+
+def in_new_process(code: str, repeats: int) -> list[list[float]]:
+    """The JSON that `code` prints, from `repeats` interpreters one after the other."""
+    times = []
+    for _ in range(repeats):
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if run.returncode:
+            raise SystemExit(run.stderr)
+        printed = json.loads(run.stdout.splitlines()[-1])
+        times.append(printed if isinstance(printed, list) else [printed])
+    return times
+
+
+def pin() -> str:
+    """Keep this process and its children on CORES cores where the system can; returns how, in words."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+        return f"held to {len(os.sched_getaffinity(0))} cores"
+    return "held by thread counts only"
+
+
+def matting_times(model_name: str | None) -> tuple[tuple[int, int], list[float]]:
+    """(native size, seconds of REPEATS + 1 automatic mattings of one held-out picture); the first one is cold."""
+    import torch
+
+    torch.set_num_threads(CORES)
+    import omnialpha
+    from omnialpha.evaluation import heldout
+    from omnialpha.tasks import TASKS
+
+    model = omnialpha.load(model_name, device="cpu")
+    size = model.native_size()
+    picture = heldout.draw(heldout.open_source(), 1, size, seed=0).composite[0]
+    seconds = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        model.run([TASKS["matting_auto"].example(image=picture)])
+        seconds.append(time.perf_counter() - start)
+    return size, seconds
+
+
+def main(argv: Sequence[str] | None = None) -> Table:
+    parser = argparse.ArgumentParser(description="Import, loading and matting times on two CPU cores.")
+    parser.add_argument("--model", default=None, help="model folder (default: the bundled nano)")
+    parser.add_argument("--json", default=None, type=Path, help="also write the table here")
+    parser.add_argument("--markdown", default=None, type=Path, help="also write the table here")
+    options = parser.parse_args(argv)
+    machine_cores = os.cpu_count()
+    how = pin()
+    os.environ["OMP_NUM_THREADS"] = str(CORES)  # for the new processes; before torch is imported in this one
+
+    package = statistics.median(run[0] for run in in_new_process(IMPORT, REPEATS))
+    loads = in_new_process(LOAD.format(cores=CORES, model=options.model), 3)
+    torch_import, own_import, weights = sorted(loads, key=sum)[len(loads) // 2]
+    size, (first, *mattings) = matting_times(options.model)
+    matting = statistics.median(mattings)
+
+    table = Table(
+        "Speed of nano, seconds",
+        f"one picture of {size[0]}x{size[1]} px (native), seed 0, float32, {CORES} threads, {how}; "
+        f"machine: {machine_cores} cores, {platform.machine()}, Python {platform.python_version()}",
+        {"what": "", "seconds": ".3f", "required": "", "met": ""},
+        notes=[
+            "import: median of 5 new processes. Loading: median of 3, from `import omnialpha` to a loaded model.",
+            f"Matting: median of {REPEATS} after a first one. Other work on the machine counts against every figure.",
+        ],
+    )
+    total = torch_import + own_import + weights
+    table.rows = [
+        ["import omnialpha", package, "< 1", package < 1],
+        ["loading, all of it", total, "< 5", total < 5],
+        ["  of it importing torch", torch_import, "", ""],
+        ["  of it importing diffusers, transformers and ours", own_import, "", ""],
+        ["  of it reading the weights", weights, "", ""],
+        ["automatic matting", matting, "< 3", matting < 3],
+        ["  the first after loading", first, "", ""],
+    ]
+    print(table.text())
+    save([table], {"cores": CORES, "machine_cores": machine_cores}, options.json, options.markdown)
+    return table
+
+
+if __name__ == "__main__":
+    main()
