@@ -17,7 +17,7 @@ from omnialpha import fidelity
 from omnialpha.canvas import Canvas, plan
 from omnialpha.errors import InputError
 from omnialpha.layers import Layer, LayerStack
-from omnialpha.models.checkpoints import Card, locate
+from omnialpha.models.checkpoints import Card, forget_origin, locate
 from omnialpha.models.instructor import Instructor
 from omnialpha.models.positions import Layout, Positions, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
@@ -79,7 +79,9 @@ class OmniAlpha(nn.Module, Verbs):
         folder = Path(folder)
         for name, part in (("vae", self.vae), ("transformer", self.transformer)):
             # nn.Module.to: that of diffusers warns about modules kept in float32 even where there are none
-            (nn.Module.to(copy.deepcopy(part), dtype) if dtype else part).save_pretrained(folder / name)
+            part = nn.Module.to(copy.deepcopy(part), dtype) if dtype else part
+            part.save_pretrained(folder / name)
+            forget_origin(folder / name / "config.json")
         self.instructor.save_pretrained(folder, dtype)
         self.card.write(folder)
 

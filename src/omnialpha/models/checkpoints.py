@@ -31,7 +31,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Card:
-    """The settings of a checkpoint. grid: sizes it takes; sampling: defaults by task or category, "*" for the others."""
+    """The settings of a checkpoint. grid: sizes it takes; sampling: defaults by task or category, "*" for others."""
 
     name: str
     license: str
@@ -63,6 +63,13 @@ class Card:
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CARD).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def forget_origin(path: Path) -> None:
+    """Take the folder that diffusers loaded from out of a config.json: it names somebody's disk."""
+    settings = json.loads(path.read_text())
+    settings.pop("_name_or_path", None)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def locate(where: str | Path | None) -> Path:
