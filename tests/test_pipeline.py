@@ -9,7 +9,7 @@ import torch
 
 from omnialpha import fidelity
 from omnialpha.errors import InputError
-from omnialpha.models.checkpoints import Card, locate
+from omnialpha.models.checkpoints import Card, Defaults, locate
 from omnialpha.pipeline import OmniAlpha, load, pick_device
 from omnialpha.sampling import schedule
 from omnialpha.tasks import MAPS, TASKS, Role
@@ -265,6 +265,12 @@ def test_defaults_are_the_cards(model):
     indices.clear()
     model.run([example("text_to_image")], on_step=watch)
     assert len(indices) == model.card.defaults("text_to_image").steps != steps
+
+
+def test_a_task_has_its_own_defaults_or_its_categorys(model):
+    sampling = {"*": Defaults(2, 1.0), "matting": Defaults(3, 1.0), "matting_text": Defaults(4, 2.0)}
+    card = replace(model.card, sampling=sampling)
+    assert [card.defaults(n).steps for n in ("matting_text", "matting_auto", "removal_auto")] == [4, 3, 2]
 
 
 # ---- watching and cancelling ---------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | N
 
 def hole(guide: Tensor, role: Role | None) -> Tensor:
     """Where a removal may paint, (H, W) bool: all that the map's subject may touch."""
-    touched = guide > masks.PRESENT
+    touched = guide > (masks.PRESENT if role is Role.ALPHA else SNAP)  # a painted mask is never quite black
     return masks.dilate(touched, RIM * min(guide.shape)) if role is Role.PRECISE else touched
 
 

@@ -21,7 +21,7 @@ def disk() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with photo.png, cutout.png (with alpha) and the maps mask.png and trimap.png, all of one size."""
+    """The current folder, with photo.png, cutout.png (with alpha), mask.png and trimap.png, all of one size."""
     monkeypatch.chdir(tmp_path)
     rgb = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(rgb).save("photo.png")

@@ -236,7 +236,7 @@ def test_layers_are_resized_without_their_hidden_colour(folder):
             continue
         seen = layer[3] > 60
         wanted = 20 * int(number[1]) + 40
-        assert (layer[:3, seen].int() - wanted).abs().max() <= 25, "the filter's ringing, but no white"
+        assert (layer[:3, seen].int() - wanted).abs().max() <= 0.2 * wanted, "the filter's ringing, but no white"
         assert seen.sum() >= 25
 
 

@@ -48,7 +48,8 @@ class Card:
 
     def defaults(self, task: str) -> Defaults:
         """Of a task by its name: its own, or its category's, or "*"."""
-        return next(self.sampling[key] for key in (task, TASKS[task].category, "*") if key in self.sampling)
+        keys = (task, TASKS[task].category, "*")
+        return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
 
     @classmethod
     def read(cls, folder: Path) -> Card:

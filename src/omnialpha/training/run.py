@@ -114,7 +114,7 @@ class SFTRecipe:
         else:
             model = OmniAlpha.from_folder(self.start) if self.start else self._new(mixture, card)
         model.card = card
-        if not begun.is_dir() and os.environ.get("RANK", "0") == "0":
+        if not (begun / CARD).is_file() and os.environ.get("RANK", "0") == "0":
             model.save(begun)
         return SFTObjective(model.train().requires_grad_(True), mixture, test, self.loss, self.validation)
 
