@@ -91,9 +91,9 @@ def hole(guide: Tensor, role: Role | None) -> Tensor:
 def changed(layer: Tensor, composite: Tensor) -> Tensor:
     """Where an automatic removal painted, (H, W) bool: differences that survive a blur, and a rim around them."""
     radius = max(1, round(RIM * min(layer.shape[1:])))
-    difference = (layer[:3] - composite[:3]).mean(dim=0).abs()
-    local = F.avg_pool2d(difference[None], 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)[0]
-    return masks.dilate(local > CHANGE, 2 * radius)
+    difference = (layer[:3] - composite[:3])[None]
+    local = F.avg_pool2d(difference, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)[0]
+    return masks.dilate(local.abs().mean(dim=0) > CHANGE, 2 * radius)
 
 
 def patch(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
