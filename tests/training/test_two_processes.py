@@ -110,12 +110,14 @@ def test_two_processes_equal_one(two, ours, tiny_model_folder, tmp_path, name):
     ours["fit"](objective, ours["settings"](tmp_path, accumulate=2), quiet=True)
     one, both = checkpoint(tmp_path), checkpoint(two / name)
     assert one["step"] == both["step"] == 4 and one["weights"].keys() == both["weights"].keys()
-    for key, wanted in one["weights"].items():
-        assert (both["weights"][key] - wanted).abs().max() <= 1e-6, key
-    for a, b in zip(one["average"], both["average"], strict=True):
-        assert (a - b).abs().max() <= 1e-6
-    moved = [float((one["weights"][n] - start[n]).abs().max()) for n in one["weights"]]
-    assert sum(m > 5e-4 for m in moved) > 0.5 * len(moved), "far more than the tolerance"
+    # Relative to how far a tensor moved: Adam divides a gradient by its own size, so that the rounding of one that is
+    # nearly zero shows in a single weight, differently with another number of threads.
+    for (key, wanted), a, b in zip(one["weights"].items(), one["average"], both["average"], strict=True):
+        moved = float((wanted - start[key]).norm())
+        assert float((both["weights"][key] - wanted).norm()) <= 1e-3 * moved + 1e-6, key
+        assert float((a - b).norm()) <= 1e-3 * moved + 1e-6, key
+    steps = [float((one["weights"][n] - start[n]).abs().max()) for n in one["weights"]]
+    assert sum(m > 5e-4 for m in steps) > 0.5 * len(steps), "far more than the tolerance"
 
 
 def test_one_micro_batch_less_is_another_result(two, ours, tmp_path):
