@@ -26,20 +26,18 @@ def keep(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
     given = dict(zip(example.roles, example.inputs, strict=True))
     composite, map_role = given.get(Role.COMPOSITE), next((r for r in example.roles if r in MAPS), None)
     guide = given[map_role][0] if map_role else None
+    if composite is None:  # generation and completion take nothing over
+        return [
+            opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap(x)
+            for x, role in zip(layers, example.targets, strict=True)
+        ]
     if category == "matting":
-        assert composite is not None
         return [matte(layers[0], composite, guide, map_role)]
     if category == "removal":
-        assert composite is not None
         where = changed(layers[0], composite) if guide is None else hole(guide, map_role)
         return [patch(layers[0], composite, where)]
-    if category == "decomposition":
-        assert composite is not None
-        return decomposition(layers, composite, example.targets, guide, map_role)
-    return [
-        opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap(x)
-        for x, role in zip(layers, example.targets, strict=True)
-    ]
+    assert category == "decomposition", category
+    return decomposition(layers, composite, example.targets, guide, map_role)
 
 
 def refined(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:
@@ -73,11 +71,11 @@ def matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | N
     layer = snap(layer)
     alpha = layer[3]
     if guide is not None and role is Role.TRIMAP:
-        alpha = torch.where(guide > 0.98, 1.0, torch.where(guide < 0.02, 0.0, alpha))
+        alpha = torch.where(guide > 1 - SNAP, 1.0, torch.where(guide < SNAP, 0.0, alpha))
     elif guide is not None and role is Role.ALPHA:
         alpha = guide
     elif guide is not None and role is Role.ROUGH:
-        alpha = torch.where(guide < 0.02, 0.0, alpha)
+        alpha = torch.where(guide < SNAP, 0.0, alpha)
     rgb = torch.where(alpha == 1, composite[:3], layer[:3])
     return torch.cat([rgb, alpha[None]])
 
