@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -35,6 +36,18 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     state = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(pair) for pair in state["merges"]]
     return Qwen2Tokenizer(vocab=state["vocab"], merges=merges, pad_token=END, extra_special_tokens=list(SPECIAL[1:]))
+
+
+@torch.no_grad()
+def _initialize(model: nn.Module) -> None:
+    """Xavier matrices and unit embeddings. The 0.02 that transformers draws with suits widths of thousands: at 192 it
+    leaves attention silent, each token keeps to itself, and what a caption says never spreads.
+    """
+    for name, weight in model.named_parameters():
+        if "embed_tokens" in name:
+            nn.init.normal_(weight)
+        elif weight.ndim == 2:
+            nn.init.xavier_uniform_(weight)
 
 
 def build_tiny_instructor(
@@ -90,6 +103,7 @@ def build_tiny_instructor(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLModel(config)
+        _initialize(model)
     side = 2 * patch_size
     processor = Qwen2VLImageProcessorPil(
         patch_size=patch_size, size={"shortest_edge": side * side, "longest_edge": 1024 * side * side}
