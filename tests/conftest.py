@@ -1,5 +1,6 @@
 """A whole model of few, random weights in the layout of the released folders: every line of the real path runs."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,8 @@ import pytest
 
 if TYPE_CHECKING:
     from omnialpha.pipeline import OmniAlpha
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import released`: pytest's importlib mode adds no folder
 
 SIDE = 32  # of the largest square canvas, in pixels
 
@@ -33,6 +36,7 @@ def build_tiny_model(seed: int = 0) -> "OmniAlpha":
         template=asdict(SHORT),
         picture_pixels=SIDE * SIDE,
         max_tokens=256,
+        dtype="float32",
         sampling={"*": Defaults(steps=2, guidance=1.0), "generation": Defaults(steps=3, guidance=2.0)},
     )
     corpus = [words.format(prompt="a red mug") for task in TASKS.values() for words in task.instructions]
@@ -81,3 +85,19 @@ def tiny_model(tiny_model_folder: Path) -> "OmniAlpha":
     from omnialpha.pipeline import OmniAlpha
 
     return OmniAlpha.from_folder(tiny_model_folder)
+
+
+@pytest.fixture(scope="session")
+def released_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen-Image-Edit-2509 as published: see `released.py`. Read only."""
+    from released import write_base
+
+    return write_base(tmp_path_factory.mktemp("released") / "base")
+
+
+@pytest.fixture(scope="session")
+def released_omnialpha(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OmniAlpha release, rgba_vae/ and lora/, for `released_base`: see `released.py`. Read only."""
+    from released import write_release
+
+    return write_release(tmp_path_factory.mktemp("released") / "omnialpha")

@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import QwenImageEditPlusPipeline
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2Tokenizer
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2Tokenizer
 
 from omnialpha.errors import InputError
-from omnialpha.models.instructor import PAD, Instructor, Template, TokenBatch
+from omnialpha.models.instructor import PAD, SHARED, Instructor, Template, TokenBatch
 from omnialpha.models.tiny import SPECIAL, build_tiny_instructor
 
 CORPUS = [f"remove the {color} {thing}" for color in ("red", "green", "dark") for thing in ("cat", "vase", "smoke")]
@@ -45,12 +42,6 @@ def instructor() -> Instructor:
 def pictures(seed: int = 0) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [[torch.rand(4, *size, generator=generator) for size in row] for row in SIZES]
-
-
-def opaque(size: tuple[int, int], seed: int = 0) -> tuple[Tensor, Image.Image]:
-    pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    rgb = pixels.permute(2, 0, 1) / 255
-    return torch.cat([rgb, torch.ones(1, *size)]), Image.fromarray(pixels.numpy())
 
 
 def plain(instructor: Instructor, batch: TokenBatch, **positions: Tensor) -> Tensor:
@@ -97,47 +88,6 @@ def test_last_hidden_state_is_that_of_the_full_model(instructor: Instructor) -> 
     assert (instructor.encode(batch)[0] - expected[:, batch.prefix :]).abs().max() < 1e-5
 
 
-def published_pipeline(instructor: Instructor) -> Any:
-    """Diffusers' edit pipeline around the same weights, its processor (which needs torchvision) replaced."""
-    full = Qwen2_5_VLForConditionalGeneration(instructor.model.config).eval()
-    full.model.load_state_dict(instructor.model.state_dict())
-
-    def processor(text: list[str], images: list[Image.Image] | None, **_: Any) -> BatchFeature:
-        features = dict(instructor.processor(images=images, return_tensors="pt")) if images else {}
-        parts = text[0].split(PAD)
-        counts = [int(grid.prod()) // 4 for grid in features.get("image_grid_thw", [])]
-        joined = parts[0] + "".join(PAD * n + part for n, part in zip(counts, parts[1:], strict=True))
-        ids = torch.tensor([instructor.tokenizer(joined)["input_ids"]])
-        return BatchFeature(features | {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-    def text_encoder(input_ids: Tensor, **arguments: Any) -> Any:  # told which tokens are pictures, as it ought to be
-        return full(input_ids=input_ids, mm_token_type_ids=(input_ids == instructor.pad_id).int(), **arguments)
-
-    names = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transformer")
-    pipeline: Any = QwenImageEditPlusPipeline(**dict.fromkeys(names))
-    pipeline.text_encoder, pipeline.processor = text_encoder, processor
-    return pipeline
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("sizes", [[], [(96, 96)], [(300, 200), (64, 90)]])
-def test_encode_equals_the_published_pipeline(sizes: list[tuple[int, int]]) -> None:
-    instructor = build(template=Template.EDIT, picture_pixels=384 * 384, max_tokens=1024, patch_size=14)
-    pipeline = published_pipeline(instructor)
-    assert pipeline.prompt_template_encode == Template.EDIT.prefix + "{}" + Template.EDIT.suffix
-    assert pipeline.prompt_template_encode_start_idx == 64  # true of the released tokenizer only
-    pipeline.prompt_template_encode_start_idx = instructor.prefix
-    both = [opaque(size, seed) for seed, size in enumerate(sizes)]
-    resized = []
-    for _, image in both:
-        wide, high = calculate_dimensions(384 * 384, image.width / image.height)
-        resized.append(pipeline.image_processor.resize(image, high, wide))
-    expected, _ = pipeline._get_qwen_prompt_embeds("remove it", resized or None, "cpu", torch.float32)
-    text, mask = instructor.encode(instructor.tokenize(["remove it"], [[rgba for rgba, _ in both]]))
-    assert mask.all() and text.shape == expected.shape
-    assert (text - expected).abs().max() < 1e-5
-
-
 def test_released_tokenizer_has_a_prefix_of_64() -> None:
     folder = os.environ.get("OMNIALPHA_RELEASED_TOKENIZER")
     if folder is None:
@@ -154,6 +104,114 @@ def test_a_batch_equals_its_samples_one_by_one(instructor: Instructor) -> None:
         alone, full = instructor.encode(instructor.tokenize(INSTRUCTIONS[i : i + 1], [row]))
         assert full.all() and alone.shape[1] == mask[i].sum()
         assert (alone[0] - text[i, : alone.shape[1]]).abs().max() < 1e-5
+
+
+# ---- two prompts in one row ------------------------------------------------------------------------------------------
+
+NEGATIVES = ["", "smoke and a dark vase", "split the picture into pieces", "dark smoke"]  # the last equals its positive
+
+
+class ExactNorm(torch.nn.Module):
+    """Of a Qwen2_5_VLRMSNorm, whose own arithmetic is float32 whatever it is given."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
+
+
+def exact(instructor: Instructor) -> Instructor:
+    norms = [(n, m) for n, m in instructor.model.named_modules() if type(m).__name__ == "Qwen2_5_VLRMSNorm"]
+    for name, norm in norms:
+        instructor.model.set_submodule(name, ExactNorm(norm))
+    return instructor.double()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("rows", [[0], [1], [2], [0, 1, 2, 3]], ids=["n=1", "n=0", "n=2", "batch"])
+def test_a_pair_equals_two_encodes(rows: list[int], dtype: torch.dtype, tolerance: float) -> None:
+    instructor = exact(build()) if dtype == torch.float64 else build()
+    shown = [pictures()[i] for i in rows]
+    prompts, negatives = ([texts[i] for i in rows] for texts in (INSTRUCTIONS, NEGATIVES))
+    weights = [torch.randn(4, 64, 64, generator=torch.Generator().manual_seed(i), dtype=dtype) for i in (0, 1)]
+
+    def gradients(texts: list[Tensor]) -> dict[str, Tensor]:
+        instructor.zero_grad()
+        sum((w[: len(x), : x.shape[1]] * x).sum() for w, x in zip(weights, texts, strict=True)).backward()
+        return {name: p.grad for name, p in instructor.named_parameters() if p.grad is not None}
+
+    separate = [instructor(instructor.tokenize(texts, shown)) for texts in (prompts, negatives)]
+    pair = instructor(instructor.tokenize(prompts, shown, negatives))
+    for (text, mask), (expected, wanted) in zip(pair, separate, strict=True):
+        assert text.dtype == dtype and torch.equal(mask, wanted)
+        assert (text - expected).abs().max() < tolerance
+        assert not text[~mask].any()
+    theirs, ours = gradients([text for text, _ in separate]), gradients([text for text, _ in pair])
+    assert theirs.keys() == ours.keys()
+    scale = max(grad.abs().max() for grad in theirs.values())
+    # The vision tower's rotation goes through float32 whatever it is given.
+    assert all((grad - ours[name]).abs().max() < 1e-5 * scale for name, grad in theirs.items())
+
+
+@torch.no_grad()
+def test_a_pair_runs_what_is_shared_once(instructor: Instructor) -> None:
+    batch = instructor.tokenize(INSTRUCTIONS, pictures(), [""] * len(INSTRUCTIONS))
+    alone, empty = (instructor.tokenize(texts, pictures()) for texts in (INSTRUCTIONS, [""] * len(INSTRUCTIONS)))
+    assert torch.equal(batch.mm_token_type_ids.sum(1), alone.mm_token_type_ids.sum(1))
+    suffix = len(instructor.tokenizer(instructor.template.suffix)["input_ids"])
+    lengths = [x.attention_mask.sum(1) for x in (batch, alone, empty)]
+    own = torch.tensor(
+        [suffix if text else 0 for text in INSTRUCTIONS]
+    )  # the second instruction is "", nothing differs
+    assert torch.equal(lengths[0], lengths[1] + own) and (lengths[0] < lengths[1] + lengths[2]).all()
+    calls: list[int] = []
+    handle = instructor.model.visual.register_forward_hook(lambda module, given, made: calls.append(len(given[0])))
+    instructor.encode_pair(batch)
+    handle.remove()
+    assert alone.pixel_values is not None and calls == [len(alone.pixel_values)]
+
+
+@torch.no_grad()
+def test_prompts_of_a_pair_are_split_into_tokens_as_if_alone() -> None:
+    """A line break merges with the one that ends the template, so that not even the whole prefix is shared."""
+    corpus = ["user\n\nremove it", "assistant\n\nremove it"] * 9
+    instructor = build_tiny_instructor(corpus, 340, 64, 2, vision_dim=32, template=Template.EDIT).eval()
+    prompts, negatives = ["\nremove it", "remove it"], ["", "\nremove it"]
+    batch = instructor.tokenize(prompts, [[], []], negatives)
+    assert batch.branches is not None
+    assert (batch.branches == SHARED).sum(1).tolist() == [instructor.prefix - 1] * 2
+    for (text, mask), texts in zip(instructor.encode_pair(batch), (prompts, negatives), strict=True):
+        expected, wanted = instructor.encode(instructor.tokenize(texts, [[], []]))
+        assert torch.equal(mask, wanted) and (text - expected).abs().max() < 1e-5
+
+
+def test_pairs_and_single_prompts_are_told_apart(instructor: Instructor) -> None:
+    single, pair = instructor.tokenize(["cat"], [[]]), instructor.tokenize(["cat"], [[]], ["red"])
+    with pytest.raises(AssertionError, match="no negatives"):
+        instructor.encode_pair(single)
+    with pytest.raises(AssertionError, match="encode_pair"):
+        instructor.encode(pair)
+    with pytest.raises(InputError, match="reserved marker"):
+        instructor.tokenize(["cat"], [[]], [f"red {PAD}"])
+
+
+# ---- what a prompt is made of ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_smaller_pictures_can_be_asked_of_a_loaded_instructor() -> None:
+    """`picture_pixels` is the knob of an approximate saving: fewer picture tokens, another text."""
+    instructor = build()
+    made = []
+    for pixels in (96 * 96, 64 * 64, 96 * 96):
+        instructor.picture_pixels = pixels
+        batch = instructor.tokenize(["remove it"], [[pictures()[0][0]]])
+        made.append((int(batch.mm_token_type_ids.sum()), instructor.encode(batch)[0]))
+        assert instructor.settings["picture_pixels"] == pixels
+    assert [tokens for tokens, _ in made] == [9, 4, 9]
+    assert torch.equal(made[0][1], made[2][1]) and made[1][1].shape[1] == made[0][1].shape[1] - 5
 
 
 def test_tokens_are_prefix_slots_instruction_suffix(instructor: Instructor) -> None:

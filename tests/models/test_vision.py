@@ -34,9 +34,10 @@ def test_condition_size_is_that_of_the_edit_pipeline() -> None:
         assert condition_size(height, width, RELEASED) == (high, wide)
 
 
+@pytest.mark.parametrize("pixels", [96 * 96, 0])
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
-def test_very_thin_pictures_still_have_a_size(size: tuple[int, int]) -> None:
-    high, wide = condition_size(*size, 96 * 96)
+def test_very_thin_pictures_still_have_a_size(size: tuple[int, int], pixels: int) -> None:
+    high, wide = condition_size(*size, pixels)
     assert min(high, wide) == 32 and max(high, wide) / min(high, wide) < 200
 
 
@@ -55,6 +56,16 @@ def test_patches_equal_diffusers_resize_then_the_image_processor(
     patches, grids = patchify_all(pictures, processor, pixels)
     assert patches is not None and grids is not None
     assert torch.equal(grids, expected["image_grid_thw"])
+    assert torch.allclose(patches, expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_patches_of_pictures_at_their_own_size_equal_the_image_processor_alone() -> None:
+    processor = Qwen2VLImageProcessorPil()
+    pictures = [picture(*size, seed=i) for i, size in enumerate([(96, 160), (133, 61)])]
+    expected = processor(images=[as_pil(rgba) for rgba in pictures], return_tensors="pt")
+    patches, grids = patchify_all(pictures, processor, 0)
+    assert patches is not None and grids is not None
+    assert grids.tolist() == expected["image_grid_thw"].tolist() == [[1, 6, 12], [1, 10, 4]]
     assert torch.allclose(patches, expected["pixel_values"], rtol=0, atol=1e-6)
 
 

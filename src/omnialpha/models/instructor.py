@@ -22,6 +22,7 @@ from omnialpha.models.vision import patchify_all, speed_up, tower_inputs
 
 PAD = "<|image_pad|>"
 RESERVED = ("<|im", "<|vision", "<|video")  # beginnings of the tokens that carry a prompt's structure
+SHARED, POSITIVE, NEGATIVE = range(3)
 CACHED_ROWS = 8192  # tokenised prompts that an instructor remembers
 
 
@@ -48,7 +49,10 @@ Template.EDIT = Template(
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded inputs of `Instructor.encode`; `prefix` leading tokens of each row are the template's."""
+    """Right-padded inputs of an Instructor; the first `prefix` tokens of a prompt are the template's.
+
+    With negative prompts a row is [what both prompts begin with, rest of the positive one, rest of the negative one].
+    """
 
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64, 1 = real token
@@ -57,6 +61,7 @@ class TokenBatch:
     pixel_values: Tensor | None  # (patches of all pictures, 3 * time * patch * patch) float32
     image_grid_thw: Tensor | None  # (pictures, 3) int64, in patches; always on the CPU, where Python reads it
     prefix: int
+    branches: Tensor | None = None  # (B, L) int64 of a row of two prompts: SHARED, POSITIVE, NEGATIVE; -1 padding
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on `device`."""
@@ -77,7 +82,7 @@ class Instructor(nn.Module):
         picture_pixels: int = 384 * 384,
         max_tokens: int = 1024,
     ) -> None:
-        """`picture_pixels`: area of a condition picture; `max_tokens`: limit of an instruction."""
+        """`picture_pixels`: area of a condition picture, 0 for its own; `max_tokens`: limit of an instruction."""
         super().__init__()
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.template = template if isinstance(template, Template) else Template(**template)
@@ -122,39 +127,68 @@ class Instructor(nn.Module):
         self._rows[instruction, grids] = row_ids[0], positions[:, 0].T
         return self._rows[instruction, grids]
 
-    def tokenize(self, instructions: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> TokenBatch:
-        """Instructions and the condition pictures (4, H, W) of each sample; patches stay where the pictures are."""
+    def tokenize(
+        self,
+        instructions: Sequence[str],
+        pictures: Sequence[Sequence[Tensor]],
+        negatives: Sequence[str] | None = None,
+    ) -> TokenBatch:
+        """Instructions and the condition pictures (4, H, W) of each sample; patches stay where the pictures are.
+
+        With `negatives`, one a sample, the batch is one for `encode_pair`.
+        """
         assert len(instructions) == len(pictures) > 0, "one list of pictures per instruction"
         every = [picture for row in pictures for picture in row]
         patches, grid = patchify_all(every, self.processor, self.picture_pixels)
         merge = self.processor.merge_size
         sizes = iter([] if grid is None else (grid[:, 1:] // merge).tolist())
         grids = [tuple((h, w) for h, w in islice(sizes, len(row))) for row in pictures]
-        rows = [self._row(*row) for row in zip(instructions, grids, strict=True)]
+        rows, branches = [self._row(*row) for row in zip(instructions, grids, strict=True)], None
+        if negatives is not None:
+            others = [self._row(*row) for row in zip(negatives, grids, strict=True)]
+            joined = [_join(*pair) for pair in zip(rows, others, strict=True)]
+            rows, branches = [row for row, _ in joined], pad_sequence([branch for _, branch in joined], True, -1)
         input_ids = pad_sequence([ids for ids, _ in rows], True, int(self.tokenizer.pad_token_id))
         positions = pad_sequence([positions for _, positions in rows], True).permute(2, 0, 1)
         mask = torch.arange(input_ids.shape[1]) < torch.tensor([len(ids) for ids, _ in rows])[:, None]
         kinds = (input_ids == self.pad_id).long()
-        return TokenBatch(input_ids, mask.long(), kinds, positions, patches, grid, self.prefix)
+        return TokenBatch(input_ids, mask.long(), kinds, positions, patches, grid, self.prefix, branches)
 
     def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Text (B, T, D) after the template's prefix, zero where padded, and its mask (B, T) bool."""
-        device = self.model.device
-        batch, grid = batch.to(device), batch.image_grid_thw
-        pictures: dict[str, Any] = {}
+        assert batch.branches is None, "a batch with negatives is one for encode_pair"
+        batch = batch.to(self.model.device)
+        mask = batch.attention_mask[:, batch.prefix :].bool()
+        # No attention mask: padding is on the right of a causal model, so nothing that counts sees it.
+        return self._hidden(batch, None)[:, batch.prefix :].masked_fill(~mask[..., None], 0), mask
+
+    def encode_pair(self, batch: TokenBatch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`encode` of the instructions and of the negatives. What both begin with, pictures included, is run once: a
+        causal model makes the same of it whatever follows.
+        """
+        assert batch.branches is not None, "tokenize was given no negatives"
+        batch = batch.to(self.model.device)
+        branches: Any = batch.branches
+        # A token sees what precedes it in its own prompt.
+        seen = (branches[:, None] == SHARED) | (branches[:, None] == branches[:, :, None])  # (B, query, key)
+        hidden = self._hidden(batch, seen.tril()[:, None])
+        positive, negative = ((branches == SHARED) | (branches == own) for own in (POSITIVE, NEGATIVE))
+        return _select(hidden, positive, batch.prefix), _select(hidden, negative, batch.prefix)
+
+    def _hidden(self, batch: TokenBatch, seen: Tensor | None) -> Tensor:
+        """Last hidden states (B, L, D); `seen` (B, 1, L, L) bool, None: all that precedes."""
+        grid, pictures = batch.image_grid_thw, {}
         if grid is not None:
             pictures = {"pixel_values": batch.pixel_values, "image_grid_thw": grid}
-            pictures |= tower_inputs(self.model.visual, grid, device)
-        # No attention mask: padding is on the right of a causal model, so nothing that counts sees it.
-        hidden = self.model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **pictures
+            pictures |= tower_inputs(self.model.visual, grid, self.model.device)
+        model: Any = self.model
+        return model(
+            input_ids=batch.input_ids, attention_mask=seen, position_ids=batch.position_ids, use_cache=False, **pictures
         ).last_hidden_state
-        mask = batch.attention_mask[:, batch.prefix :].bool()
-        return hidden[:, batch.prefix :].masked_fill(~mask[..., None], 0), mask
 
-    def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """`encode`, so that wrappers of modules (DDP, FSDP) see the call."""
-        return self.encode(batch)
+    def forward(self, batch: TokenBatch) -> Any:
+        """`encode`, or `encode_pair` of a batch with negatives: wrappers of modules (DDP, FSDP) see this call."""
+        return self.encode(batch) if batch.branches is None else self.encode_pair(batch)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Self:
@@ -187,3 +221,23 @@ class Instructor(nn.Module):
             part.save_pretrained(new)
             shutil.rmtree(new.with_name(name), ignore_errors=True)
             new.rename(new.with_name(name))
+
+
+def _join(row: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Ids and positions of one prompt followed by what another does not share of them, and the branch of each token.
+
+    Pictures are always shared: they come before all that differs, and their tokens do not merge with text.
+    """
+    (ids, _), (others, _) = row, other
+    length = min(len(ids), len(others))
+    shared = int((ids[:length] == others[:length]).long().cumprod(0).sum())
+    counts = torch.tensor([shared, len(ids) - shared, len(others) - shared])
+    branch = torch.tensor([SHARED, POSITIVE, NEGATIVE]).repeat_interleave(counts)
+    return (torch.cat([ids, others[shared:]]), torch.cat([row[1], other[1][shared:]])), branch
+
+
+def _select(hidden: Tensor, kept: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """The `kept` (B, L) of hidden states (B, L, D) less `prefix` leading ones, zero-padded to (B, T, D), and a mask."""
+    rows = [states[keep][prefix:] for states, keep in zip(hidden, kept, strict=True)]
+    text, lengths = pad_sequence(rows, True), torch.tensor([len(row) for row in rows], device=hidden.device)
+    return text, torch.arange(text.shape[1], device=hidden.device) < lengths[:, None]

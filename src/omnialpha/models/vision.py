@@ -27,9 +27,14 @@ MAX_RATIO = 100.0  # width : height; the processor refuses pictures thinner than
 
 
 def condition_size(height: int, width: int, pixels: int) -> tuple[int, int]:
-    """Size of about `pixels` area and the picture's aspect in multiples of 32, as diffusers' edit pipeline takes it."""
+    """Size of about `pixels` area and the picture's aspect in multiples of 32, as diffusers' edit pipeline takes it.
+
+    With 0 pixels a picture keeps its size.
+    """
     ratio = min(max(width / height, 1 / MAX_RATIO), MAX_RATIO)
-    wide = math.sqrt(pixels * ratio)
+    if not pixels and ratio == width / height:
+        return height, width
+    wide = math.sqrt((pixels or height * width) * ratio)
     high = wide / ratio
     return max(round(high / SIZE_STEP), 1) * SIZE_STEP, max(round(wide / SIZE_STEP), 1) * SIZE_STEP
 
