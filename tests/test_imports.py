@@ -19,7 +19,7 @@ ORDER = (
     ("tasks",),
     ("fidelity", "sampling", "verbs"),
     ("models",),
-    ("pipeline",),
+    ("condition", "pipeline", "loading"),
     ("data",),
     ("evaluation",),
     ("training",),

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from omnialpha import fidelity
+from omnialpha import fidelity, pipeline
 from omnialpha.errors import InputError
+from omnialpha.loading import load, pick_device
 from omnialpha.models.checkpoints import Card, Defaults, locate
-from omnialpha.pipeline import OmniAlpha, load, pick_device
+from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import schedule
 from omnialpha.tasks import MAPS, TASKS, Role
 
@@ -238,19 +239,49 @@ def test_each_sample_has_the_schedule_of_its_own_length(model):
     assert torch.equal(torch.stack([t for t, _ in seen], dim=1), wanted[:, :-1])
 
 
-def test_guidance_runs_the_empty_instruction_too_and_only_when_asked(model):
+@pytest.mark.parametrize("together", [0, 10_000])
+def test_guidance_runs_the_empty_instruction_too_and_only_when_asked(model, monkeypatch, together):
+    monkeypatch.setattr(pipeline, "TOGETHER", together)
     calls = []
-    hook = model.transformer.register_forward_pre_hook(lambda module, args: calls.append(args[2].shape[1]))
+    hook = model.transformer.register_forward_pre_hook(lambda module, args: calls.append(args[2].shape[:2]))
     request = [example("matting_text", seed=2)]
     try:
         model.run(request, steps=2, guidance=1.0)
         assert len(calls) == 2 and len(set(calls)) == 1
         calls.clear()
         plain = model.run(request, steps=2, guidance=3.0, raw=True)
-        assert len(calls) == 4 and min(calls) < max(calls), "the negative text is shorter"
+        if together:
+            assert [rows for rows, _ in calls] == [2, 2]
+        else:
+            assert len(calls) == 4 and min(calls) < max(calls), "the negative text is shorter"
     finally:
         hook.remove()
     assert distance(pictures(plain)[0], pictures(model.run(request, steps=2, guidance=1.0, raw=True))[0]) > 1e-3
+
+
+def test_guidance_in_one_batch_equals_guidance_in_two(model, monkeypatch):
+    made = []
+    for together in (0, 10_000):
+        monkeypatch.setattr(pipeline, "TOGETHER", together)
+        made.append(model.run(mixed(), steps=2, guidance=3.0, raw=True))
+    for a, b in zip(*map(pictures, made), strict=True):
+        assert distance(a, b) <= 1e-4
+
+
+def test_guidance_encodes_pictures_once_and_equals_two_conditions(model):
+    calls = []
+    hook = model.vae.encoder.register_forward_hook(lambda module, args, out: calls.append(len(out)))
+    try:
+        guided = model.condition(mixed(), guided=True)
+    finally:
+        hook.remove()
+    assert sum(calls) == sum(len(e.inputs) for e in mixed())
+    empty = model.condition([replace(e, instruction="") for e in mixed()])
+    plain = model.condition(mixed())
+    for one, other in ((guided, plain), (guided.negative, empty)):
+        assert one.lengths == other.lengths
+        assert torch.allclose(one.text, other.text, atol=1e-5)
+        assert torch.equal(one.inputs, other.inputs)
 
 
 def test_defaults_are_the_cards(model):

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from omnialpha.errors import InputError
-from omnialpha.sampling import Shift, euler_step, guide, sample, schedule
+from omnialpha.sampling import ALWAYS, Shift, check, euler_step, guide, sample, schedule
 
 QWEN_IMAGE = {
     "base_image_seq_len": 256,
@@ -169,6 +169,12 @@ def test_sampling_is_lazy_and_can_be_abandoned():
 # ---- guidance -------------------------------------------------------------------------------------------------------
 
 
+def guided(wanted, other, scale, interval=ALWAYS, t=0.5):
+    """One guided velocity from two constant ones."""
+    times = torch.full((len(wanted),), t) if isinstance(t, float) else t
+    return guide(lambda x, t: wanted, lambda x, t: (wanted, other), scale, interval)(wanted, times)
+
+
 def test_scale_one_is_the_conditional_itself():
     def never(x, t):
         raise AssertionError("the unconditional velocity is not needed")
@@ -182,7 +188,7 @@ def test_scale_one_is_the_conditional_itself():
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 4.0, 30.0])
 def test_guidance_keeps_each_tokens_norm(scale):
     wanted, other = normal(2, 5, 8), normal(2, 5, 8, seed=1)
-    made = guide(lambda x, t: wanted, lambda x, t: other, scale)(None, None)
+    made = guided(wanted, other, scale)
     assert torch.allclose(made.norm(dim=-1), wanted.norm(dim=-1), rtol=1e-5)
     direction = other + scale * (wanted - other)
     cosine = torch.cosine_similarity(made, direction, dim=-1)
@@ -191,7 +197,7 @@ def test_guidance_keeps_each_tokens_norm(scale):
 
 def test_equal_velocities_need_no_guidance():
     v = normal(1, 3, 4)
-    assert torch.allclose(guide(lambda x, t: v, lambda x, t: v, 5.0)(None, None), v, atol=1e-6)
+    assert torch.allclose(guided(v, v, 5.0), v, atol=1e-6)
 
 
 def test_zero_velocities_stay_finite():
@@ -199,7 +205,7 @@ def test_zero_velocities_stay_finite():
     wanted[:, 0] = other[:, 0] = 0  # a padded token, or an exact start
     wanted[:, 1] = 0
     wanted[:, 2], other[:, 2] = 1.0, 2.0  # cancels at scale 2
-    made = guide(lambda x, t: wanted, lambda x, t: other, 2.0)(None, None)
+    made = guided(wanted, other, 2.0)
     assert made.isfinite().all()
     assert (made[:, :3] == 0).all()
     assert made[:, 3].norm() == pytest.approx(float(wanted[:, 3].norm()), rel=1e-5)
@@ -215,7 +221,29 @@ def test_guided_sampling_asks_both_at_the_same_point():
 
         return velocity
 
-    list(sample(guide(record("with"), record("without"), 3.0), normal(2, 3, 4), schedule(4, 256, Shift())))
+    first, second = record("with"), record("without")
+    list(
+        sample(guide(first, lambda x, t: (first(x, t), second(x, t)), 3.0), normal(2, 3, 4), schedule(4, 256, Shift()))
+    )
     assert len(seen["with"]) == len(seen["without"]) == 4
     for a, b in zip(seen["with"], seen["without"], strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+def test_guidance_outside_its_interval_is_none():
+    wanted, other = normal(3, 5, 8), normal(3, 5, 8, seed=1)
+    full = guided(wanted, other, 4.0)
+    made = guided(wanted, other, 4.0, (0.2, 0.6), torch.tensor([0.1, 0.6, 0.61]))
+    assert torch.equal(made[1], full[1]) and not torch.equal(full[1], wanted[1])
+    assert torch.equal(made[0], wanted[0]) and torch.equal(made[2], wanted[2])
+
+    def never(x, t):
+        raise AssertionError("nothing is guided at these times")
+
+    assert guide(lambda x, t: x, never, 4.0, (0.2, 0.6))(wanted, torch.tensor([0.7, 0.9, 0.1])) is wanted
+
+
+@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 0.4), (0.0, 1.5)])
+def test_guidance_intervals_out_of_range_are_refused(interval):
+    with pytest.raises(InputError, match="guidance interval"):
+        check(None, None, interval)

@@ -4,8 +4,8 @@ here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,67 +15,59 @@ from torch import Tensor, nn
 
 from omnialpha import fidelity
 from omnialpha.canvas import Canvas, plan
+from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
 from omnialpha.layers import Layer, LayerStack
-from omnialpha.models.checkpoints import Card, forget_origin, locate
+from omnialpha.models import adapters
+from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
+from omnialpha.models.codec import Codec
 from omnialpha.models.instructor import Instructor
+from omnialpha.models.placement import Placed
 from omnialpha.models.positions import Layout, Positions, batch_positions
-from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
-from omnialpha.models.vae import AlphaVAE
-from omnialpha.sampling import Step, Velocity, check, guide, sample, schedule
+from omnialpha.models.transformer import MultiImageTransformer, Shared, pack, unpack
+from omnialpha.models.vae import load_vae
+from omnialpha.sampling import ALWAYS, Interval, Step, Velocity, check, guide, sample, schedule
 from omnialpha.tasks import Example
 from omnialpha.verbs import Verbs
 
 REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
+TOGETHER = 1024  # up to so many picture tokens both branches of guidance run as one batch
 PATCH = 2  # latents a transformer token spans, each way
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All that the transformer is told about B examples, computed once. inputs (B, Li, C), text (B, T, D)."""
-
-    examples: tuple[Example, ...]
-    canvases: tuple[Canvas, ...]
-    layouts: tuple[Layout, ...]
-    inputs: Tensor
-    text: Tensor
-    positions: Positions
-
-    @property
-    def target_tokens(self) -> int:
-        """Tokens of the longest sample's targets, Lt."""
-        return max(layout.target_tokens for layout in self.layouts)
 
 
 class OmniAlpha(nn.Module, Verbs):
     """One model: any number of RGBA pictures and an instruction in, any number of RGBA pictures out."""
 
-    def __init__(self, vae: AlphaVAE, transformer: MultiImageTransformer, instructor: Instructor, card: Card) -> None:
+    def __init__(self, vae: Codec, transformer: MultiImageTransformer, instructor: Instructor, card: Card) -> None:
         super().__init__()
         self.vae, self.transformer, self.instructor, self.card = vae, transformer, instructor, card
+        self.placed: Placed | None = None  # how it was made ready to run, see `loading`
+        self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
 
     @classmethod
-    def from_folder(
-        cls, where: str | Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> OmniAlpha:
-        """Load a bundled model by name (None: nano) or a model folder. Raises InputError where a part is missing."""
-        folder = locate(where)
-        card = Card.read(folder)
+    def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.float32) -> OmniAlpha:
+        """The model of these parts, without their adapters, in main memory. Raises InputError where one is damaged."""
+        card = parts.card
         settings = {"picture_pixels": card.picture_pixels, "max_tokens": card.max_tokens}
         if card.template:
             settings["template"] = card.template  # type: ignore[assignment]
         model = cls(
-            AlphaVAE.load(folder / "vae", dtype),
-            MultiImageTransformer.from_pretrained(folder / "transformer", torch_dtype=dtype, local_files_only=True),
-            Instructor.from_pretrained(folder, dtype, **settings),
+            load_vae(parts.vae, dtype, widen=True),
+            MultiImageTransformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True),
+            Instructor.from_pretrained(parts.instructor, dtype, **settings),
             card,
         )
-        return model.eval().requires_grad_(False).to(device)
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_folder(cls, where: str | Path | None = None, dtype: torch.dtype = torch.float32) -> OmniAlpha:
+        """`from_parts` of a bundled model by name (None: nano) or of a model folder."""
+        return cls.from_parts(resolve(where), dtype)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a model folder that `from_folder` reads, weights as `dtype`."""
-        import copy
-
+        """Write a model folder that `from_folder` reads, weights as `dtype`. InputError while adapters are applied."""
+        if adapters.applied(self.transformer):
+            raise InputError("the model has LoRAs on it: fuse them (adapters.fuse) or take them off before saving it.")
         folder = Path(folder)
         for name, part in (("vae", self.vae), ("transformer", self.transformer)):
             # nn.Module.to: that of diffusers warns about modules kept in float32 even where there are none
@@ -93,7 +85,8 @@ class OmniAlpha(nn.Module, Verbs):
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.device
+        """Where it computes, wherever its weights wait."""
+        return self.placed.device if self.placed else self.transformer.device
 
     # ---- the path ----------------------------------------------------------------------------------------------
 
@@ -101,24 +94,40 @@ class OmniAlpha(nn.Module, Verbs):
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
         return plan(example.size, len(example.inputs) + len(example.targets), self.card.grid)
 
-    def condition(self, examples: Sequence[Example], negative: bool = False) -> Condition:
-        """Encode the pictures and instructions of B examples. negative: with an empty instruction, for guidance."""
+    def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
+        """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions.
+
+        It belongs to the weights it was made with.
+        """
         canvases = tuple(self.canvas(e) for e in examples)
         pictures = [[c.fit(p.to(self.device)) for p in e.inputs] for e, c in zip(examples, canvases, strict=True)]
-        inputs = _pad(
-            [_join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)],
+        inputs = pad(
+            [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)],
             self.transformer.config.in_channels,
-        )
-        tokens = self.instructor.tokenize(["" if negative else e.instruction for e in examples], pictures)
-        text, mask = self.instructor(tokens)
+        ).to(self.device)
         layouts = []
         for example, canvas in zip(examples, canvases, strict=True):
             size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.inputs)))
-        lengths = mask.sum(dim=1).tolist()
+
+        def made(text: Tensor, mask: Tensor, negative: Condition | None = None) -> Condition:
+            lengths = tuple(mask.sum(dim=1).tolist())
+            positions = self._positions(layouts, lengths)
+            shared = Shared()
+            return Condition(
+                tuple(examples), canvases, tuple(layouts), inputs, text, lengths, positions, shared, negative
+            )
+
+        instructions = [e.instruction for e in examples]
+        if not guided:
+            return made(*self.instructor(self.instructor.tokenize(instructions, pictures)))
+        tokens = self.instructor.tokenize(instructions, pictures, negatives=[""] * len(examples))
+        (text, mask), negative = self.instructor(tokens)
+        return made(text, mask, made(*negative))
+
+    def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        positions = batch_positions(layouts, lengths, self.card.target_order, axes, self.device)  # type: ignore[arg-type]
-        return Condition(tuple(examples), canvases, tuple(layouts), inputs.to(self.device), text, positions)
+        return batch_positions(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
@@ -139,7 +148,7 @@ class OmniAlpha(nn.Module, Verbs):
             generator = torch.Generator().manual_seed(own)
             shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
             rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator))[0] for shape in shapes]))
-        return _pad(rows, rows[0].shape[-1]).to(self.device)
+        return pad(rows, rows[0].shape[-1]).to(self.device)
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The transformer's velocity (B, Lt, C), float32, of targets x_t (B, Lt, C) at times t (B,) in (0, 1].
@@ -147,15 +156,35 @@ class OmniAlpha(nn.Module, Verbs):
         A checkpoint that predicts clean latents is converted here: v = (x_t - x_0) / t.
         """
         dtype = self.transformer.dtype
-        out = self.transformer(x_t.to(dtype), cond.inputs.to(dtype), cond.text.to(dtype), t, cond.positions).float()
+        inputs, text = cond.inputs.to(dtype), cond.text.to(dtype)
+        with self.transformer.cache_context("conditional" if cond.negative else "unconditional"):
+            out = self.transformer(x_t.to(dtype), inputs, text, t, cond.positions, cond.shared).float()
         return (x_t - out) / t.view(-1, 1, 1) if self.card.prediction == "x0" else out
+
+    def guided(self, cond: Condition, scale: float) -> Velocity:
+        """The velocity (x_t, t) -> (B, Lt, C) of a condition made with `guided`, under classifier-free guidance."""
+        alone: Velocity = partial(self.velocity, cond=cond)
+        interval = self.guidance_interval
+        if scale == 1.0:
+            return alone
+        negative = cond.negative
+        assert negative is not None, "guidance needs condition(examples, guided=True)"
+        if cond.picture_tokens > TOGETHER:
+            return guide(alone, lambda x, t: (alone(x, t), self.velocity(x, t, negative)), scale, interval)
+        pair = cond.pair(self._positions(cond.layouts * 2, cond.lengths + negative.lengths))
+
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            wanted, other = self.velocity(torch.cat((x, x)), torch.cat((t, t)), pair).chunk(2)
+            return wanted, other
+
+        return guide(alone, both, scale, interval)
 
     @torch.no_grad()
     def encode_targets(self, targets: Sequence[Sequence[Tensor]], cond: Condition) -> Tensor:
         """True target pictures (m, 4, H, W) of each example -> clean latents (B, Lt, C), for training."""
         fitted = [[c.fit(p.to(self.device)) for p in row] for row, c in zip(targets, cond.canvases, strict=True)]
         rows = [torch.cat([pack(z[None])[0] for z in row]) for row in self._encode(fitted)]
-        return _pad(rows, rows[0].shape[-1])
+        return pad(rows, rows[0].shape[-1])
 
     @torch.no_grad()
     def pictures(self, x: Tensor, cond: Condition) -> list[Tensor]:
@@ -211,30 +240,17 @@ class OmniAlpha(nn.Module, Verbs):
         defaults = self.card.defaults(examples[0].task)
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
-        check(steps, guidance)
-        cond = self.condition(examples)
-        velocity: Velocity = partial(self.velocity, cond=cond)
-        if guidance != 1.0:
-            velocity = guide(velocity, partial(self.velocity, cond=self.condition(examples, negative=True)), guidance)
+        check(steps, guidance, self.guidance_interval)
+        cond = self.condition(examples, guided=guidance != 1.0)
+        velocity = self.guided(cond, guidance)
+        if self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()  # of the run before
         # one schedule a sample, by its own length: a picture is the same alone and in a batch
         times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
         for step in sample(velocity, self.noise(cond, seed), times):
             if on_step:
                 on_step(step, cond)
         return self.decode(step.x, cond, raw)
-
-
-def _join(parts: list[Tensor]) -> Tensor | None:
-    return torch.cat(parts) if parts else None
-
-
-def _pad(rows: Sequence[Tensor | None], channels: int) -> Tensor:
-    """Rows (L_b, C) -> (B, max L, C), zero-padded; None is a row without tokens."""
-    some = [row for row in rows if row is not None]
-    if not some:
-        return torch.zeros(len(rows), 0, channels)
-    empty = some[0].new_zeros(0, channels)
-    return nn.utils.rnn.pad_sequence([empty if row is None else row for row in rows], batch_first=True)
 
 
 def _names(example: Example) -> list[str]:
@@ -244,23 +260,3 @@ def _names(example: Example) -> list[str]:
         number = example.targets[: k + 1].count(role)
         names.append(f"{role}-{number}" if example.targets.count(role) > 1 else str(role))
     return names
-
-
-def load(where: str | Path | None = None, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> OmniAlpha:
-    """The bundled model (None or "nano") or a model folder, ready to run. device: "auto" (CUDA, then MPS, then CPU) or
-    a torch device.
-    """
-    return OmniAlpha.from_folder(where, pick_device(device), dtype)
-
-
-def pick_device(name: str) -> str:
-    """A usable torch device by name; "auto" takes the first there is. Never falls back in silence: InputError."""
-    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if name == "auto":
-        return there[0]
-    kind, colon, number = name.partition(":")
-    if kind not in there or (colon and not number.isdecimal()):
-        raise InputError(f"device {name!r} is not available here: use one of auto, {', '.join(there)}.")
-    if kind == "cuda" and colon and int(number) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r} does not exist: there are {torch.cuda.device_count()} CUDA devices.")
-    return name

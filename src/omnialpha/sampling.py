@@ -19,10 +19,14 @@ from omnialpha.errors import InputError
 Velocity = Callable[[Tensor, Tensor], Tensor]
 MAX_STEPS = 1000
 MAX_GUIDANCE = 30.0
+Interval = tuple[float, float]  # of times, the lower first
+ALWAYS: Interval = (0.0, 1.0)
 
 
-def check(steps: int | None, guidance: float | None) -> None:
+def check(steps: int | None, guidance: float | None, interval: Interval = ALWAYS) -> None:
     """InputError where a setting is out of range; None is a checkpoint's own, which is not."""
+    if not 0 <= interval[0] <= interval[1] <= 1:
+        raise InputError(f"guidance interval {interval} is out of range: use two times in [0, 1], the lower first.")
     if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps={steps} is out of range: use 1 to {MAX_STEPS}.")
     if guidance is not None and not 0 <= guidance <= MAX_GUIDANCE:
@@ -68,17 +72,31 @@ def euler_step(x: Tensor, velocity: Tensor, t: float | Tensor, t_next: float | T
     return x + (t_next - t) * velocity
 
 
-def guide(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """True classifier-free guidance, rescaled token by token to the conditional velocity's norm (Qwen-Image)."""
+def guide(
+    conditional: Velocity,
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    scale: float,
+    interval: Interval = ALWAYS,
+) -> Velocity:
+    """True classifier-free guidance, rescaled token by token to the conditional velocity's norm (Qwen-Image).
+
+    both: (x, t) -> the velocities with and without the instruction. At times outside the interval the conditional
+    velocity alone is asked for and returned.
+    """
     if scale == 1.0:
         return conditional
+    low, high = interval
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        wanted, other = conditional(x, t), unconditional(x, t)
+        inside = (t >= low) & (t <= high)
+        if not inside.any():
+            return conditional(x, t)
+        wanted, other = both(x, t)
         mixed = other + scale * (wanted - other)
         norm = mixed.norm(dim=-1, keepdim=True)
         # a zero velocity (padding, or an exact start) has no direction to rescale
-        return torch.where(norm > 0, mixed * (wanted.norm(dim=-1, keepdim=True) / norm.clamp_min(1e-12)), mixed)
+        rescaled = torch.where(norm > 0, mixed * (wanted.norm(dim=-1, keepdim=True) / norm.clamp_min(1e-12)), mixed)
+        return torch.where(inside.view(-1, 1, 1), rescaled, wanted)
 
     return velocity
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnialpha.errors import InputError
+from omnialpha.models.blocks import rotate
 from omnialpha.models.positions import Layout, batch_positions, layer_ids, position_ids, rotary
-from omnialpha.models.transformer import rotate
 
 AXES = (4, 6, 6)
 TALL, WIDE, ODD = (10, 4), (3, 12), (5, 7)

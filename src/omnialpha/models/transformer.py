@@ -6,17 +6,24 @@ D model width, H heads, E channels of a head.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
-from diffusers.models.attention_processor import Attention
-from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel, QwenImageTransformerBlock
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
+from omnialpha.models.blocks import JointAttention, Memory, Modulation, MultiImageBlock, Rotary
+from omnialpha.models.modulation import ModulationTable
 from omnialpha.models.positions import Positions
+
+ConditionAttention = Literal["joint", "cached"]
+Times = Sequence[Tensor | Modulation | None]  # one a block
+Masks = Sequence[Tensor | None]  # of targets, inputs, text
 
 # In the last block the text stream only serves as keys and values: nothing reads what these modules would compute.
 DEAD = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
@@ -42,114 +49,16 @@ def unpack(tokens: Tensor, h: int, w: int, patch: int = 2) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(tokens.shape[0], -1, h, w)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (2i, 2i+1) of x (B, L, H, E) by the angles of cos, sin (B, L, 1, E/2); float32 out."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    if not torch.compiler.is_compiling():  # a complex product has the same bits, is 5 times faster, but cannot be fused
-        return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin)).flatten(-2)
-    even, odd = pairs.unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+@dataclass
+class Shared:
+    """What all steps of one run have in common. The first call without gradients fills it, the others read it.
 
+    It holds for the weights, the inputs and the text of that first call.
+    """
 
-class JointAttention:
-    """Attention over [image, text] with rotary positions; with `query_rows` only that many outputs."""
-
-    _attention_backend = None  # set by diffusers' set_attention_backend
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        query_rows: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Image (B, L, D), text (B, T, D), key mask (B, 1, 1, L + T), tables (B, L + T, 1, E/2) -> image and text.
-
-        With `query_rows` the image has that many rows, the first ones, and the text output is None.
-        """
-        assert rotary is not None
-        image, text = hidden_states, encoder_hidden_states
-        cos, sin = rotary
-        channels = attn.inner_dim // attn.heads
-
-        def heads(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (-1, channels))  # (B, rows, H, E); H may be a shard of the heads
-
-        query = attn.norm_q(heads(attn.to_q(image[:, :query_rows])))  # type: ignore[misc]
-        image_key = attn.norm_k(heads(attn.to_k(image)))  # type: ignore[misc]
-        text_key = attn.norm_added_k(heads(attn.add_k_proj(text)))  # type: ignore[misc]
-        if query_rows is None:
-            text_query = attn.norm_added_q(heads(attn.add_q_proj(text)))  # type: ignore[misc]
-            query = torch.cat((query, text_query), dim=1)
-        key = torch.cat((image_key, text_key), dim=1)
-        value = torch.cat((heads(attn.to_v(image)), heads(attn.add_v_proj(text))), dim=1)
-        dtype = value.dtype
-        if torch.is_grad_enabled() and value.device.type == "cpu":
-            value = value.float()  # the backward pass of bf16 attention is several times slower than float32's on a CPU
-        with torch.autocast(value.device.type, enabled=False):
-            out = dispatch_attention_fn(
-                rotate(query, cos[:, :query_rows], sin[:, :query_rows]).to(value.dtype),
-                rotate(key, cos, sin).to(value.dtype),
-                value,
-                attn_mask=attention_mask,
-                backend=self._attention_backend,
-                parallel_config=self._parallel_config,
-            )
-        out = out.flatten(2).to(dtype)  # (B, L + T or query_rows, D)
-        if query_rows is not None:
-            return attn.to_out[1](attn.to_out[0](out)), None
-        rows = image.shape[1]
-        return attn.to_out[1](attn.to_out[0](out[:, :rows])), attn.to_add_out(out[:, rows:])
-
-
-class MultiImageBlock(QwenImageTransformerBlock):
-    """Dual-stream block with diffusers' parameters; inputs may be modulated with another time than the targets."""
-
-    def forward(  # type: ignore[override]
-        self,
-        image: Tensor,
-        text: Tensor,
-        time: Tensor,
-        time_zero: Tensor | None,
-        rotary: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-        target_rows: int,
-        last: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Image (B, L, D), text (B, T, D), embedded time (B, D) and, for the inputs, time_zero (1, D) -> image, text.
-
-        The last block returns (B, Lt, D) and None: nothing reads its inputs and text.
-        """
-        image_params = self.img_mod(time)[:, None]  # (B, 1, 6 D)
-        if time_zero is not None:
-            zero = self.img_mod(time_zero)[:, None].expand(image.shape[0], image.shape[1] - target_rows, -1)
-            image_params = torch.cat((image_params.expand(-1, target_rows, -1), zero), dim=1)  # (B, L, 6 D)
-        shift, scale, gate, *mlp_params = image_params.chunk(6, dim=-1)
-        text_shift, text_scale, text_gate, *text_mlp_params = self.txt_mod(time)[:, None].chunk(6, dim=-1)
-
-        image_out, text_out = self.attn(
-            hidden_states=self.img_norm1(image) * (1 + scale) + shift,
-            encoder_hidden_states=self.txt_norm1(text) * (1 + text_scale) + text_shift,
-            attention_mask=key_mask,
-            rotary=rotary,
-            query_rows=target_rows if last else None,
-        )
-        rows = image_out.shape[1]
-        image = image[:, :rows] + gate[:, :rows] * image_out
-        image = _add_mlp(image, self.img_norm2, self.img_mlp, [part[:, :rows] for part in mlp_params])
-        if text_out is None:
-            return image, None
-        return image, _add_mlp(text + text_gate * text_out, self.txt_norm2, self.txt_mlp, text_mlp_params)
-
-
-def _add_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, params: list[Tensor]) -> Tensor:
-    """x (B, rows, D) plus its gated MLP; params = shift, scale, gate. Half precision is kept from overflowing."""
-    shift, scale, gate = params
-    x = x + gate * mlp(norm(x) * (1 + scale) + shift)
-    return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
+    inputs: Tensor | None = None  # (B, Li, D) behind img_in
+    text: Tensor | None = None  # (B, T, D) behind txt_in
+    memory: list[Memory] | None = None  # a block each, with condition_attention="cached"
 
 
 class MultiImageTransformer(QwenImageTransformer2DModel):
@@ -177,7 +86,10 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         zero_cond_t: bool = False,
         use_additional_t_cond: bool = False,
         use_layer3d_rope: bool = False,
+        condition_attention: ConditionAttention = "joint",
     ) -> None:
+        if condition_attention not in get_args(ConditionAttention):
+            raise InputError(f"condition_attention={condition_attention!r} is not known: use joint or cached.")
         for name, given in (("use_additional_t_cond", use_additional_t_cond), ("use_layer3d_rope", use_layer3d_rope)):
             if given:
                 raise InputError(f"These weights need {name}=True (Qwen-Image-Layered): use Qwen-Image-Edit weights.")
@@ -204,6 +116,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         for block in blocks:
             block.attn.set_processor(JointAttention())  # type: ignore[arg-type]
         del self.pos_embed  # positions come as data
+        self.table: ModulationTable | None = None  # see `tabulate`
 
     def forward(  # type: ignore[override]
         self,
@@ -212,50 +125,131 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         text: Tensor,
         t: Tensor,
         positions: Positions,
-        target_mask: Tensor | None = None,
-        input_mask: Tensor | None = None,
-        text_mask: Tensor | None = None,
+        shared: Shared | None = None,
     ) -> Tensor:
         """Velocity (B, Lt, patch * patch * out_channels) of noisy targets (B, Lt, C) at time t (B,) in [0, 1].
 
-        Inputs (B, Li, C), Li may be 0; text (B, T, joint_attention_dim). Masks that are not given are those of
-        `positions`. Rows of the output that are padding hold arbitrary finite values.
+        Inputs (B, Li, C), Li may be 0; text (B, T, joint_attention_dim). Rows of the output that are padding hold
+        arbitrary finite values. shared: what the steps of a run have in common.
         """
-        target_rows = targets.shape[1]
-        image = self.img_in(torch.cat((targets, inputs), dim=1))
-        text_stream: Tensor | None = self.txt_in(self.txt_norm(text))
-        time, time_zero = self._embed_time(t, image)
-        target_mask = positions.target_mask if target_mask is None else target_mask
-        input_mask = positions.input_mask if input_mask is None else input_mask
-        text_mask = positions.text_mask if text_mask is None else text_mask
-        if target_mask is not None or input_mask is not None:
+        masks = (positions.target_mask, positions.input_mask, positions.text_mask)
+        if masks[0] is not None or masks[1] is not None:
             self._check_backend()
-        key_mask = _key_mask((target_mask, input_mask, text_mask), (targets, inputs, text))
+        shared = self._share(inputs, text, shared)
+        assert shared.inputs is not None and shared.text is not None
+        rows = targets.shape[1] + inputs.shape[1] + text.shape[1]
         rotary = (
             torch.cat((positions.image_cos, positions.text_cos), dim=1)[:, :, None],  # (B, L + T, 1, E/2)
             torch.cat((positions.image_sin, positions.text_sin), dim=1)[:, :, None],
         )
-        rows = image.shape[1] + text.shape[1]
         assert rotary[0].shape[1] == rows, f"positions of {rotary[0].shape[1]} tokens for {rows} tokens"
+        times, times_zero, last_time = self._times(t, targets)
+        image = self.img_in(targets)
+        run = self._joint if self.config.condition_attention == "joint" else self._cached
+        image = run(image, shared, times, times_zero, rotary, masks)
+        return self.proj_out(self.norm_out(image, last_time))
 
-        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
+    def _share(self, inputs: Tensor, text: Tensor, shared: Shared | None) -> Shared:
+        """The embedded inputs and text: those of `shared` if it has them."""
+        if torch.is_grad_enabled() or shared is None:
+            shared = Shared()
+        if shared.inputs is None:
+            shared.inputs, shared.text = self.img_in(inputs), self.txt_in(self.txt_norm(text))
+        return shared
+
+    def _joint(
+        self,
+        image: Tensor,
+        shared: Shared,
+        times: Times,
+        times_zero: Times,
+        rotary: Rotary,
+        masks: Masks,
+    ) -> Tensor:
+        """Everything attends to everything: targets (B, Lt, D) -> (B, Lt, D)."""
+        target_rows, text = image.shape[1], shared.text
+        assert shared.inputs is not None and text is not None
+        image = torch.cat((image, shared.inputs), dim=1)
+        key_mask = _key_mask(masks, (target_rows, shared.inputs.shape[1], text.shape[1]))
         for index, block in enumerate(self.transformer_blocks):
-            last = index == len(self.transformer_blocks) - 1
-            arguments = (image, text_stream, time, time_zero, rotary, key_mask, target_rows, last)
-            if checkpointing:
-                image, text_stream = self._gradient_checkpointing_func(block, *arguments)  # type: ignore[misc]
-            else:
-                image, text_stream = block(*arguments)
-        return self.proj_out(self.norm_out(image[:, :target_rows], time))
+            # a step cache of diffusers compares blocks, so all of them must make the same rows
+            last = index == len(self.transformer_blocks) - 1 and not self.is_cache_enabled
+            arguments = (image, text, times[index], times_zero[index], rotary, key_mask, target_rows, last)
+            image, text = self._block(block, *arguments)
+        return image[:, :target_rows]
 
-    def _embed_time(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embedded t (B, D) and, for models that see their inputs at time 0, embedded 0 (1, D)."""
-        # In the dtype of the weights, as published, but never in autocast's: bf16 garbles the high frequencies.
-        t = t.to(self.txt_norm.weight.dtype)  # type: ignore[union-attr]
-        if not self.zero_cond_t:
-            return self.time_text_embed(t, like), None
-        time = self.time_text_embed(torch.cat((t, t.new_zeros(1))), like)
-        return time[:-1], time[-1:]
+    def _cached(
+        self,
+        image: Tensor,
+        shared: Shared,
+        times: Times,
+        times_zero: Times,
+        rotary: Rotary,
+        masks: Masks,
+    ) -> Tensor:
+        """Inputs and text attend among themselves at time 0, once a picture; targets (B, Lt, D) attend to all."""
+        target_rows = image.shape[1]
+        assert shared.inputs is not None and shared.text is not None
+        here, there = zip(
+            *(part.split((target_rows, part.shape[1] - target_rows), dim=1) for part in rotary), strict=True
+        )
+        rows = (target_rows, shared.inputs.shape[1], shared.text.shape[1])
+        if shared.memory is None:
+            condition, text, shared.memory = shared.inputs, shared.text, []
+            key_mask = _key_mask(masks[1:], rows[1:])
+            for index, block in enumerate(self.transformer_blocks):
+                last = index == len(self.transformer_blocks) - 1
+                arguments = (condition, text, times_zero[index], None, there, key_mask, rows[1], last, None, True)
+                condition, text, memory = self._block(block, *arguments)
+                shared.memory.append(memory)
+        key_mask = _key_mask(masks, rows)
+        for index, block in enumerate(self.transformer_blocks):
+            memory = shared.memory[index]
+            image, _ = self._block(block, image, None, times[index], None, here, key_mask, target_rows, False, memory)
+        return image
+
+    def _block(self, block: nn.Module, *arguments: Any) -> Any:
+        """A block's outputs; recomputed in the backward pass if gradient checkpointing is on."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *arguments)  # type: ignore[misc]
+        return block(*arguments)
+
+    def _times(self, t: Tensor, like: Tensor) -> tuple[Times, Times, Tensor]:
+        """For every block embedded t (B, D) or its modulation, the same for one time 0, and embedded t."""
+
+        def embed(times: Tensor) -> Tensor:
+            # In the dtype of the weights, as published, but never in autocast's: bf16 garbles the high frequencies.
+            return self.time_text_embed(times.to(self.txt_norm.weight.dtype), like)  # type: ignore[union-attr]
+
+        time, zero, count = embed(t), t.new_zeros(1), len(self.transformer_blocks)
+        if self.table is not None:
+            assert not torch.is_grad_enabled(), "training needs the modulation in its blocks: call tabulate(False)"
+            return self.table.at(t, embed), self.table.at(zero, embed) if self.sees_zero else [None] * count, time
+        return [time] * count, [embed(zero) if self.sees_zero else None] * count, time
+
+    @property
+    def sees_zero(self) -> bool:
+        """Whether inputs are modulated with time 0."""
+        return self.zero_cond_t or self.config.condition_attention == "cached"
+
+    def tabulate(self, on: bool = True) -> None:
+        """Answer modulation from a table and keep its weights off the device (no gradients then), or end that."""
+        if on and self.table is None:
+            self.table = ModulationTable(self.transformer_blocks)  # type: ignore[arg-type]
+        elif not on and self.table is not None:
+            self.table.restore(self.transformer_blocks, self.device)  # type: ignore[arg-type]
+            self.table = None
+
+    def enable_cache(self, config: Any) -> None:
+        """A step cache of diffusers: approximate. Refused with condition_attention="cached", which has its own."""
+        if self.config.condition_attention == "cached":
+            raise InputError("A step cache cannot be used with condition_attention='cached': leave it out.")
+        super().enable_cache(config)
+
+    def forget_tables(self) -> None:
+        """Drop what was computed from weights that have changed."""
+        if self.table is not None:
+            self.table.forget()
 
     def _check_backend(self) -> None:
         """Refuse an attention back end that would get padded pictures wrong without a word."""
@@ -265,13 +259,13 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
             raise InputError(f"Attention back end {name!r} cannot mix sample sizes: use 'native' or equal sizes.")
 
 
-def _key_mask(masks: tuple[Tensor | None, ...], tokens: tuple[Tensor, ...]) -> Tensor | None:
-    """Boolean (B, 1, 1, L + T), True on the keys that count; None if nothing is padded."""
-    if all(mask is None for mask in masks):
+def _key_mask(masks: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
+    """Boolean (B, 1, 1, keys), True on the keys that count, for parts of so many rows; None if nothing is padded."""
+    known = next((mask for mask in masks if mask is not None), None)
+    if known is None:
         return None
     full = [
-        torch.ones(part.shape[:2], dtype=torch.bool, device=part.device) if mask is None else mask
-        for mask, part in zip(masks, tokens, strict=True)
+        known.new_ones(len(known), count) if mask is None else mask for mask, count in zip(masks, rows, strict=True)
     ]
     return torch.cat(full, dim=1)[:, None, None]
 

@@ -1,0 +1,65 @@
+"""What the transformer is told about a batch: pictures, text and places, computed once for all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from omnialpha.canvas import Canvas
+from omnialpha.models.positions import Layout, Positions
+from omnialpha.models.transformer import Shared
+from omnialpha.tasks import Example
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that the transformer is told about B examples, computed once. inputs (B, Li, C), text (B, T, D)."""
+
+    examples: tuple[Example, ...]
+    canvases: tuple[Canvas, ...]
+    layouts: tuple[Layout, ...]
+    inputs: Tensor
+    text: Tensor
+    lengths: tuple[int, ...]  # of each text
+    positions: Positions
+    shared: Shared = field(default_factory=Shared, compare=False, repr=False)
+    negative: Condition | None = None  # the same with an empty instruction, for guidance
+
+    def pair(self, positions: Positions) -> Condition:
+        """Both branches of guidance as one batch: the examples, then the same without instructions."""
+        assert self.negative is not None
+        return Condition(
+            examples=self.examples * 2,
+            canvases=self.canvases * 2,
+            layouts=self.layouts * 2,
+            inputs=torch.cat((self.inputs, self.inputs)),
+            text=pad([*self.text, *self.negative.text], self.text.shape[2]),
+            lengths=self.lengths + self.negative.lengths,
+            positions=positions,
+        )
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens of the longest sample's targets, Lt."""
+        return max(layout.target_tokens for layout in self.layouts)
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens of all targets and inputs of the batch, padding included."""
+        return len(self.examples) * self.positions.image_cos.shape[1]
+
+
+def join(parts: list[Tensor]) -> Tensor | None:
+    return torch.cat(parts) if parts else None
+
+
+def pad(rows: Sequence[Tensor | None], channels: int) -> Tensor:
+    """Rows (L_b, C) -> (B, max L, C), zero-padded; None is a row without tokens."""
+    some = [row for row in rows if row is not None]
+    if not some:
+        return torch.zeros(len(rows), 0, channels)
+    empty = some[0].new_zeros(0, channels)
+    return nn.utils.rnn.pad_sequence([empty if row is None else row for row in rows], batch_first=True)
