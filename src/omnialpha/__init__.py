@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from omnialpha.errors import InputError
     from omnialpha.files import read_image, write_image
     from omnialpha.layers import LayerStack
-    from omnialpha.pipeline import OmniAlpha, load
+    from omnialpha.loading import load
+    from omnialpha.pipeline import OmniAlpha
     from omnialpha.tasks import TASKS
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOMES = {  # imported on first use: `import omnialpha` loads no torch
     "write_image": "files",
     "LayerStack": "layers",
     "OmniAlpha": "pipeline",
-    "load": "pipeline",
+    "load": "loading",
     "TASKS": "tasks",
 }
 __all__ = ["TASKS", "InputError", "LayerStack", "OmniAlpha", "load", "read_image", "write_image"]

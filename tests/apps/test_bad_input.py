@@ -248,7 +248,7 @@ def test_unknown_model(pictures: Path, call: Call) -> None:
 def test_unknown_device(device: str, pictures: Path, ask: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from omnialpha.pipeline import OmniAlpha
 
-    monkeypatch.setattr(OmniAlpha, "from_folder", lambda *arguments: pytest.fail("the weights were read"))
+    monkeypatch.setattr(OmniAlpha, "from_parts", lambda *arguments: pytest.fail("the weights were read"))
     fix = "there are" if device.startswith("cuda") and torch.cuda.is_available() else "use one of auto"
     refused(ask(*MATTE, "--device", device), f"device {device!r}", fix)
     assert not Path("out.png").exists()
@@ -260,32 +260,32 @@ def cut(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "no card": (lambda model: (model / CARD).unlink(), ("model has no omnialpha.json",)),
-    "card not JSON": (lambda model: cut(model / CARD), ("omnialpha.json is not valid JSON", "restore the file")),
+    "card not JSON": (lambda model: cut(model / CARD), ("omnialpha.json is not valid JSON", "again")),
     "card with another key": (lambda model: (model / CARD).write_text('{"nme": "x"}'), ("unknown key 'nme'", "'name'")),
     "part missing": (lambda model: shutil.rmtree(model / "vae"), ("model lacks vae/", "download")),
     "weights missing": (
         lambda model: next((model / "transformer").glob("*.safetensors")).unlink(),
-        ("model 'model' cannot be loaded", "download it again"),
+        ("model/transformer has neither", "again"),
     ),
     "weights cut off": (
         lambda model: cut(next((model / "transformer").glob("*.safetensors"))),
-        ("model 'model' cannot be loaded", "download it again"),
+        ("model/transformer/diffusion_pytorch_model.safetensors (100 bytes)", "again"),
     ),
     "VAE cut off": (
         lambda model: cut(next((model / "vae").glob("*.safetensors"))),
-        ("model 'model' cannot be loaded", "download it again"),
+        ("model/vae/diffusion_pytorch_model.safetensors (100 bytes)", "again"),
     ),
     "text weights cut off": (
         lambda model: cut(next((model / "text_encoder").glob("*.safetensors"))),
-        ("model 'model' cannot be loaded", "download it again"),
+        ("model/text_encoder/model.safetensors (100 bytes)", "again"),
     ),
     "config not JSON": (
         lambda model: cut(model / "transformer" / "config.json"),
-        ("model 'model' cannot be loaded", "download it again"),
+        ("transformer/config.json is not valid JSON", "again"),
     ),
     "tokenizer empty": (
         lambda model: [path.unlink() for path in (model / "tokenizer").iterdir()],
-        ("model/tokenizer does not belong to the weights", "download it again"),
+        ("model/tokenizer holds no tokenizer.json", "again"),
     ),
 }
 

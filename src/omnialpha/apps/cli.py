@@ -1,4 +1,5 @@
-"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | doctor`.
+"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | pull |
+convert | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -220,6 +221,47 @@ def train(
         print(json.dumps(finite(figures)))
     elif not options.quiet:
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+@command(app, "quiet", "json")
+def pull(
+    model: Annotated[str, typer.Argument(metavar="ID", help="owner/name[@revision][:path]", show_default=False)],
+    options: Options,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="agree to the licence without being asked")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="branch, tag or commit")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="only say what is stored already")] = False,
+) -> None:
+    """Download weights once, to run offline; goes on where it was cut off, and checks every file."""
+    from omnialpha.apps import weights
+
+    weights.pull(model, yes=yes, revision=revision, offline=offline, quiet=options.quiet, as_json=options.json)
+
+
+@command(app, "base", "vae", "lora", "dtype", "quiet", "json")
+def convert(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="name, folder or stored id", show_default=False)],
+    destination: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
+    options: Options,
+    fuse: Annotated[bool, typer.Option("--fuse", help="add adapters to the weights for good")] = False,
+    layout: Annotated[str, typer.Option("--layout", help="ours or diffusers")] = "ours",
+    force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
+) -> None:
+    """Write a model, or the parts it is put together from, as one folder."""
+    from omnialpha.apps import weights
+
+    weights.convert(
+        source,
+        destination,
+        base=options.base,
+        vae=options.vae,
+        lora=options.lora or (),
+        fuse=fuse,
+        layout=layout,
+        dtype=options.dtype,
+        force=force,
+        quiet=options.quiet,
+        as_json=options.json,
+    )
 
 
 @command(app, "model", "device", "json")

@@ -26,7 +26,7 @@ def run(output: Path, model: str | None = None, device: str = "auto", seed: int 
     from omnialpha.apps.progress import hush
     from omnialpha.apps.sheet import contact_sheet
     from omnialpha.files import atomic_write
-    from omnialpha.pipeline import load
+    from omnialpha.loading import load
     from omnialpha.tasks import CATEGORIES, TASKS
 
     start, folder, console = perf_counter(), prepare(Path(output)), Console(stderr=True, quiet=quiet)

@@ -118,11 +118,23 @@ def load(options: Options) -> OmniAlpha:
     """The model on its device; InputError where its files are damaged."""
     from safetensors import SafetensorError
 
-    from omnialpha import pipeline
+    from omnialpha import loading
 
     hush()
     try:
-        return pipeline.load(options.model, device=options.device)
+        return loading.load(
+            options.model,
+            base=options.base,
+            vae=options.vae,
+            lora=options.lora or (),
+            device=options.device,
+            dtype=options.dtype,
+            offload=options.offload,  # type: ignore[arg-type]
+            quantize=options.quantize,
+            attention=options.attention,
+            compile=options.compile,
+            approximate=options.approximations,
+        )
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

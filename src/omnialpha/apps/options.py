@@ -40,6 +40,7 @@ def number(value: str | float) -> float:
         raise typer.BadParameter(f"{value!r} is not a number.") from None
 
 
+_weights = partial(typer.Option, rich_help_panel="Weights, memory and speed")
 _whole = partial(_common, parser=whole, metavar="NUMBER")
 _number = partial(_common, parser=number, metavar="NUMBER")
 
@@ -49,7 +50,8 @@ class Options:
     """How a model is run: the same fields behind every verb. None leaves a value to the checkpoint."""
 
     model: Annotated[
-        str | None, _common("--model", metavar="NAME", help="bundled name or folder; nano if left out")
+        str | None,
+        _common("--model", metavar="NAME", help="bundled name, folder, or id that was pulled; nano if left out"),
     ] = None
     device: Annotated[str, _common("--device", help="auto, cpu, mps, cuda or cuda:1; auto takes the fastest")] = "auto"
     seed: Annotated[int, _whole("--seed", help="one seed gives one picture, on any device")] = 0
@@ -62,9 +64,45 @@ class Options:
     quiet: Annotated[bool, _common("--quiet", "-q", help="say nothing but errors")] = False
     json: Annotated[bool, _common("--json", help="one JSON object on standard output")] = False
 
+    base: Annotated[
+        str | None,
+        _weights("--base", metavar="NAME", help="folder or id of the model that fills in what --model lacks"),
+    ] = None
+    vae: Annotated[str | None, _weights("--vae", metavar="NAME", help="folder of another autoencoder")] = None
+    lora: Annotated[
+        list[str] | None,
+        _weights("--lora", metavar="FILE[:WEIGHT][@PRESET]", help="adapter; may be repeated, @lightning-4 sets steps"),
+    ] = None
+    dtype: Annotated[
+        str | None, _weights("--dtype", help="float32, bfloat16 or float16; the model's own if left out")
+    ] = None
+    offload: Annotated[
+        str, _weights("--offload", help="none, model, group or disk: less memory on the device, more time")
+    ] = "none"
+    quantize: Annotated[
+        str | None, _weights("--quantize", help="int8, fp8 or nf4: approximate, half or a quarter of the memory")
+    ] = None
+    attention: Annotated[
+        str | None, _weights("--attention", metavar="NAME", help="attention back end; `omnialpha doctor` lists them")
+    ] = None
+    compile: Annotated[bool, _weights("--compile", help="compile the transformer's block; slow to start")] = False
+    approximate: Annotated[
+        list[str] | None,
+        _weights(
+            "--approximate",
+            metavar="NAME[=VALUE]",
+            help="first-block, taylor, guidance=LOW-HIGH, vision=SIDE or tiles=SIDE; may be repeated",
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
             raise InputError(f"seed={self.seed} is out of range: use 0 to {MAX_SEED}.")
+
+    @property
+    def approximations(self) -> dict[str, str]:
+        """`approximate` as name -> value, "" for none."""
+        return dict(pair.partition("=")[::2] for pair in self.approximate or ())
 
     def height_width(self, task: Task) -> tuple[int, int] | None:
         """`size` as (height, width); InputError where it is no size, or the task takes its size from a picture."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from omnialpha.pipeline import Condition
+    from omnialpha.condition import Condition
     from omnialpha.sampling import Step
 
 

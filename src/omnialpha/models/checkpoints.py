@@ -1,76 +1,186 @@
-"""Where weights live, and `omnialpha.json`: what a checkpoint was trained with. Nothing in the code branches on a
-model's name.
+"""Where weights live: the parts of a model, found in folders and among stored downloads.
+
+Nothing here loads weights or uses the network, and nothing in the code branches on a model's name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from omnialpha import config
-from omnialpha.canvas import Grid
 from omnialpha.errors import InputError
-from omnialpha.sampling import Shift
-from omnialpha.tasks import TASKS
+from omnialpha.models import hub, lora_files
+from omnialpha.models.adapters import AdapterFile, Settings, brought
+from omnialpha.models.card import CARD, INDEX, Card, Defaults, forget_origin
+from omnialpha.models.headers import read_header
+from omnialpha.models.releases import Release, release_of
 
-CARD = "omnialpha.json"
+__all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "locate", "resolve"]
+
 BUNDLED = {"nano": Path(__file__).parent.parent / "weights" / "nano"}
-PARTS = ("vae", "transformer", "text_encoder", "tokenizer", "processor")
+INSTRUCTOR = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
+PARTS = ("vae", "transformer", *INSTRUCTOR)
+PLACES = {"vae": ("rgba_vae", "vae")}  # of a part, if not under its own name; the first that is there
+
+LoraLike = str | Path | AdapterFile
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """Sampling defaults of a task or a category of tasks."""
+class Parts:
+    """The folders of a model: instructor holds text_encoder/, tokenizer/ and processor/. adapters: in use, in order."""
 
-    steps: int = 50
-    guidance: float = 4.0
-
-
-@dataclass(frozen=True)
-class Card:
-    """The settings of a checkpoint. grid: sizes it takes; sampling: defaults by task or category, "*" for others."""
-
-    name: str
-    license: str
-    grid: Grid
-    prediction: Literal["velocity", "x0"] = "velocity"  # what the transformer's output means
-    target_order: Literal["paper", "released"] = "released"
-    layer_order: Literal["back_to_front"] = "back_to_front"
-    template: dict[str, str] | None = None  # None: the released wording
-    picture_pixels: int = 384 * 384  # area of the pictures that the instruction encoder sees
-    max_tokens: int = 1024
-    refine: bool = False  # finish mattes of pictures larger than the canvas with closed-form matting
-    shift: Shift = field(default_factory=Shift)
-    sampling: dict[str, Defaults] = field(default_factory=lambda: {"*": Defaults()})
-
-    def defaults(self, task: str) -> Defaults:
-        """Of a task by its name: its own, or its category's, or "*"."""
-        keys = (task, TASKS[task].category, "*")
-        return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
-
-    @classmethod
-    def read(cls, folder: Path) -> Card:
-        path = folder / CARD
-        if not path.is_file():
-            raise InputError(f"{folder} has no {CARD}: it is not a model folder of ours.")
-        try:
-            return config.build(cls, json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not valid JSON ({error}): restore the file.") from None
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CARD).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+    transformer: Path
+    vae: Path
+    instructor: Path
+    card: Card
+    adapters: tuple[AdapterFile, ...] = ()
 
 
-def forget_origin(path: Path) -> None:
-    """Take the folder that diffusers loaded from out of a config.json: it names somebody's disk."""
-    settings = json.loads(path.read_text())
-    settings.pop("_name_or_path", None)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+def resolve(
+    where: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    vae: str | Path | None = None,
+    lora: LoraLike | Iterable[LoraLike] = (),
+) -> Parts:
+    """The parts of a model, by folders and by ids that `omnialpha pull` has stored (`owner/name[@revision][:path]`).
+
+    where: a bundled name (nano, if no base is given), a folder of ours, of a diffusers pipeline, or of a release that
+    holds only what it adds. base: the model that fills in what `where` lacks. vae: its folder, or that of a model that
+    has one. lora: `path[:weight][@preset]`, of a file, a folder or an id; applied after those that `where` brings.
+    """
+    main = None if where is None and base is not None else _folder("nano" if where is None else where)
+    release = release_of(main, hub.origin(main)[0]) if main else None
+    sources = [main] if main else []
+    lacking = {part for part in PARTS if main is None or not _part(main, part)} - ({"vae"} if vae else set())
+    if base is not None and not lacking:
+        raise InputError(f"{main} is a whole model: leave out the base {base}.")
+    if lacking and (base is not None or (release and release.base)):
+        sources.append(_folder(base) if base is not None else _base_of(release, main))
+    files = _adapters(main, release, lora)
+    return Parts(
+        transformer=_find(sources, "transformer"),
+        vae=_find(sources, "vae") if vae is None else _vae(_folder(vae)),
+        instructor=_find(sources, *INSTRUCTOR).parent,
+        card=_card(sources, release, files),
+        adapters=files,
+    )
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def _folder(where: str | Path) -> Path:
+    """Of a bundled name, a path or a stored id; InputError with what there is otherwise."""
+    name = str(where)
+    folder = BUNDLED.get(name, Path(name).expanduser())
+    if folder.is_dir():
+        return folder
+    if ref := hub.Ref.parse(name):
+        return hub.find(ref)
+    raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
+
+
+def _base_of(release: Release | None, main: Path | None) -> Path:
+    assert release and release.base
+    try:
+        return _folder(release.base)
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"{main} stands on {release.base}; {reason}, or give its folder with --base.") from None
+
+
+def _part(folder: Path, part: str) -> Path | None:
+    return next((folder / place for place in PLACES.get(part, (part,)) if (folder / place).is_dir()), None)
+
+
+def _find(sources: Sequence[Path], *parts: str) -> Path:
+    """The folder of the first of `parts`, in the first source that has them all."""
+    for source in sources:
+        first, *others = (_part(source, part) for part in parts)
+        if first and all(others):
+            return first
+    missing = next(part for part in parts if not _part(sources[-1], part))
+    raise InputError(
+        f"model folder {sources[-1]} lacks {missing}/: download or convert it again, or give the model that fills it "
+        "in with --base."
+    )
+
+
+def _vae(folder: Path) -> Path:
+    """Of the folder of a VAE, or of a model that has one."""
+    if (folder / "config.json").is_file():
+        return folder
+    if found := _part(folder, "vae"):
+        return found
+    raise InputError(f"{folder} holds no config.json and no vae/: give the folder of a VAE.")
+
+
+# ---- adapters and card -----------------------------------------------------------------------------------------
+
+
+def _adapters(
+    main: Path | None, release: Release | None, lora: LoraLike | Iterable[LoraLike]
+) -> tuple[AdapterFile, ...]:
+    """Those that a folder of ours lists, that a release brings and that are asked for, with their settings."""
+    files: list[AdapterFile] = []
+    if main and (main / CARD).is_file():
+        files += [AdapterFile(path=main / name, weight=weight) for name, weight in Card.read(main).adapters.items()]
+    if main and release and release.lora:
+        files.append(AdapterFile(path=main / release.lora))
+    given = [lora] if isinstance(lora, str | Path | AdapterFile) else lora
+    files += [file if isinstance(file, AdapterFile) else _adapter(str(file)) for file in given]
+    return tuple(_with_header(file) for file in files)
+
+
+def _adapter(text: str) -> AdapterFile:
+    """Of `path[:weight][@preset]`, the path being a file, a folder or a stored id."""
+    file = AdapterFile.parse(text)
+    ref = hub.Ref.parse(file.path.as_posix())
+    return dataclasses.replace(file, path=hub.find(ref), name="") if ref and not file.path.exists() else file
+
+
+def _with_header(file: AdapterFile) -> AdapterFile:
+    """With the path of the file itself, and the sampling settings in its header where none were given."""
+    release = release_of(file.path, hub.origin(file.path)[0]) if file.path.is_dir() else None
+    path = lora_files.find_file(file.path / release.lora if release and release.lora else file.path)
+    try:
+        written = json.loads(read_header(path).metadata.get(lora_files.OURS, "{}"))
+        own = vars(config.build(Settings, written))
+    except (json.JSONDecodeError, AttributeError, InputError) as error:
+        raise InputError(f"LoRA {path}: the settings in its header cannot be used ({error}).") from None
+    return dataclasses.replace(file, path=path, **{k: v for k, v in own.items() if getattr(file, k) is None})
+
+
+def _card(sources: Sequence[Path], release: Release | None, files: Sequence[AdapterFile]) -> Card:
+    """Of the first source that says what it is, with what the release and few-step adapters change."""
+    source = next((folder for folder in sources if (folder / CARD).is_file() or (folder / INDEX).is_file()), None)
+    if source is None:
+        raise InputError(f"{sources[-1]} has no {CARD} and no {INDEX}: it is no model folder.")
+    card = Card.read(source) if (source / CARD).is_file() else Card.of_diffusers(source, *_identity(source))
+    if source != sources[0]:
+        name, licence = _identity(sources[0])
+        licence = licence if licence == card.license else f"{licence} (base: {card.license})"
+        card = dataclasses.replace(card, name=name, license=licence)
+    if release:
+        card = dataclasses.replace(card, **release.card)
+    settings = brought(files)
+    if settings.shift is not None:
+        card = dataclasses.replace(card, shift=settings.shift)
+    changes = {k: v for k in ("steps", "guidance") if (v := getattr(settings, k)) is not None}
+    sampling = {key: dataclasses.replace(defaults, **changes) for key, defaults in card.sampling.items()}
+    return dataclasses.replace(card, sampling=sampling, adapters={})
+
+
+def _identity(folder: Path) -> tuple[str, str]:
+    """Name and licence as recorded when the folder was pulled, or else its own name and the table's licence."""
+    name, licence = hub.origin(folder)
+    release = release_of(folder, name)
+    return name or folder.resolve().name, licence or (release and release.license) or "not stated"
 
 
 def locate(where: str | Path | None) -> Path:

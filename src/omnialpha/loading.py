@@ -1,0 +1,59 @@
+"""From weights on a disk to a model that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from omnialpha.models import adapters
+from omnialpha.models.approximate import Approximations
+from omnialpha.models.checking import check
+from omnialpha.models.checkpoints import LoraLike, Parts, resolve
+from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, place
+from omnialpha.pipeline import OmniAlpha
+
+__all__ = ["load", "pick_device", "ready"]
+
+
+def load(
+    where: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    vae: str | Path | None = None,
+    lora: LoraLike | Iterable[LoraLike] = (),
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    offload: Offload = "none",
+    quantize: str | None = None,
+    attention: str | None = None,
+    compile: bool = False,
+    approximate: Mapping[str, str] | Approximations | None = None,
+) -> OmniAlpha:
+    """A model, ready to run. InputError where something is missing, damaged or not available, with the fix.
+
+    where: a bundled name (None: nano), a model folder, or an id that `omnialpha pull` has stored; base, vae and lora
+    fill in or replace its parts, see `checkpoints.resolve`. dtype: float32, bfloat16 or float16, by default the
+    checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, an approximation. attention: a
+    back end of diffusers. compile: the transformer's block, with torch.compile. See `placement`. approximate: names
+    and values, see `approximate`. Nothing here uses the network.
+    """
+    named = None if dtype is None else str(dtype).removeprefix("torch.")
+    placement = Placement(device, named, offload, quantize, attention, compile)
+    if not isinstance(approximate, Approximations):
+        approximate = Approximations.parse(approximate or {})
+    return ready(resolve(where, base=base, vae=vae, lora=lora), placement, approximate)
+
+
+def ready(parts: Parts, placement: Placement, approximate: Approximations) -> OmniAlpha:
+    """The model of these parts where and how it is to run."""
+    device = placement.torch_device  # a wrong name is refused before anything is read
+    check(parts)
+    model = OmniAlpha.from_parts(parts, DTYPES[placement.dtype or parts.card.dtype])
+    adapters.apply(model.transformer, parts.adapters)
+    model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
+    model.placed = place(model, placement)
+    approximate.apply(model.transformer, model.instructor, model.vae)
+    model.guidance_interval = approximate.guidance
+    return model

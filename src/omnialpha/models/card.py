@@ -1,0 +1,135 @@
+"""`omnialpha.json`, what a checkpoint was trained with, and the same of a folder that diffusers wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omnialpha import config
+from omnialpha.canvas import Grid
+from omnialpha.errors import InputError
+from omnialpha.models.releases import PIPELINES
+from omnialpha.sampling import Shift
+from omnialpha.tasks import TASKS
+
+CARD, INDEX = "omnialpha.json", "model_index.json"
+AGAIN = "download or convert the model again"
+# Of the released weights: sides in multiples of 32, all pictures of a sample within a megapixel, small ones not
+# enlarged, as the published code sizes them in training and after.
+RELEASED_GRID = Grid(multiple=32, picture_pixels=1024 * 1024, sample_pixels=1024 * 1024)
+# What `Shift` cannot express of diffusers' FlowMatchEulerDiscreteScheduler.
+PLAIN_SCHEDULER = {
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Sampling defaults of a task or a category of tasks."""
+
+    steps: int = 50
+    guidance: float = 4.0
+
+
+@dataclass(frozen=True)
+class Card:
+    """The settings of a checkpoint. grid: sizes it takes; sampling: defaults by task or category, "*" for others."""
+
+    name: str
+    license: str
+    grid: Grid
+    prediction: Literal["velocity", "x0"] = "velocity"  # what the transformer's output means
+    target_order: Literal["paper", "released"] = "released"
+    layer_order: Literal["back_to_front"] = "back_to_front"
+    template: dict[str, str] | None = None  # None: the released wording
+    picture_pixels: int = 384 * 384  # area of the pictures that the instruction encoder sees; 0: as the canvas
+    max_tokens: int = 1024
+    refine: bool = False  # finish mattes of pictures larger than the canvas with closed-form matting
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of the weights when they run
+    shift: Shift = field(default_factory=Shift)
+    sampling: dict[str, Defaults] = field(default_factory=lambda: {"*": Defaults()})
+    adapters: dict[str, float] = field(default_factory=dict)  # LoRA files of the folder to apply, and their weights
+
+    def defaults(self, task: str) -> Defaults:
+        """Of a task by its name: its own, or its category's, or "*"."""
+        keys = (task, TASKS[task].category, "*")
+        return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        if not (folder / CARD).is_file():
+            raise InputError(f"{folder} has no {CARD}: it is not a model folder of ours.")
+        return config.build(cls, read_json(folder / CARD))
+
+    @classmethod
+    def of_diffusers(cls, folder: Path, name: str, license: str) -> Card:
+        """Of a diffusers pipeline, from its own files; what they do not say is as the published code has it."""
+        pipeline = read_json(folder / INDEX).get("_class_name")
+        if pipeline not in PIPELINES:
+            raise InputError(f"{folder / INDEX} is of a {pipeline}: use the folder of a {' or '.join(PIPELINES)}.")
+        values = dict(PIPELINES[pipeline])
+        if picture := values.pop("picture", None):
+            from omnialpha.models.instructor import Template
+
+            values["template"] = dataclasses.asdict(dataclasses.replace(Template.EDIT, picture=picture))
+        shift = read_shift(folder / "scheduler" / "scheduler_config.json")
+        return cls(name, license, RELEASED_GRID, shift=shift, **values)
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CARD, dataclasses.asdict(self))
+
+
+def read_shift(path: Path) -> Shift:
+    """The schedule of a scheduler_config.json of diffusers' FlowMatchEulerDiscreteScheduler."""
+    settings = read_json(path)
+    for name, wanted in PLAIN_SCHEDULER.items():
+        if (found := settings.get(name, wanted)) != wanted:
+            raise InputError(f"{path} has {name}={found!r}, which is not supported: use a scheduler with {wanted!r}.")
+    # What a file leaves out has the class's default.
+    dynamic = settings.get("use_dynamic_shifting", False)
+    return Shift(
+        base=settings.get("base_shift", 0.5),
+        maximum=settings.get("max_shift", 1.15),
+        base_tokens=settings.get("base_image_seq_len", 256),
+        maximum_tokens=settings.get("max_image_seq_len", 4096),
+        terminal=settings.get("shift_terminal") or 0.0,
+        fixed=None if dynamic else math.log(settings.get("shift", 1.0)),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A table in JSON; InputError where the file is missing, damaged or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {AGAIN}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): {AGAIN}.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {type(value).__name__}, not a table: {AGAIN}.")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    new = path.with_name(f".{path.name}.part")
+    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def forget_origin(path: Path) -> None:
+    """Take the folder that diffusers loaded from out of a config.json: it names somebody's disk."""
+    settings = read_json(path)
+    settings.pop("_name_or_path", None)
+    write_json(path, settings)

@@ -1,0 +1,78 @@
+"""Published checkpoints that are known by their hub id: what they stand on, what is needed of them, how they differ.
+
+Only data. A checkpoint that is not in the table works as well; it is then told by its files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PIPELINE = (
+    "model_index.json",
+    "scheduler/*.json",
+    "transformer/*.json",
+    "transformer/*.safetensors",
+    "vae/*.json",
+    "vae/*.safetensors",
+    "text_encoder/*.json",
+    "text_encoder/*.safetensors",
+    "tokenizer/*",
+    "processor/*",
+)
+ABOUT = ("README.md", "LICENSE*")  # stored with every model, so that its terms lie beside it
+ANY = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a model that is not in the table
+
+
+@dataclass(frozen=True)
+class Release:
+    """files: patterns of what is needed. base: the model that fills in what these files lack. folders: what a copy
+    without its id is told by. card: fields of `Card` that differ from the base's.
+    """
+
+    files: tuple[str, ...] = PIPELINE
+    license: str | None = None  # where its page does not state one
+    base: str | None = None
+    folders: tuple[str, ...] = ()
+    lora: str | None = None  # applied without being asked for
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+RELEASES: dict[str, Release] = {
+    "Longin-Yu/OmniAlpha": Release(
+        files=("rgba_vae/*.json", "rgba_vae/*.safetensors", "lora/*.json", "lora/*.safetensors"),
+        base="Qwen/Qwen-Image-Edit-2509",
+        folders=("rgba_vae", "lora"),
+        lora="lora/pytorch_lora_weights.safetensors",
+        # Its training and its inference show the instruction encoder each picture as large as the canvas (0), where the
+        # base shows 384 x 384 pixels.
+        card={"picture_pixels": 0},
+    ),
+    "Qwen/Qwen-Image-Edit-2511": Release(license="apache-2.0"),
+    "Qwen/Qwen-Image-Edit-2509": Release(license="apache-2.0"),
+    "Qwen/Qwen-Image-Edit": Release(license="apache-2.0"),
+    "Qwen/Qwen-Image-Layered": Release(("vae/*.json", "vae/*.safetensors"), license="apache-2.0"),
+    "black-forest-labs/FLUX.1-dev": Release(
+        ("vae/*.json", "vae/*.safetensors"), license="flux-1-dev-non-commercial-license"
+    ),
+}
+
+# Pipelines of diffusers that a folder's model_index.json may name: fields of `Card`, and in `picture` how its
+# template shows a picture, where that is not the one of Qwen-Image-Edit-2509.
+PIPELINES: dict[str, Mapping[str, Any]] = {
+    "QwenImageEditPlusPipeline": {},
+    "QwenImageEditPipeline": {
+        "picture": "<|vision_start|><|image_pad|><|vision_end|>",
+        "picture_pixels": 1024 * 1024,
+    },
+}
+
+
+def release_of(folder: Path, hub_id: str | None) -> Release | None:
+    """The row of a stored model by its id, of a copy by its folders; None for anything else."""
+    if hub_id in RELEASES:
+        return RELEASES[hub_id]
+    rows = (row for row in RELEASES.values() if row.folders)
+    return next((row for row in rows if all((folder / name).is_dir() for name in row.folders)), None)
