@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from omnialpha.models.checkpoints import LoraLike, Parts, resolve
 from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, place
 from omnialpha.pipeline import OmniAlpha
 
-__all__ = ["load", "pick_device", "ready"]
+__all__ = ["load", "pick_device", "ready", "swap"]
 
 
 def load(
@@ -54,6 +55,26 @@ def ready(parts: Parts, placement: Placement, approximate: Approximations) -> Om
     adapters.apply(model.transformer, parts.adapters)
     model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
     model.placed = place(model, placement)
+    model.parts = parts
     approximate.apply(model.transformer, model.instructor, model.vae)
     model.guidance_interval = approximate.guidance
     return model
+
+
+def swap(model: OmniAlpha, lora: LoraLike | Iterable[LoraLike] = ()) -> None:
+    """Put these adapters in the place of those that a loaded model has; its base weights stay where they are.
+
+    Without any the model answers bit for bit as its base. InputError, with the old ones in place, if one does not fit.
+    """
+    assert model.parts is not None and model.placed is not None, "swap is for models that `load` has made"
+    parts = model.parts.with_lora(lora)
+    card = parts.card  # raises where two adapters disagree
+    streamed = model.placed.placement.offload in ("group", "disk")  # new weights have to get its hooks
+    if streamed:
+        model.placed.undo.close()
+    try:
+        adapters.apply(model.transformer, parts.adapters)
+        model.parts, model.card = parts, card
+    finally:
+        if streamed:
+            model.placed = place(model, replace(model.placed.placement, dtype=None, quantize=None))

@@ -41,7 +41,8 @@ class OmniAlpha(nn.Module, Verbs):
     def __init__(self, vae: Codec, transformer: MultiImageTransformer, instructor: Instructor, card: Card) -> None:
         super().__init__()
         self.vae, self.transformer, self.instructor, self.card = vae, transformer, instructor, card
-        self.placed: Placed | None = None  # how it was made ready to run, see `loading`
+        self.parts: Parts | None = None  # where it came from, and
+        self.placed: Placed | None = None  # how it was made ready to run: see `loading`
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
 
     @classmethod
@@ -247,6 +248,7 @@ class OmniAlpha(nn.Module, Verbs):
             self.transformer._reset_stateful_cache()  # of the run before
         # one schedule a sample, by its own length: a picture is the same alone and in a batch
         times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
+        self.transformer.foresee(times[:, :-1].unique().to(self.device))
         for step in sample(velocity, self.noise(cond, seed), times):
             if on_step:
                 on_step(step, cond)

@@ -127,7 +127,7 @@ def test_a_few_step_lora_brings_its_schedule(released_base: Path, tmp_path: Path
     save_file(load_file(own), own, {"omnialpha": json.dumps({"steps": 6})})  # in the file's own header
     assert resolve(released_base, lora=str(own)).card.sampling == {"*": Defaults(steps=6, guidance=4.0)}
     save_file(load_file(own), own, {"omnialpha": '{"stepps": 6}'})
-    with pytest.raises(InputError, match=r"settings in its header cannot be used .*stepps.*did you mean 'steps'"):
+    with pytest.raises(InputError, match=r"sampling settings.*stepps.*did you mean 'steps'"):
         resolve(released_base, lora=str(own))
 
 

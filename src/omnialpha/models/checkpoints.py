@@ -6,17 +6,14 @@ Nothing here loads weights or uses the network, and nothing in the code branches
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnialpha import config
 from omnialpha.errors import InputError
-from omnialpha.models import hub, lora_files
-from omnialpha.models.adapters import AdapterFile, Settings, brought
+from omnialpha.models import hub
+from omnialpha.models.adapters import AdapterFile, brought, describe
 from omnialpha.models.card import CARD, INDEX, Card, Defaults, forget_origin
-from omnialpha.models.headers import read_header
 from omnialpha.models.releases import Release, release_of
 
 __all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "locate", "resolve"]
@@ -31,13 +28,29 @@ LoraLike = str | Path | AdapterFile
 
 @dataclass(frozen=True)
 class Parts:
-    """The folders of a model: instructor holds text_encoder/, tokenizer/ and processor/. adapters: in use, in order."""
+    """The folders of a model: instructor holds text_encoder/, tokenizer/ and processor/. adapters: in use, in order.
+    own_card: of the model without them.
+    """
 
     transformer: Path
     vae: Path
     instructor: Path
-    card: Card
+    own_card: Card
     adapters: tuple[AdapterFile, ...] = ()
+
+    @property
+    def card(self) -> Card:
+        """With the schedule that few-step adapters bring."""
+        settings, card = brought(self.adapters), self.own_card
+        if settings.shift is not None:
+            card = dataclasses.replace(card, shift=settings.shift)
+        changes = {k: v for k in ("steps", "guidance") if (v := getattr(settings, k)) is not None}
+        sampling = {key: dataclasses.replace(defaults, **changes) for key, defaults in card.sampling.items()}
+        return dataclasses.replace(card, sampling=sampling)
+
+    def with_lora(self, lora: LoraLike | Iterable[LoraLike] = ()) -> Parts:
+        """With these adapters in the place of the present ones; see `resolve`."""
+        return dataclasses.replace(self, adapters=_adapters(None, None, lora))
 
 
 def resolve(
@@ -61,13 +74,12 @@ def resolve(
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
     if lacking and (base is not None or (release and release.base)):
         sources.append(_folder(base) if base is not None else _base_of(release, main))
-    files = _adapters(main, release, lora)
     return Parts(
         transformer=_find(sources, "transformer"),
         vae=_find(sources, "vae") if vae is None else _vae(_folder(vae)),
         instructor=_find(sources, *INSTRUCTOR).parent,
-        card=_card(sources, release, files),
-        adapters=files,
+        own_card=_card(sources, release),
+        adapters=_adapters(main, release, lora),
     )
 
 
@@ -147,17 +159,11 @@ def _adapter(text: str) -> AdapterFile:
 def _with_header(file: AdapterFile) -> AdapterFile:
     """With the path of the file itself, and the sampling settings in its header where none were given."""
     release = release_of(file.path, hub.origin(file.path)[0]) if file.path.is_dir() else None
-    path = lora_files.find_file(file.path / release.lora if release and release.lora else file.path)
-    try:
-        written = json.loads(read_header(path).metadata.get(lora_files.OURS, "{}"))
-        own = vars(config.build(Settings, written))
-    except (json.JSONDecodeError, AttributeError, InputError) as error:
-        raise InputError(f"LoRA {path}: the settings in its header cannot be used ({error}).") from None
-    return dataclasses.replace(file, path=path, **{k: v for k, v in own.items() if getattr(file, k) is None})
+    return describe(dataclasses.replace(file, path=file.path / release.lora) if release and release.lora else file)
 
 
-def _card(sources: Sequence[Path], release: Release | None, files: Sequence[AdapterFile]) -> Card:
-    """Of the first source that says what it is, with what the release and few-step adapters change."""
+def _card(sources: Sequence[Path], release: Release | None) -> Card:
+    """Of the first source that says what it is, with what the release changes."""
     source = next((folder for folder in sources if (folder / CARD).is_file() or (folder / INDEX).is_file()), None)
     if source is None:
         raise InputError(f"{sources[-1]} has no {CARD} and no {INDEX}: it is no model folder.")
@@ -168,12 +174,7 @@ def _card(sources: Sequence[Path], release: Release | None, files: Sequence[Adap
         card = dataclasses.replace(card, name=name, license=licence)
     if release:
         card = dataclasses.replace(card, **release.card)
-    settings = brought(files)
-    if settings.shift is not None:
-        card = dataclasses.replace(card, shift=settings.shift)
-    changes = {k: v for k in ("steps", "guidance") if (v := getattr(settings, k)) is not None}
-    sampling = {key: dataclasses.replace(defaults, **changes) for key, defaults in card.sampling.items()}
-    return dataclasses.replace(card, sampling=sampling, adapters={})
+    return dataclasses.replace(card, adapters={})
 
 
 def _identity(folder: Path) -> tuple[str, str]:

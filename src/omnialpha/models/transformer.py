@@ -246,6 +246,11 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
             raise InputError("A step cache cannot be used with condition_attention='cached': leave it out.")
         super().enable_cache(config)
 
+    def foresee(self, times: Tensor) -> None:
+        """Make the table, if there is one, for all times (N,) of a run at once: its weights visit the device once."""
+        if self.table is not None:
+            self._times(times, self.proj_out.weight)
+
     def forget_tables(self) -> None:
         """Drop what was computed from weights that have changed."""
         if self.table is not None:
