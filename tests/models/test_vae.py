@@ -1,18 +1,21 @@
 """The RGBA autoencoder: equal to diffusers' on one frame, exact where it says so, written back without loss."""
 
+import copy
 import json
+import shutil
 from functools import partial
 
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageUpsample
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.models.codec import WEIGHTS
 from omnialpha.models.folding import fold, unfold
-from omnialpha.models.vae import WEIGHTS, AlphaVAE, opaque_initialization
+from omnialpha.models.vae import AlphaVAE, load_vae, opaque_initialization
 
 MEAN, STD = [0.4, -0.7, 0.1, 1.3], [1.6, 0.5, 2.2, 0.9]
 TINY = {
@@ -34,6 +37,14 @@ def stock_vae(channels, seed=0):
     for parameter in vae.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     vae.decoder.conv_out.weight *= 2  # some of the output beyond the clamp
+    return vae
+
+
+def keep_dtype(vae):
+    """diffusers' upsampling goes through float32, whatever it is given: let it not."""
+    for module in vae.decoder.modules():
+        if isinstance(module, QwenImageUpsample):
+            module.forward = partial(torch.nn.Upsample.forward, module)
     return vae
 
 
@@ -78,7 +89,8 @@ def test_encode_equals_the_stock_posterior_mode(stock, dtype, tolerance):
         mode = posterior.mode()[:, :, 0]
         mean, logvar = ours.moments(x)
         encoded = ours.encode(x)
-    wanted = (mode - torch.tensor(MEAN).view(1, 4, 1, 1)) / torch.tensor(STD).view(1, 4, 1, 1)
+    mu, sigma = (torch.tensor(v, dtype=dtype).view(1, 4, 1, 1) for v in (MEAN, STD))
+    wanted = (mode - mu) / sigma
     assert mode.std() > 0.01
     assert (mean - mode).abs().max() <= tolerance
     assert (logvar - posterior.logvar[:, :, 0]).abs().max() <= tolerance
@@ -91,10 +103,9 @@ def test_decode_equals_stock(stock, dtype, tolerance):
     vae, folder = stock
     ours = AlphaVAE.load(folder, dtype)
     z = latents(dtype=dtype)
-    raw = z * torch.tensor(STD).view(1, 4, 1, 1) + torch.tensor(MEAN).view(1, 4, 1, 1)
-    for module in vae.decoder.modules():
-        if isinstance(module, QwenImageUpsample):  # it goes through float32, whatever it is given
-            module.forward = partial(torch.nn.Upsample.forward, module)
+    mu, sigma = (torch.tensor(v, dtype=dtype).view(1, 4, 1, 1) for v in (MEAN, STD))
+    raw = z * sigma + mu
+    keep_dtype(vae)
     with torch.no_grad():
         wanted = vae.to(dtype).decode(raw[:, :, None]).sample[:, :, 0]
         made = ours.reconstruct(raw)
@@ -113,6 +124,46 @@ def test_one_pixel_of_latents(stock):
     with torch.no_grad():
         wanted = vae.double().encode((2 * x - 1)[:, :, None]).latent_dist.mode()[:, :, 0]
         assert (AlphaVAE.load(folder, torch.float64).moments(x)[0] - wanted).abs().max() <= 1e-12
+
+
+def test_gradients_equal_stock(stock):
+    """The network reuses memory; training must not notice."""
+    vae, folder = stock
+    ours = AlphaVAE.load(folder, torch.float64)
+    x = pictures(vae.config.input_channels, dtype=torch.float64)
+    vae = keep_dtype(vae).double().requires_grad_(True)
+    posterior = vae.encode((2 * x - 1)[:, :, None]).latent_dist
+    wanted = vae.decode(posterior.mean).sample[:, :, 0].square().mean() + posterior.logvar.mean()
+    mean, logvar = ours.moments(x)
+    loss = ours.reconstruct(mean).clamp(-1, 1).square().mean() + logvar.mean()
+    loss.backward()
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    theirs = fold({name: parameter.grad for name, parameter in vae.named_parameters() if parameter.grad is not None})
+    vae.requires_grad_(False)
+    vae.zero_grad()
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad.abs().max() > 0 or name == "quant_conv.bias", name
+        assert (parameter.grad - theirs[name]).abs().max() <= 1e-12 * max(1, theirs[name].abs().max()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_the_truth_as_stock(stock, dtype):
+    vae, folder = stock
+    x, z = pictures(vae.config.input_channels), latents()
+    with torch.no_grad():
+        exact, ours = AlphaVAE.load(folder, torch.float64), AlphaVAE.load(folder, dtype)
+        theirs = copy.deepcopy(vae).to(dtype)
+        mode, made = exact.moments(x.double())[0], exact.reconstruct(z.double()).clamp(-1, 1)
+        stock_mode = theirs.encode((2 * x - 1)[:, :, None].to(dtype)).latent_dist.mode()[:, :, 0]
+        stock_made = theirs.decode(z[:, :, None].to(dtype)).sample[:, :, 0]
+        for wanted, a, b in (
+            (mode, ours.moments(x)[0], stock_mode),
+            (made, ours.reconstruct(z.to(dtype)).clamp(-1, 1), stock_made),
+        ):
+            assert a.dtype == b.dtype == dtype
+            error, stock_error = (float((v.double() - wanted).square().mean().sqrt()) for v in (a, b))
+            assert 0 < error <= 1.2 * stock_error
 
 
 def test_a_wrong_number_of_channels_is_an_invariant(rgb):
@@ -208,17 +259,18 @@ def test_exported_rgba_weights_work_in_diffusers(rgb, tmp_path):
     assert config["latents_mean"] == moved and config["latents_std"] == STD
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
 
-    theirs = AutoencoderKLQwenImage(**TINY, input_channels=4).eval()
-    theirs.load_state_dict(load_file(tmp_path / "out" / WEIGHTS))
-    x, z = pictures(4), latents()
-    with torch.no_grad():
-        mode = theirs.encode((2 * x - 1)[:, :, None]).latent_dist.mode()[:, :, 0]
-        assert (wide.moments(x)[0] - mode).abs().max() <= 1e-5
-        made = theirs.decode(z[:, :, None]).sample[:, :, 0]
-        assert (wide.reconstruct(z).clamp(-1, 1) - made).abs().max() <= 1e-5
-
     back = AlphaVAE.load(tmp_path / "out")
     assert all(torch.equal(back.state_dict()[k], v) for k, v in wide.state_dict().items())
+
+    theirs = AutoencoderKLQwenImage(**TINY, input_channels=4).eval()
+    theirs.load_state_dict(load_file(tmp_path / "out" / WEIGHTS))
+    theirs, wide = keep_dtype(theirs).double(), wide.double()
+    x, z = pictures(4, dtype=torch.float64), latents(dtype=torch.float64)
+    with torch.no_grad():
+        mode = theirs.encode((2 * x - 1)[:, :, None]).latent_dist.mode()[:, :, 0]
+        assert (wide.moments(x)[0] - mode).abs().max() <= 1e-12
+        made = theirs.decode(z[:, :, None]).sample[:, :, 0]
+        assert (wide.reconstruct(z).clamp(-1, 1) - made).abs().max() <= 1e-12
     assert back.config.latents_mean == moved
 
 
@@ -245,6 +297,109 @@ def test_own_layout_round_trip(tmp_path):
     with torch.no_grad():
         assert torch.equal(back.encode(x), vae.encode(x))
     assert AlphaVAE.load(tmp_path, torch.bfloat16).dtype == torch.bfloat16
+
+
+# ---- any kind of Qwen-Image VAE -------------------------------------------------------------------------------------
+
+
+def released(folder, source, **changes):
+    """A folder like `source` with other settings in its config.json; None takes one out."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+ALPHA_CLASS = {"_class_name": "AutoencoderKLQwenImageAlpha", "input_channels": None}
+
+
+def test_every_class_and_number_of_channels(stock, tmp_path):
+    """diffusers' own (base; of Qwen-Image-Layered with input_channels 4), and the released RGBA class."""
+    vae, source = stock
+    channels = vae.config.input_channels
+    written = {"in_channels": channels, "out_channels": channels} if channels == 4 else {}  # null there means three
+    alpha = released(tmp_path / "alpha", source, **ALPHA_CLASS, **written)
+    x = pictures(channels)
+    with torch.no_grad():
+        wanted = AlphaVAE.load(source).encode(x)
+        for folder in (source, alpha):
+            made = load_vae(folder)
+            assert type(made) is AlphaVAE and made.config.channels == channels
+            assert torch.equal(made.encode(x), wanted)
+
+
+def test_widening_is_for_rgb_only(stock):
+    vae, folder = stock
+    wide = load_vae(folder, torch.float64, widen=True)
+    assert wide.config.channels == 4 and wide.dtype == torch.float64 and not wide.training
+    plain = AlphaVAE.load(folder, torch.float64)
+    if vae.config.input_channels == 4:
+        assert all(torch.equal(wide.state_dict()[k], v) for k, v in plain.state_dict().items())
+    with torch.no_grad():
+        z = latents(dtype=torch.float64)
+        assert torch.equal(wide.decode(z)[:, :3], plain.decode(z)[:, :3])
+
+
+def test_statistics_that_are_not_written_are_those_of_diffusers(tmp_path):
+    settings = {k: v for k, v in TINY.items() if not k.startswith("latents_")} | {"z_dim": 16}
+    theirs = AutoencoderKLQwenImage(**settings)
+    theirs.save_pretrained(tmp_path / "full")
+    bare = AlphaVAE.load(released(tmp_path / "bare", tmp_path / "full", latents_mean=None, latents_std=None))
+    mean, std = bare.statistics
+    assert mean.flatten().tolist() == pytest.approx(theirs.config.latents_mean)
+    assert std.flatten().tolist() == pytest.approx(theirs.config.latents_std)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precision_files_and_shards(rgb, tmp_path, stored):
+    vae = stock_vae(3).to(stored)
+    vae.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    back = AlphaVAE.load(tmp_path)
+    assert back.dtype == torch.float32 and vae.dtype == stored
+    wanted = fold(vae.state_dict())
+    assert all(torch.equal(v, wanted[k].float()) for k, v in back.state_dict().items())
+    sorted(tmp_path.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(InputError, match="holds no diffusion_pytorch_model-00002-of-"):
+        AlphaVAE.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"_class_name": "AutoencoderKLWan"}, "holds a AutoencoderKLWan.*AutoencoderKLQwenImageAlpha or AutoencoderKL"),
+        ({"_class_name": None}, "holds a None"),
+        ({"attn_scales": [0.5]}, "without attn_scales"),
+        ({"base_dim": 16}, "do not fit its config.json .*encoder.conv_in.weight.*restore both"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(rgb, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        load_vae(released(tmp_path / "vae", rgb[1], **changes))
+
+
+def test_a_video_codec_is_no_picture_codec(rgb):
+    with pytest.raises(
+        InputError, match=r"AlphaVAE takes single pictures .* not shape \(1, 3, 5, 8, 8\): .* one by one"
+    ):
+        rgb[0].encode(torch.zeros(1, 3, 5, 8, 8))
+    with pytest.raises(InputError, match="single pictures"):
+        rgb[0].decode(torch.zeros(1, 4, 2, 1, 1))
+
+
+def test_uneven_channels_and_lacking_weights_are_refused(rgb, tmp_path):
+    state = load_file(rgb[1] / WEIGHTS)
+    folder = released(tmp_path / "vae", rgb[1])
+    save_file(state | {"decoder.conv_out.weight": torch.zeros(4, 8, 3, 3, 3)}, folder / WEIGHTS)
+    with pytest.raises(InputError, match="reads 3 channels and writes 4"):
+        AlphaVAE.load(folder)
+    for lost in ("encoder.conv_in.weight", "decoder.norm_out.gamma"):
+        save_file({k: v for k, v in state.items() if k != lost}, folder / WEIGHTS)
+        with pytest.raises(InputError, match=lost):
+            AlphaVAE.load(folder)
+    (folder / WEIGHTS).write_bytes((rgb[1] / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(OSError, match=f"{WEIGHTS} is damaged"):
+        AlphaVAE.load(folder)
 
 
 # ---- the small model's own parts ------------------------------------------------------------------------------------
