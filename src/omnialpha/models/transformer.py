@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from omnialpha.errors import InputError
 from omnialpha.models.blocks import JointAttention, Memory, Modulation, MultiImageBlock, Rotary
 from omnialpha.models.modulation import ModulationTable
+from omnialpha.models.parallel import Shares, share
 from omnialpha.models.positions import Positions
 
 ConditionAttention = Literal["joint", "cached"]
@@ -117,6 +118,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
             block.attn.set_processor(JointAttention())  # type: ignore[arg-type]
         del self.pos_embed  # positions come as data
         self.table: ModulationTable | None = None  # see `tabulate`
+        self.shares: Shares | None = None  # see `parallel`
 
     def forward(  # type: ignore[override]
         self,
@@ -132,6 +134,19 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         Inputs (B, Li, C), Li may be 0; text (B, T, joint_attention_dim). Rows of the output that are padding hold
         arbitrary finite values. shared: what the steps of a run have in common.
         """
+        if self.shares is None:
+            return self._velocity(targets, inputs, text, t, positions, shared)
+        rows = targets.shape[1]
+        masked = any(mask is not None for mask in (positions.target_mask, positions.input_mask, positions.text_mask))
+        self.shares.agree((rows, inputs.shape[1], text.shape[1]), masked)
+        positions = self.shares.positions(positions, rows)
+        targets, inputs, text = (self.shares.rows(x) for x in (targets, inputs, text))
+        return self.shares.gather(self._velocity(targets, inputs, text, t, positions, shared), rows)
+
+    def _velocity(
+        self, targets: Tensor, inputs: Tensor, text: Tensor, t: Tensor, positions: Positions, shared: Shared | None
+    ) -> Tensor:
+        """`forward` on the rows of this process."""
         masks = (positions.target_mask, positions.input_mask, positions.text_mask)
         if masks[0] is not None or masks[1] is not None:
             self._check_backend()
@@ -239,6 +254,10 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         elif not on and self.table is not None:
             self.table.restore(self.transformer_blocks, self.device)  # type: ignore[arg-type]
             self.table = None
+
+    def parallelize(self) -> None:
+        """Share every picture with the other processes of the default group, each of which calls this."""
+        self.shares = share(self)
 
     def enable_cache(self, config: Any) -> None:
         """A step cache of diffusers: approximate. Refused with condition_attention="cached", which has its own."""
