@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from omnialpha.canvas import plan
 from omnialpha.models import adapters
+from omnialpha.models.anatomy import Anatomy
 from omnialpha.models.approximate import Approximations
 from omnialpha.models.checking import check
 from omnialpha.models.checkpoints import LoraLike, Parts, resolve
+from omnialpha.models.estimate import Estimate, Job, check_fits, estimate, measure_speed
 from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, place
+from omnialpha.models.positions import Layout
+from omnialpha.models.vae import load_vae
 from omnialpha.pipeline import OmniAlpha
+from omnialpha.tasks import Example
 
-__all__ = ["load", "pick_device", "ready", "swap"]
+__all__ = ["Setup", "load", "pick_device", "swap"]
 
 
 def load(
@@ -44,21 +50,44 @@ def load(
     placement = Placement(device, named, offload, quantize, attention, compile)
     if not isinstance(approximate, Approximations):
         approximate = Approximations.parse(approximate or {})
-    return ready(resolve(where, base=base, vae=vae, lora=lora), placement, approximate)
+    return Setup(resolve(where, base=base, vae=vae, lora=lora), placement, approximate).load()
 
 
-def ready(parts: Parts, placement: Placement, approximate: Approximations) -> OmniAlpha:
-    """The model of these parts where and how it is to run."""
-    device = placement.torch_device  # a wrong name is refused before anything is read
-    check(parts)
-    model = OmniAlpha.from_parts(parts, DTYPES[placement.dtype or parts.card.dtype])
-    adapters.apply(model.transformer, parts.adapters)
-    model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
-    model.placed = place(model, placement)
-    model.parts = parts
-    approximate.apply(model.transformer, model.instructor, model.vae)
-    model.guidance_interval = approximate.guidance
-    return model
+@dataclass(frozen=True)
+class Setup:
+    """A model that is about to be loaded: its parts, and where and how it is to run."""
+
+    parts: Parts
+    placement: Placement
+    approximate: Approximations = Approximations()
+
+    def forecast(self, example: Example, steps: int, guided: bool) -> Estimate:
+        """What a run will take, before weights are read. InputError where it cannot fit, with a setting that would."""
+        check(self.parts)
+        device = self.placement.torch_device
+        vae = load_vae(self.parts.vae, widen=True)  # small beside the rest
+        anatomy = Anatomy.read(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
+        canvas = plan(example.size, len(example.inputs) + len(example.targets), self.parts.card.grid)
+        size = (canvas.size[0] // anatomy.side, canvas.size[1] // anatomy.side)
+        layout = Layout((size,) * len(example.targets), (size,) * len(example.inputs))
+        job = Job(anatomy, layout, self.placement, steps, guided, tile=self.approximate.tiles)
+        made = estimate(job, measure_speed(device, DTYPES[job.dtype]))
+        check_fits(made)
+        return made
+
+    def load(self) -> OmniAlpha:
+        """Ready to run."""
+        parts, placement = self.parts, self.placement
+        device = placement.torch_device  # a wrong name is refused before anything is read
+        check(parts)
+        model = OmniAlpha.from_parts(parts, DTYPES[placement.dtype or parts.card.dtype])
+        adapters.apply(model.transformer, parts.adapters)
+        model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
+        model.placed = place(model, placement)
+        model.parts = parts
+        self.approximate.apply(model.transformer, model.instructor, model.vae)
+        model.guidance_interval = self.approximate.guidance
+        return model
 
 
 def swap(model: OmniAlpha, lora: LoraLike | Iterable[LoraLike] = ()) -> None:

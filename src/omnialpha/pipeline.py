@@ -80,9 +80,7 @@ class OmniAlpha(nn.Module, Verbs):
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) of the largest square that the model takes for one picture."""
-        grid = self.card.grid
-        side = int(min(grid.picture_pixels, grid.sample_pixels) ** 0.5) // grid.multiple * grid.multiple
-        return side, side
+        return self.card.native_size
 
     @property
     def device(self) -> torch.device:

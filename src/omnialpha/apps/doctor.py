@@ -1,17 +1,18 @@
-"""`omnialpha doctor`: what this machine has, where the model is, and whether two steps of it work."""
+"""`omnialpha doctor`: what this machine has and can use, which models are here, and whether two steps of one work."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 from omnialpha import __version__
 from omnialpha.apps.execute import load
 from omnialpha.apps.options import Options
+from omnialpha.apps.progress import hush
 from omnialpha.errors import InputError
 
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -25,9 +26,10 @@ def examine(options: Options) -> bool:
         "system": platform.platform(),
     }
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    found |= machine()
+    hush()
+    found |= machine() | {"quantize": quantization()} | cache()
     try:
-        found |= {"model": model_card(options.model)} | self_test(options)
+        found |= {"attention": attention(options.device), "model": model_card(options)} | self_test(options)
         found["problem"] = None
     except InputError as error:
         found["problem"] = str(error)
@@ -39,36 +41,81 @@ def examine(options: Options) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Devices that torch can use, the best first; threads; memory in GiB where the system tells."""
+    """Devices that torch can use, the best first; threads; main memory in GiB, all of it and what is free."""
+    import psutil  # comes with accelerate
     import torch
 
     devices = []
     for i in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(i)
-        devices.append(f"cuda:{i} ({about.name}, {about.total_memory / 2**30:.0f} GiB)")
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(i))
+        devices.append(f"cuda:{i} ({torch.cuda.get_device_name(i)}, {total:.0f} GiB, {free:.0f} free)")
     devices += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    memory = None
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return {"devices": devices, "threads": torch.get_num_threads(), "memory_gib": memory}
+    memory = psutil.virtual_memory()
+    sizes = {"memory_gib": round(memory.total / 2**30, 1), "free_gib": round(memory.available / 2**30, 1)}
+    return {"devices": devices, "threads": torch.get_num_threads()} | sizes
 
 
-def model_card(where: str | None) -> dict[str, Any]:
-    """Folder, size on disk in MiB and settings of the model."""
-    from omnialpha.models.checkpoints import Card, locate
+def quantization() -> dict[str, str]:
+    """What each kind needs: its package with the version that is here, or how to get it."""
+    from omnialpha.models.quantize import KINDS
 
-    folder = locate(where)
-    card = Card.read(folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    packages = {name: kind.package for name, kind in KINDS.items()} | {"gguf": "gguf"}
+    return {name: _version(package) for name, package in packages.items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install omnialpha[quant] for {package}"
+
+
+def attention(device: str) -> list[str]:
+    """The attention back ends that work on a device."""
+    import torch
+
+    from omnialpha.models.attention import usable
+    from omnialpha.models.placement import pick_device
+
+    chosen = torch.device(pick_device(device))
+    return usable(chosen, torch.float32 if chosen.type == "cpu" else torch.bfloat16)
+
+
+def cache() -> dict[str, Any]:
+    """Where models are stored, and which are."""
+    from omnialpha.models import hub
+
+    stored = []
+    for path in sorted((hub.home() / "models").glob(f"*/*/{hub.RECORD}")):
+        if record := hub.Record.read(path.parent):
+            state = "" if set(record.wanted) <= record.verified.keys() else ", not finished"
+            stored.append(f"{record.id}@{record.revision} ({_mib(path.parent) / 1024:.1f} GiB{state})")
+    return {"home": str(hub.home()), "stored": stored}
+
+
+def model_card(options: Options) -> dict[str, Any]:
+    """Folder, sizes on disk in MiB and settings of the model."""
+    from omnialpha.models.checkpoints import resolve
+
+    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or ())
+    card, encoder = parts.card, parts.instructor / "text_encoder"
+    sizes = {"transformer": _mib(parts.transformer), "text_encoder": _mib(encoder), "vae": _mib(parts.vae)}
+    sizes |= {f"adapter {file.name}": _mib(file.path) for file in parts.adapters}
     defaults = {name: f"{d.steps} steps, guidance {d.guidance:g}" for name, d in card.sampling.items()}
     return {
         "name": card.name,
         "license": card.license,
-        "folder": str(folder),
-        "mib": round(size / 2**20, 1),
+        "folder": str(parts.transformer.parent),
+        "mib": sizes,
         "picture_pixels": card.grid.picture_pixels,
         "sampling": defaults,
     }
+
+
+def _mib(path: Path) -> float:
+    """Of a file or a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 2**20, 1)
 
 
 def self_test(options: Options) -> dict[str, Any]:
@@ -103,4 +150,6 @@ def show(found: dict[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{k}: {v}" for k, v in value.items())
-    return ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value)
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return "none" if value is None else str(value)

@@ -22,6 +22,7 @@ from omnialpha.tasks import Example, Role, Task
 if TYPE_CHECKING:
     from omnialpha.files import Format, Picture
     from omnialpha.layers import LayerStack
+    from omnialpha.loading import Setup
     from omnialpha.pipeline import OmniAlpha
 
 
@@ -47,13 +48,19 @@ def execute(
     if form is not None:
         check_fits(output, form, example, options.raw)
 
-    talk.say(f"loading {options.model or 'nano'}")
+    setup = settle(options)
+    card = setup.parts.card
+    if main is None and size is None:
+        example = replace(example, size=card.native_size)
+    defaults = card.defaults(task.name)
+    steps = defaults.steps if options.steps is None else options.steps
+    guidance = defaults.guidance if options.guidance is None else options.guidance
+    talk.say(f"{card.name} on {setup.forecast(example, steps, guidance != 1.0)}")
     loading = time.monotonic()
     model = load(options)
     loaded = time.monotonic() - loading
-    if main is None and size is None:
-        example = replace(example, size=model.native_size())
-    stack, used = _run(model, task, example, options, talk)
+    used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
+    stack = _run(model, task, example, used, talk)
     settings = {"task": task.name, "instruction": example.instruction, "model": model.card.name, **used}
     settings |= {"size": list(example.size), "version": __version__}
     _write(output, stack, form, main, settings, talk)
@@ -114,27 +121,23 @@ def read(paths: Mapping[Role, Sequence[Path]], talk: Talk) -> dict[Role, list[Pi
     return pictures
 
 
+def settle(options: Options) -> Setup:
+    """Which model, and where and how it is to run."""
+    hush()
+    from omnialpha.loading import Approximations, Placement, Setup, resolve
+
+    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or ())
+    how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
+    return Setup(parts, Placement(options.device, *how), Approximations.parse(options.approximations))  # type: ignore[arg-type]
+
+
 def load(options: Options) -> OmniAlpha:
     """The model on its device; InputError where its files are damaged."""
     from safetensors import SafetensorError
 
-    from omnialpha import loading
-
-    hush()
+    setup = settle(options)
     try:
-        return loading.load(
-            options.model,
-            base=options.base,
-            vae=options.vae,
-            lora=options.lora or (),
-            device=options.device,
-            dtype=options.dtype,
-            offload=options.offload,  # type: ignore[arg-type]
-            quantize=options.quantize,
-            attention=options.attention,
-            compile=options.compile,
-            approximate=options.approximations,
-        )
+        return setup.load()
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -142,22 +145,17 @@ def load(options: Options) -> OmniAlpha:
         ) from error
 
 
-def _run(
-    model: OmniAlpha, task: Task, example: Example, options: Options, talk: Talk
-) -> tuple[LayerStack, dict[str, Any]]:
-    """The layers, and the settings they were made with."""
+def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], talk: Talk) -> LayerStack:
+    """The layers, with progress."""
     from torch import OutOfMemoryError
 
-    defaults = model.card.defaults(task.name)
-    steps = defaults.steps if options.steps is None else options.steps
-    guidance = defaults.guidance if options.guidance is None else options.guidance
-    used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
+    steps = used["steps"]
     canvas = model.canvas(example)
     enlarged = "" if canvas.size == example.size else f" for {_by(example.size)}"
-    talk.say(f"{model.card.name} on {model.device}, {steps} steps at {_by(canvas.size)}{enlarged}")
+    talk.say(f"{steps} steps at {_by(canvas.size)}{enlarged}")
     try:
         with talk.steps(steps, f"finishing at {_by(example.size)}") as watch:
-            return model.run([example], on_step=watch, **used)[0], used
+            return model.run([example], on_step=watch, **used)[0]
     except OutOfMemoryError as error:
         raise InputError(f"{model.device} has too little memory for {task.name}; use --device cpu.") from error
 

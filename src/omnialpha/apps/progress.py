@@ -71,11 +71,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+TALKERS = ("torchao", "bitsandbytes", "diffusers.quantizers", "torch.utils._pytree")
+
+
 def hush() -> None:
     """Loading bars and advice of the model libraries say nothing to a user; what goes wrong is raised all the same."""
+    import logging
+
+    for name in TALKERS:  # what they say comes when diffusers finds them, as it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    for logging in (diffusers.utils.logging, transformers.utils.logging):
-        logging.set_verbosity(logging.CRITICAL)
-        logging.disable_progress_bar()
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity(library.CRITICAL)
+        library.disable_progress_bar()

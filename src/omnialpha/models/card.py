@@ -66,6 +66,12 @@ class Card:
         keys = (task, TASKS[task].category, "*")
         return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
 
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) of the largest square that the model takes for one picture."""
+        side = int(min(self.grid.picture_pixels, self.grid.sample_pixels) ** 0.5) // self.grid.multiple
+        return side * self.grid.multiple, side * self.grid.multiple
+
     @classmethod
     def read(cls, folder: Path) -> Card:
         if not (folder / CARD).is_file():

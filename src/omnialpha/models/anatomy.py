@@ -1,0 +1,128 @@
+"""The sizes of a model's parts, as far as a run's memory and time depend on them; see `estimate`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+from omnialpha.models.headers import read_header
+from omnialpha.models.modulation import PARTS
+from omnialpha.models.placement import Placement
+from omnialpha.models.quantize import KINDS, linears
+from omnialpha.models.transformer import MultiImageTransformer
+
+if TYPE_CHECKING:
+    from omnialpha.models.checkpoints import Parts
+
+MAPS = 6  # as large as a codec's at full resolution, at one time
+GROUPS = 2  # on the device at once: one at work, one on its way
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of parameters: all, those that quantisation shrinks, and for streaming those that stay on the device and
+    those of the largest group that moves; group 0: is not streamed.
+    """
+
+    total: int
+    linear: int = 0
+    kept: int = 0
+    group: int = 0
+
+    def bytes(self, placement: Placement, e: int) -> int:
+        bits = KINDS[placement.quantize].bits if placement.quantize else 8 * e
+        return int((self.total - self.linear) * e + self.linear * bits / 8)
+
+    def streamed(self, placement: Placement, e: int) -> int:
+        return min((self.kept + GROUPS * self.group) * e, self.bytes(placement, e)) if self.group else self.total * e
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The sizes of a model. pixel, token, patch: numbers that the codec, the instruction encoder and its vision tower
+    hold for one at their widest.
+    """
+
+    vae: Weights
+    transformer: Weights
+    text: Weights
+    dtype: str  # what it runs in unless told otherwise
+    layers: int
+    width: int
+    head: int
+    context: int  # width of the text that the transformer gets
+    table: int  # modulation of one time; 0 where the blocks compute it
+    visiting: int  # parameters that come to the device to make the table
+    channels: int  # of the codec, at full resolution
+    patch_size: int  # of the codec
+    pixel: float
+    token: int
+    patch: int
+    picture_tokens: int  # that the instruction encoder sees of a picture
+    side: int  # pixels that a transformer's token spans, each way
+
+    @classmethod
+    def of(cls, model: Any, dtype: str | None = None) -> Anatomy:
+        """Of a model before it is placed."""
+        vae, transformer, instructor = model.vae, model.transformer, model.instructor
+        text, language, tower = instructor.model, instructor.model.config.text_config, instructor.model.visual.config
+        blocks, table = list(transformer.transformer_blocks), getattr(transformer, "table", None)
+        modules, streamed = table.modules if table else [()], [_count(block) for block in blocks]
+        tower_blocks = [_count(block) for block in text.visual.blocks]
+        layers = [_count(block) for block in text.language_model.layers]
+        values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+        channels = next(m for name, m in vae.named_modules() if name.endswith("decoder.conv_out")).in_channels
+        return cls(
+            vae=Weights(_count(vae)),
+            transformer=_weights(transformer, _count(transformer) - sum(streamed), max(streamed)),
+            text=_weights(text, _count(text.visual) - sum(tower_blocks), max(layers + tower_blocks)),
+            dtype=dtype or str(transformer.dtype).removeprefix("torch."),
+            layers=len(blocks),
+            width=transformer.inner_dim,
+            head=transformer.config.attention_head_dim,
+            context=language.hidden_size,
+            table=12 * transformer.inner_dim * len(blocks) if table else 0,
+            visiting=max(sum(map(_count, pair)) for pair in modules),
+            channels=channels,
+            patch_size=vae.config.patch_size,
+            pixel=MAPS * channels / vae.config.patch_size**2,
+            token=6 * language.hidden_size + 3 * language.intermediate_size,
+            patch=12 * tower.hidden_size + 3 * tower.intermediate_size + values,
+            picture_tokens=instructor.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
+            side=vae.ratio * transformer.config.patch_size,
+        )
+
+    @classmethod
+    def read(cls, parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> Anatomy:
+        """Of folders, without reading weights, but for the small codec's. tabulated: modulation is taken out."""
+        with torch.device("meta"):
+            transformer = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
+            text = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(parts.instructor / "text_encoder"))
+        if tabulated:
+            taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
+            transformer.table = SimpleNamespace(modules=taken)
+        adapters = [read_header(file.path).entries.values() for file in parts.adapters]
+        factors = sum(math.prod(entry.shape) for entries in adapters for entry in entries)
+        instructor = SimpleNamespace(model=text, picture_pixels=parts.card.picture_pixels)
+        model = SimpleNamespace(vae=vae, transformer=transformer, instructor=instructor)
+        return cls.of(model, dtype or parts.card.dtype)._adapted(factors)
+
+    def _adapted(self, factors: int) -> Anatomy:
+        """With so many more parameters beside the transformer's layers."""
+        there = self.transformer
+        wider = replace(there, total=there.total + factors, group=there.group + factors // self.layers)
+        return replace(self, transformer=wider)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _weights(part: nn.Module, kept: int, group: int) -> Weights:
+    return Weights(_count(part), sum(layer.weight.numel() for *_, layer in linears(part)), kept, group)

@@ -1,0 +1,204 @@
+"""Weights that wait elsewhere while they are not at work, in main memory or on a disk: pictures stay as they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from diffusers.hooks import apply_group_offloading
+from diffusers.hooks.group_offloading import (
+    _GROUP_OFFLOADING,
+    _LAYER_EXECUTION_TRACKER,
+    _LAZY_PREFETCH_GROUP_OFFLOADING,
+)
+from torch import nn
+
+from omnialpha.errors import InputError
+
+Offload = Literal["none", "model", "group", "disk"]
+OFFLOADS = {
+    "none": "every part on the device",
+    "model": "one part on the device at a time, the others in main memory",
+    "group": "one block on the device at a time, the next one on its way, the others in main memory",
+    "disk": "as group, the others in files; main memory stays free",
+}
+CPU = torch.device("cpu")
+
+
+class Model(Protocol):
+    """The parts of `pipeline.OmniAlpha`."""
+
+    vae: Any
+    transformer: Any
+    instructor: Any
+
+
+def offload(way: Offload, model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
+    """Ready the parts of a model for a device; closing `undo` leaves them in main memory. folder: for files."""
+    WAYS[way](model, device, undo, folder)
+
+
+def _whole(model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
+    for part in (model.vae, model.transformer, model.instructor):
+        undo.callback(move, part, CPU)
+        move(part, device)
+
+
+def _in_turns(model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
+    turns = Turns(device)
+    undo.callback(turns.end)
+    for part in (model.transformer, model.instructor):
+        undo.callback(part.register_forward_pre_hook(lambda part, args: turns.take(part)).remove)
+    for part, entry in ((model.vae, "encode"), (model.vae, "decode"), (model.transformer, "foresee")):
+        setattr(part, entry, _after(partial(turns.take, part), getattr(part, entry)))
+        undo.callback(delattr, part, entry)
+
+
+class Turns:
+    """Keeps one part on the device, the others in main memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.current: nn.Module | None = None
+
+    def take(self, part: nn.Module) -> None:
+        """It is this part's turn."""
+        if part is not self.current:
+            self.end()
+            move(part, self.device)
+            self.current = part
+
+    def end(self) -> None:
+        if self.current is not None:
+            move(self.current, CPU)
+        self.current = None
+
+
+@torch.inference_mode(False)  # tensors made in that mode do not take the place of quantised ones
+def move(part: nn.Module, device: torch.device) -> None:
+    nn.Module.to(part, device)  # that of diffusers has advice about data types
+
+
+def _after(first: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, preceded by `first`."""
+
+    @wraps(call)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return call(*args, **kwargs)
+
+    return both
+
+
+def _in_groups(model: Model, device: torch.device, undo: ExitStack, folder: Path | None) -> None:
+    """Streams the blocks of the transformer and of both halves of the text model, each with what lies around them.
+
+    Small modules that are used outside their parents' forward stay on the device; the weights of the patch embedding,
+    the first ones, also say where the text model computes. The word embedding stays in main memory, where a look-up
+    costs nothing.
+    """
+    text = model.instructor.model
+    words = text.language_model.embed_tokens
+    small = (model.vae, model.transformer.time_text_embed, text.visual.patch_embed)
+    groups = (model.transformer, text.visual, text.language_model)
+    weights = sum(size_of(module) for module in groups)
+    place = _own_folder(folder, weights, undo) if folder else None
+    stream = device.type == "cuda"
+    for part in small:
+        undo.callback(move, part, CPU)
+        move(part, device)
+    undo.callback(words.register_forward_pre_hook(lambda module, args: (args[0].to(CPU),)).remove)
+    undo.callback(words.register_forward_hook(lambda module, args, rows: rows.to(device)).remove)
+    for number, module in enumerate(groups):
+        undo.callback(_ungroup, module)
+        with _lacking(module, {words, *small}):
+            apply_group_offloading(
+                module,
+                onload_device=device,
+                offload_device=CPU,
+                offload_type="block_level",
+                num_blocks_per_group=1,
+                use_stream=stream,
+                record_stream=stream,
+                low_cpu_mem_usage=not (stream and _can_pin(weights)),
+                offload_to_disk_path=str(place / str(number)) if place else None,
+            )
+
+
+@contextmanager
+def _lacking(module: nn.Module, apart: set[nn.Module]) -> Iterator[None]:
+    """Meanwhile it is without those of its children, so that hooks leave them alone."""
+    children = dict(module._modules)
+    try:
+        for name, child in children.items():
+            if child in apart:
+                del module._modules[name]
+        yield
+    finally:
+        module._modules.clear()
+        module._modules.update(children)  # in the old order
+
+
+def _can_pin(weights: int) -> bool:
+    """Whether main memory holds a second, pinned copy, from which a GPU copies more than twice as fast."""
+    import psutil  # comes with accelerate
+
+    return psutil.virtual_memory().available > 1.5 * weights
+
+
+def _own_folder(folder: Path, weights: int, undo: ExitStack) -> Path:
+    """A new one inside: diffusers would take files that lie there for its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights > (free := shutil.disk_usage(folder).free):
+        raise InputError(
+            f"offload=disk needs {weights / 1e9:.1f} GB in {folder}, but only {free / 1e9:.1f} GB are free there: "
+            "make room, or set OMNIALPHA_HOME to a folder on another disk."
+        )
+    return Path(undo.enter_context(TemporaryDirectory(prefix="run-", dir=folder)))
+
+
+def _ungroup(module: nn.Module) -> None:
+    """Take group offloading away; every weight ends in main memory."""
+    for child in module.modules():
+        registry = getattr(child, "_diffusers_hook", None)
+        hook = registry and registry.get_hook(_GROUP_OFFLOADING)
+        if hook and hook.group.offload_to_disk_path and hook.group.onload_leader is child:
+            hook.group.onload_device, hook.group.stream, hook.group.record_stream = CPU, None, False
+            hook.group.onload_()
+            for tensor in hook.group.tensor_to_key:
+                tensor.data = tensor.data.clone()  # not the file itself, which is about to go
+    for child in module.modules():
+        if registry := getattr(child, "_diffusers_hook", None):
+            for name in (_LAZY_PREFETCH_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, _GROUP_OFFLOADING):
+                if registry.get_hook(name) is not None:
+                    registry.remove_hook(name, recurse=False)
+    move(module, CPU)
+
+
+def size_of(module: nn.Module) -> int:
+    """Bytes of its parameters and buffers as they are stored, quantised ones included."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(_bytes(t) for t in tensors.values())
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    names = getattr(tensor, "tensor_data_names", None)  # of a torchao tensor
+    inner = [getattr(tensor, name) for name in names] if names else [tensor]
+    state = getattr(tensor, "quant_state", None)  # of a bitsandbytes one
+    inner += [state.absmax] if state is not None else []
+    return sum(t.numel() * t.element_size() for t in inner)
+
+
+WAYS: dict[str, Callable[[Model, torch.device, ExitStack, Path], None]] = {
+    "none": _whole,
+    "model": _in_turns,
+    "group": lambda model, device, undo, folder: _in_groups(model, device, undo, None),
+    "disk": _in_groups,
+}
+assert set(OFFLOADS) == set(WAYS) == set(get_args(Offload))
