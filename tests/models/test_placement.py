@@ -115,6 +115,7 @@ def test_disk_holds_all_weights_but_those_at_work(model, whole, monkeypatch, tmp
     text = model.instructor.model
     groups = (model.transformer.transformer_blocks, text.visual.blocks, text.visual.merger, text.language_model.layers)
     assert all(lacks(part) == len(list(part.parameters())) for part in groups)
+    assert next(text.named_parameters())[0] == "visual.patch_embed.proj.weight"  # it says where the text model computes
     files = list(tmp_path.rglob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) >= sum(size_of(part) for part in groups)
     for _ in range(2):
@@ -124,7 +125,7 @@ def test_disk_holds_all_weights_but_those_at_work(model, whole, monkeypatch, tmp
     placed.undo.close()
     assert not list(tmp_path.iterdir())
     after = model.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.allclose(make(model), whole, atol=1e-6)
 
 
