@@ -164,6 +164,9 @@ def test_every_recipe_of_the_project_fits_its_types(path):
         card = config.build(Card, made.card, "card.")
         sides = {side for size in made.sizes for side in size}
         assert all(side % card.grid.multiple == 0 for side in sides), "no training picture is resized"
+        assert bool(made.start) != bool(made.transformer), "goes on from a model, or says what to make"
+        if made.start:
+            return
         assert made.transformer["in_channels"] == 4 * made.transformer["out_channels"]
         assert sum(made.transformer["axes_dims_rope"]) == made.transformer["attention_head_dim"]
         assert made.transformer["joint_attention_dim"] == made.instructor["text_dim"]

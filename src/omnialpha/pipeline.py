@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -26,12 +27,11 @@ from omnialpha.models.placement import Placed
 from omnialpha.models.positions import Layout, Positions, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, Shared, pack, unpack
 from omnialpha.models.vae import load_vae
-from omnialpha.sampling import ALWAYS, Interval, Step, Velocity, check, guide, sample, schedule
+from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
 from omnialpha.tasks import Example
 from omnialpha.verbs import Verbs
 
 REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
-TOGETHER = 1024  # up to so many picture tokens both branches of guidance run as one batch
 PATCH = 2  # latents a transformer token spans, each way
 
 
@@ -156,7 +156,8 @@ class OmniAlpha(nn.Module, Verbs):
         """
         dtype = self.transformer.dtype
         inputs, text = cond.inputs.to(dtype), cond.text.to(dtype)
-        with self.transformer.cache_context("conditional" if cond.negative else "unconditional"):
+        branch = "conditional" if cond.negative else "unconditional"  # step caches keep them apart
+        with self.transformer.cache_context(branch) if self.transformer.is_cache_enabled else nullcontext():
             out = self.transformer(x_t.to(dtype), inputs, text, t, cond.positions, cond.shared).float()
         return (x_t - out) / t.view(-1, 1, 1) if self.card.prediction == "x0" else out
 

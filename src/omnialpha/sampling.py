@@ -19,6 +19,7 @@ from omnialpha.errors import InputError
 Velocity = Callable[[Tensor, Tensor], Tensor]
 MAX_STEPS = 1000
 MAX_GUIDANCE = 30.0
+TOGETHER = 1024  # up to so many picture tokens both branches of guidance run as one batch
 Interval = tuple[float, float]  # of times, the lower first
 ALWAYS: Interval = (0.0, 1.0)
 

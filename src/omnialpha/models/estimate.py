@@ -24,10 +24,10 @@ from omnialpha.errors import InputError
 from omnialpha.models.anatomy import Anatomy
 from omnialpha.models.placement import DTYPES, Placement, pick_device
 from omnialpha.models.positions import Layout
+from omnialpha.sampling import TOGETHER
 
 MARGIN = 1.05
 WORKSPACE = {"cuda": int(0.5e9)}
-TOGETHER = 1024  # picture tokens up to which both branches of guidance run as one batch
 ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
 TIMES = 50  # a table of modulation is taken to be at least this long
 ENCODE, DECODE = 250, 400  # operations a pixel, of a codec of one channel; they grow with the square

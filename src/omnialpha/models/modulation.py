@@ -56,10 +56,14 @@ class ModulationTable:
             self.forget()
         embedded = embed(torch.tensor(times, device=device))
         for number, modules in enumerate(self.modules):
-            image, text = (module.to(device)(embedded) for module in modules)
+            image, text = (_visit(module, embedded) for module in modules)
             if self.index:
                 image, text = torch.cat((self.values[number][0], image)), torch.cat((self.values[number][1], text))
             self.values[number : number + 1] = [(image, text)]
-            for module in modules:
-                module.to("cpu")
         self.index |= {time: len(self.index) + row for row, time in enumerate(times)}
+
+
+def _visit(module: nn.Module, embedded: Tensor) -> Tensor:
+    """What a module in main memory says on the device of its input; its weights are copied, not moved."""
+    weights = {name: weight.to(embedded.device) for name, weight in module.named_parameters()}
+    return torch.func.functional_call(module, weights, (embedded,))

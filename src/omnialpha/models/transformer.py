@@ -34,6 +34,10 @@ DEAD = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
 ANY_MASK = ("native", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "_native_xla", "xformers")
 
 
+# They refuse a mask of any kind, also the one of padded text.
+NO_MASK = ("flash", "_native_flash")
+
+
 def pack(latents: Tensor, patch: int = 2) -> Tensor:
     """Latents (B, C, h, w) to tokens (B, h/patch * w/patch, C * patch * patch), channels ordered C, row, column."""
     b, c, h, w = latents.shape
@@ -148,8 +152,8 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
     ) -> Tensor:
         """`forward` on the rows of this process."""
         masks = (positions.target_mask, positions.input_mask, positions.text_mask)
-        if masks[0] is not None or masks[1] is not None:
-            self._check_backend()
+        if any(mask is not None for mask in masks):
+            self._check_backend(masks)
         shared = self._share(inputs, text, shared)
         assert shared.inputs is not None and shared.text is not None
         rows = targets.shape[1] + inputs.shape[1] + text.shape[1]
@@ -257,12 +261,16 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
 
     def parallelize(self) -> None:
         """Share every picture with the other processes of the default group, each of which calls this."""
+        if self.is_cache_enabled:
+            raise InputError("Several processes on one picture cannot use a step cache: leave it out.")
         self.shares = share(self)
 
     def enable_cache(self, config: Any) -> None:
         """A step cache of diffusers: approximate. Refused with condition_attention="cached", which has its own."""
         if self.config.condition_attention == "cached":
             raise InputError("A step cache cannot be used with condition_attention='cached': leave it out.")
+        if self.shares is not None:
+            raise InputError("A step cache cannot be used by several processes on one picture: leave it out.")
         super().enable_cache(config)
 
     def foresee(self, times: Tensor) -> None:
@@ -275,12 +283,14 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         if self.table is not None:
             self.table.forget()
 
-    def _check_backend(self) -> None:
-        """Refuse an attention back end that would get padded pictures wrong without a word."""
+    def _check_backend(self, masks: Masks) -> None:
+        """Refuse an attention back end that takes no mask, or would get padded pictures wrong without a word."""
         processor: Any = self.get_submodule("transformer_blocks.0.attn").processor
         name = (processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]).value
-        if name not in ANY_MASK:
-            raise InputError(f"Attention back end {name!r} cannot mix sample sizes: use 'native' or equal sizes.")
+        pictures = masks[0] is not None or masks[1] is not None
+        if name in NO_MASK or (pictures and name not in ANY_MASK):
+            what = "sample sizes" if pictures else "texts of different lengths"
+            raise InputError(f"Attention back end {name!r} cannot mix {what}: use 'native' or equal ones.")
 
 
 def _key_mask(masks: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
