@@ -20,6 +20,7 @@ FILES = {"config.json": b"{}", "x.safetensors": bytes(3_000_000)}
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("OMNIALPHA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # as CI sets it; read on import
     for name in hub.OFFLINE:
         monkeypatch.delenv(name, raising=False)
     state = Hub(FILES)
