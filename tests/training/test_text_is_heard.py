@@ -1,4 +1,4 @@
-"""A model made from nothing learns what a word means: four colours, one shape, about a minute."""
+"""A model made from nothing learns what a word means: four colours, one shape, some minutes."""
 
 import json
 import tomllib
@@ -17,7 +17,7 @@ from omnialpha.tasks import TASKS
 from omnialpha.training.sft import FlowLoss, draw_times, flow_loss, initialize
 
 COLORS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "green": (0.0, 0.7, 0.0), "yellow": (1.0, 1.0, 0.0)}
-SIDE, BATCH, STEPS = 96, 16, 130
+SIDE, BATCH, STEPS = 96, 16, 220
 RECIPE = tomllib.loads((Path(__file__).parents[2] / "recipes" / "nano-sft.toml").read_text())
 
 
