@@ -7,9 +7,13 @@ reordering.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from omnialpha.models import strips
 
 # A nearest-neighbour doubling followed by a 3-tap filter w is one transposed filter of stride 2 with the taps SPREAD w
 SPREAD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
@@ -34,7 +38,17 @@ def activated(norm: RMSNorm, x: Tensor) -> Tensor:
     return F.silu(norm(x), inplace=True)
 
 
+def convolved(norm: RMSNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = None) -> Tensor:
+    """conv(silu(norm(x))) + add, which may be overwritten."""
+    if strips.suits(x, conv):
+        return strips.convolve(x, conv, partial(activated, norm), add)
+    y = conv(activated(norm, x))
+    return y if add is None else y.add_(add)
+
+
 class ResidualBlock(nn.Module):
+    """Of the chain in which each block alone reads what the one before it made: its input may be overwritten."""
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(channels_in)
@@ -45,8 +59,8 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(activated(self.norm1, x))
-        return self.conv2(activated(self.norm2, h)).add_(self.conv_shortcut(x))
+        h = convolved(self.norm1, self.conv1, x)
+        return convolved(self.norm2, self.conv2, h, self.conv_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -61,8 +75,8 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)  # (B, 1, HW, C)
-        out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).unflatten(2, (height, width))
-        return self.proj(out).add_(x)
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj(out.transpose(1, 2).unflatten(2, (height, width)))  # laid out in memory like x
 
 
 class Doubling(nn.Conv2d):
