@@ -21,16 +21,13 @@ from torch import Tensor
 import omnialpha
 from omnialpha import fidelity, rgba
 from omnialpha.evaluation import heldout, peers
+from omnialpha.evaluation.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.heldout import HeldOut
 from omnialpha.evaluation.matting import measure, soft_iou
 from omnialpha.tasks import TASKS, Role
 
 Result = tuple[list[Table], list[Required]]
 
-BACKGROUNDS = {
-    "grey 128": (128 / 255,) * 3, "black": (0, 0, 0), "white": (1, 1, 1), "red": (1, 0, 0), "green": (0, 1, 0),
-    "blue": (0, 0, 1), "yellow": (1, 1, 0), "cyan": (0, 1, 1), "magenta": (1, 0, 1),
-}  # fmt: skip
 WORDINGS = {  # what the text says; "" is the caption as training composes it: the name, often colour and place
     "as composed": "", "name and place": "{name} at the {place}", "colour and name": "{color} {name}",
     "name alone": "{name}", "colour alone": "{color} object",

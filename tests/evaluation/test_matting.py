@@ -1,88 +1,107 @@
-"""SAD, MSE and MAD against the original MATLAB code's values for integer-arithmetic pictures, and their laws."""
+"""Matting metrics against the original MATLAB code's figures, plain versions in scipy, and their laws."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from torch import Tensor
 
+from matting_oracle import GOLDEN, PREDICTED, TRIMAP, TRUE
 from omnialpha.errors import InputError
-from omnialpha.evaluation.matting import measure, soft_iou
+from omnialpha.evaluation.components import largest_component
+from omnialpha.evaluation.matting import METRICS, MODES, POINTWISE, REGIONS, measure, soft_iou
 
-HEIGHT, WIDTH = 48, 64
-Y, X = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
-
-
-def disk(y: int, x: int, radius: int, softness: int) -> Tensor:
-    """A soft disk in 0..255: integer arithmetic, so that every machine draws the same."""
-    inside = radius**2 - (Y - y) ** 2 - (X - x) ** 2
-    return (inside * 255).div(softness, rounding_mode="floor").clamp(0, 255)
+pytest.importorskip("cv2")
+CASES = sorted(PREDICTED)
 
 
-TRUE = torch.maximum(disk(24, 22, 16, 260), (disk(14, 52, 7, 60) * 3).div(4, rounding_mode="floor"))
-CONST = torch.full_like(TRUE, 128)
-DITHER = ((X * 7 + Y * 13) % 11 - 5) * 6
-PREDICTED = {
-    "same": TRUE,
-    "shift": TRUE.roll(2, dims=1),
-    "quant51": (TRUE + 25) // 51 * 51,
-    "half": TRUE // 2,
-    "scale90": TRUE * 9 // 10,
-    "hole": TRUE.masked_fill(((Y - 24).abs() < 4) & ((X - 22).abs() < 5), 0),
-    "dither": (TRUE + DITHER).clamp(0, 255),
-    "ramp": X * 255 // (WIDTH - 1),
-    "empty": TRUE * 0,
-    "full": TRUE * 0 + 255,
-    "invert": 255 - TRUE,
-    "const128": CONST,
-    "twocomp": TRUE.masked_fill(X < 32, 0),
-    "tiny": (TRUE * 0).index_put((torch.tensor(24), torch.tensor(22)), torch.tensor(255)),
-}
-# case: SAD unknown, MSE unknown, SAD whole, MSE whole
-GOLDEN = {
-    "const128": (1.00825131, 0.202189341, 1.29267061, 0.198147789),
-    "dither": (0.0959059149, 0.00345663354, 0.127007872, 0.00353493332),
-    "empty": (0.198368669, 0.0339348391, 0.441125542, 0.0903418362),
-    "full": (2.18063164, 0.867168307, 2.6308744, 0.803150833),
-    "half": (0.0997725576, 0.00856346078, 0.221443176, 0.0227226745),
-    "hole": (0, 0, 0.059376467, 0.0182311628),
-    "invert": (2.00812125, 0.802206516, 2.57663512, 0.786985099),
-    "quant51": (0.0317764767, 0.000933330273, 0.0476352833, 0.00106792373),
-    "ramp": (1.04223144, 0.282864839, 1.43613756, 0.31005469),
-    "same": (0, 0, 0, 0),
-    "scale90": (0.0209882408, 0.000370433409, 0.0458274521, 0.000957324228),
-    "shift": (0.0858431682, 0.00563641312, 0.105835341, 0.00495917117),
-    "tiny": (0.198368669, 0.0339348391, 0.440156907, 0.0900265276),
-    "twocomp": (0.120294139, 0.0209866744, 0.363050997, 0.0803145841),
-}
+def conn(p: Tensor, g: Tensor) -> float:
+    return float(measure(p, g, names=["conn"])["conn"])
 
 
-def trimap() -> Tensor:
-    grey = torch.where(disk(24, 22, 10, 1) > 0, 255, CONST)
-    return grey.masked_fill((X >= 61) | (Y >= 44), 0)
+def grad(p: Tensor, g: Tensor, mode: str = "dim") -> float:
+    return float(measure(p, g, mode=mode, names=["grad"])["grad"])
 
 
-@pytest.mark.parametrize("case", GOLDEN)
-def test_equal_to_the_original_code(case: str) -> None:
-    predicted, true, grey = (m / 255 for m in (PREDICTED[case], TRUE, trimap()))
-    sad_unknown, mse_unknown, sad_whole, mse_whole = GOLDEN[case]
-    unknown, whole = measure(predicted, true, grey, "unknown"), measure(predicted, true)
-    assert float(unknown["sad"]) == pytest.approx(sad_unknown, rel=1e-4)
-    assert float(unknown["mse"]) == pytest.approx(mse_unknown, rel=1e-4)
-    assert float(whole["sad"]) == pytest.approx(sad_whole, rel=1e-4)
-    assert float(whole["mse"]) == pytest.approx(mse_whole, rel=1e-4)
-    assert float(whole["mad"]) == pytest.approx(sad_whole * 1000 / TRUE.numel(), rel=1e-4)
-    assert float(unknown["mad"]) == pytest.approx(sad_unknown * 1000 / int((trimap() == 128).sum()), rel=1e-4)
+def soft(seed: int, shape: tuple[int, ...] = (21, 34), softness: float = 2.0, steps: int = 255) -> np.ndarray:
+    """Random clouds in [0, 1] of `steps` steps, float64."""
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    clouds = ndimage.gaussian_filter(noise, (0,) * (len(shape) - 2) + (softness,) * 2)
+    return np.round(np.clip(0.5 + 0.4 * clouds / clouds.std(), 0, 1) * steps) / steps
 
 
-def test_a_batch_is_its_pictures() -> None:
-    predicted = torch.stack([PREDICTED[c] / 255 for c in GOLDEN])
-    true, grey = (TRUE / 255).expand_as(predicted), (trimap() / 255).expand_as(predicted)
-    for region in ("whole", "unknown"):
-        together = measure(predicted, true, grey, region)
-        for i in range(len(predicted)):
-            alone = measure(predicted[i], true[i], grey[i], region)
-            assert all(torch.equal(together[name][i], alone[name]) for name in together)
+# ---- the originals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "region"), GOLDEN)
+def test_equal_to_the_original_code(case: str, region: str) -> None:
+    predicted, true, trimap = (m.double() / 255 for m in (PREDICTED[case], TRUE, TRIMAP))
+    figures = measure(predicted, true, trimap, region, names=METRICS)
+    wanted = GOLDEN[case, region]
+    for name, figure in wanted.items():
+        assert float(figures[name]) == pytest.approx(figure, rel=1e-4, abs=1e-12), name
+    counted = TRUE.numel() if region == "whole" else int((TRIMAP == 128).sum())
+    assert float(figures["mad"]) == pytest.approx(wanted["sad"] * 1000 / counted, rel=1e-4)
+
+
+def test_all_28_rows_are_there() -> None:
+    assert set(GOLDEN) == {(case, region) for case in CASES for region in REGIONS}
+
+
+def test_float32_is_enough() -> None:
+    for (case, region), wanted in GOLDEN.items():
+        figures = measure(PREDICTED[case] / 255, TRUE / 255, TRIMAP / 255, region, names=wanted)
+        for name, figure in wanted.items():
+            assert float(figures[name]) == pytest.approx(figure, rel=1e-4, abs=1e-12), (case, region, name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_batch_is_its_pictures_and_numpy_is_torch(mode: str, region: str) -> None:
+    predicted = torch.stack([PREDICTED[case] / 255 for case in CASES])
+    true, trimap = ((m / 255).expand_as(predicted) for m in (TRUE, TRIMAP))
+    together = measure(predicted, true, trimap, region, mode, METRICS)
+    arrays = measure(predicted.numpy(), true.numpy(), trimap.numpy(), region, mode, METRICS)
+    for i in range(len(CASES)):
+        alone = measure(predicted[i], true[i], trimap[i], region, mode, METRICS)
+        assert all(torch.equal(together[name][i], alone[name]) for name in METRICS)
+    assert all(torch.equal(together[name], arrays[name]) for name in METRICS)
+    assert all(f.shape == (len(CASES),) and f.dtype == torch.float64 for f in together.values())
+
+
+def test_any_array_of_the_right_values_will_do() -> None:
+    mask = soft(0, steps=1)
+    wanted = measure(mask, mask * 0.5, names=METRICS)
+    frozen = mask.copy()
+    frozen.setflags(write=False)
+    for same in (mask.astype(np.uint8), mask.astype(bool), frozen, np.asfortranarray(mask), mask[::-1][::-1]):
+        assert measure(same, mask * 0.5, names=METRICS) == wanted
+    half = torch.from_numpy(mask).bfloat16()
+    assert measure(half, half * 0.5, names=METRICS) == wanted
+    assert measure(torch.from_numpy(mask).long(), mask * 0.5, names=METRICS) == wanted
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_region_and_the_rest_add_up_to_the_whole(mode: str) -> None:
+    """Gradients and components are of the whole picture; a region only says what is counted."""
+    p, g = soft(1), soft(2)
+    band = np.where(soft(3, steps=1) > 0, 0.5, 1.0)
+    sums = ("sad", "grad", "conn")
+    parts = [measure(p, g, trimap, "unknown", mode, sums) for trimap in (band, 1.5 - band)]
+    for name, figure in measure(p, g, None, "whole", mode, sums).items():
+        assert float(parts[0][name] + parts[1][name]) == pytest.approx(float(figure), rel=1e-6)
+        assert float(parts[0][name]) > 0
+
+
+def test_nothing_is_lost_on_equal_mattes() -> None:
+    for alpha in (soft(4), np.zeros((5, 6)), np.ones((1, 1)), np.full((2, 3), 0.5)):
+        for mode in MODES:
+            figures = measure(alpha, alpha, mode=mode, names=METRICS)
+            assert {name: float(figure) for name, figure in figures.items()} == dict.fromkeys(METRICS, 0.0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -92,6 +111,133 @@ def test_mse_never_exceeds_mad(seed: int) -> None:
     predicted, true = torch.rand(2, 3, 7, 5, generator=generator)
     figures = measure(predicted, true)
     assert bool((figures["mse"] <= figures["mad"]).all()) and bool((figures["mad"] <= 1).all())
+
+
+# ---- gradient -------------------------------------------------------------------------------------------------------
+
+
+SHAPES = [(21, 34), (3, 2), (1, 7)]  # less than the kernel has, too
+
+
+def two(shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(5).random((2, *shape)) * 0.7
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_grad_is_the_9x9_convolution(shape: tuple[int, int]) -> None:
+    x = np.arange(-4, 5)
+    kernel = np.outer(np.exp(-(x**2) / (2 * 1.4**2)), -x * np.exp(-(x**2) / (2 * 1.4**2)))
+    kernel /= np.sqrt((kernel**2).sum())
+    steep = []
+    for alpha in two(shape):
+        full = (alpha - alpha.min()) / np.ptp(alpha)
+        steep.append(np.hypot(*(ndimage.convolve(full, k, mode="nearest") for k in (kernel, kernel.T))))
+    assert grad(*two(shape)) == pytest.approx(((steep[0] - steep[1]) ** 2).sum() / 1000, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_grad_of_mode_aim_is_scipys_gaussian_derivative(shape: tuple[int, int]) -> None:
+    orders = ((1, 0), (0, 1))
+    steep = [np.hypot(*(ndimage.gaussian_filter(alpha, 1.4, order) for order in orders)) for alpha in two(shape)]
+    assert grad(*two(shape), "aim") == pytest.approx(((steep[0] - steep[1]) ** 2).sum() / 10, rel=1e-9)
+
+
+def test_grad_does_not_see_contrast_but_in_mode_aim() -> None:
+    true = soft(7)
+    faint = 0.4 + 0.1 * true
+    assert grad(faint, true) == pytest.approx(0, abs=1e-20)
+    assert grad(faint, true, "aim") > 0.1
+    assert float(measure(faint, true)["mad"]) > 0.1
+
+
+def test_grad_of_a_flat_prediction_is_that_of_any_other() -> None:
+    true = soft(8)
+    assert grad(np.zeros_like(true), true) == grad(np.full_like(true, 0.3), true) > 0
+
+
+# ---- connectivity ---------------------------------------------------------------------------------------------------
+
+
+def plain_largest(mask: np.ndarray) -> np.ndarray:
+    """scipy numbers components in the order of rows, so those of the transposed mask in MATLAB's order."""
+    labels, count = ndimage.label(mask.T)
+    sizes = np.bincount(labels.ravel())[1:]
+    return (labels == 1 + sizes.argmax()).T if count else mask
+
+
+def plain_conn(p: np.ndarray, g: np.ndarray) -> float:
+    """The definition, one pixel and one threshold after the other."""
+    p, g = p.astype(np.float32), g.astype(np.float32)
+    inside = [plain_largest((p >= np.float32(k / 10)) & (g >= np.float32(k / 10))) for k in range(1, 11)]
+    total = 0.0
+    for at in np.ndindex(*p.shape):
+        failed = next((k for k, component in enumerate(inside) if not component[at]), 10)
+        steps = [alpha[at] - np.float32(failed / 10) for alpha in (p, g)]
+        phi_p, phi_g = (1 - d * (d >= np.float32(0.15)) for d in steps)
+        total += abs(phi_p - phi_g)
+    return total / 1000
+
+
+@pytest.mark.parametrize("density", [0.05, 0.4, 0.5, 0.6, 0.95])
+def test_the_largest_component_is_scipys(density: float) -> None:
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((9, 13)) < density
+        assert np.array_equal(largest_component(mask), plain_largest(mask)), seed
+
+
+@pytest.mark.parametrize("softness", [0.3, 1.5, 4.0])
+@pytest.mark.parametrize("steps", [1, 3, 10, 255])
+def test_conn_is_its_definition(softness: float, steps: int) -> None:
+    p, g = (np.pad(soft(seed, (14, 18), softness, steps), 3) for seed in (9, 10))  # padded: a box is cut out
+    assert conn(p, g) == pytest.approx(plain_conn(p, g), rel=1e-6)
+
+
+def test_diagonal_neighbours_are_not_connected() -> None:
+    mask = np.eye(4, dtype=bool)
+    mask[0, 1] = True
+    assert largest_component(mask).sum() == 3  # (0, 0), (0, 1) and, below it, (1, 1)
+
+
+def test_of_equal_components_the_first_by_columns_counts_as_in_matlab() -> None:
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[0:2, 5:7] = mask[5:7, 1:3] = True  # the upper right one comes first by rows
+    mask[7, 7] = True
+    assert np.array_equal(np.argwhere(largest_component(mask)), [[5, 1], [5, 2], [6, 1], [6, 2]])
+    assert np.array_equal(np.argwhere(largest_component(mask.T.copy())), [[5, 0], [5, 1], [6, 0], [6, 1]])
+    true = mask * 1.0
+    p = true.copy()
+    p[5:7, 1:3] = 0.9  # .1 from its level where it is the component, .9 where it is not
+    p[0:2, 5:7] = 0.8
+    assert conn(p, true) == pytest.approx(4 * 0.2 / 1000, rel=1e-6)
+
+
+def test_an_empty_prediction_is_not_perfect() -> None:
+    true = soft(11)
+    wanted = true[true >= 0.15].sum() / 1000
+    assert conn(np.zeros_like(true), true) == pytest.approx(wanted, rel=1e-6)
+    assert conn(true, np.zeros_like(true)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_levels_are_compared_in_float32() -> None:
+    """153/255 reaches .6 (in float64 it falls short of 6 x .1), so the truth is .4 above its level and not .5."""
+    true = np.ones((4, 5))
+    assert conn(np.full_like(true, 153 / 255), true) == pytest.approx(20 * 0.4 / 1000, rel=1e-6)
+
+
+def test_threads_change_nothing() -> None:
+    p, g = soft(12, (2, 40, 50)), soft(13, (2, 40, 50))
+    before = torch.get_num_threads()
+    try:
+        figures = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            figures.append(measure(p, g, names=("grad", "conn")))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(figures[0][name], figures[1][name]) for name in ("grad", "conn"))
+
+
+# ---- the rest -------------------------------------------------------------------------------------------------------
 
 
 def test_soft_iou_of_binary_masks_is_the_share_of_pixels() -> None:
@@ -104,16 +250,31 @@ def test_soft_iou_of_binary_masks_is_the_share_of_pixels() -> None:
 
 def test_mistakes_are_named() -> None:
     alpha = torch.rand(4, 4)
-    with pytest.raises(InputError, match="'band'"):
-        measure(alpha, alpha, alpha, "band")
-    with pytest.raises(InputError, match="pass trimap="):
-        measure(alpha, alpha, region="unknown")
-    with pytest.raises(InputError, match="no unknown"):
-        measure(
-            alpha[None].repeat(2, 1, 1),
-            alpha[None].repeat(2, 1, 1),
-            torch.stack([alpha * 0, alpha * 0 + 0.5]),
-            "unknown",
-        )
-    with pytest.raises(InputError, match=r"\(4, 4\) and \(4, 5\)"):
-        measure(alpha, torch.rand(4, 5))
+    pair = alpha.expand(2, 4, 4)
+    for message, call in {
+        "'band'": lambda: measure(alpha, alpha, alpha, "band"),
+        "'matlab': use one of dim, aim": lambda: measure(alpha, alpha, mode="matlab"),
+        "'sda': use some of sad, ": lambda: measure(alpha, alpha, names=["sda"]),
+        "pass trimap=": lambda: measure(alpha, alpha, region="unknown"),
+        "no unknown": lambda: measure(pair, pair, torch.stack([alpha * 0, alpha * 0 + 0.5]), "unknown"),
+        r"trimap has shape \(4, 5\)": lambda: measure(alpha, alpha, torch.rand(4, 5), "unknown"),
+        "trimap holds 128, outside": lambda: measure(alpha, alpha, alpha * 0 + 128, "unknown"),
+        r"\(4, 4\) and \(4, 5\)": lambda: measure(alpha, torch.rand(4, 5)),
+        r"\(2, 1, 4, 4\)": lambda: measure(pair[:, None], pair[:, None]),
+        "predicted alpha holds 255, .* divide 8-bit values by 255": lambda: measure(alpha * 0 + 255, alpha),
+        "true alpha holds -0.5,": lambda: measure(alpha, alpha * 0 - 0.5),
+        "predicted alpha holds nan": lambda: measure(alpha * float("nan"), alpha),
+        r"shape \(0, 4\) has no pixel": lambda: measure(alpha[:0], alpha[:0]),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            call()
+    measure(alpha * 0 + 1.00001, alpha)  # rounding is no mistake
+
+
+def test_without_opencv_the_pointwise_metrics_remain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    alpha = soft(14)
+    assert list(measure(alpha, alpha)) == list(POINTWISE)
+    for name in ("grad", "conn"):
+        with pytest.raises(InputError, match=r"omnialpha\[eval\]"):
+            measure(alpha, alpha, names=[name])

@@ -5,13 +5,12 @@ rgb (3, H, W) and maps (H, W), all in [0, 1]; a trimap is 0, .5 and 1. OpenCV co
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.evaluation.components import opencv
 
 FRAME = 0.08  # of each side: what a centred rectangle leaves out; of .02 to .15 the best on procedural scenes
 ROUNDS = 5  # of GrabCut's estimation
@@ -43,7 +42,7 @@ def grabcut_trimap(rgb: Tensor, trimap: Tensor) -> Tensor:
     """OpenCV GrabCut from a trimap, its unknown part taken for probable foreground: binary alpha (H, W).
 
     Where either side has too few pixels to estimate colours from, all that may be foreground is."""
-    cv2 = _opencv()
+    cv2 = opencv()
     sure, maybe = trimap > FOREGROUND, trimap > BACKGROUND
     if min(int(maybe.sum()), int((~maybe).sum())) < COMPONENTS:
         return maybe.float()
@@ -76,7 +75,7 @@ def closed_form(rgb: Tensor, trimap: Tensor) -> Tensor:
 
 def telea(rgb: Tensor, hole: Tensor, radius: float = TELEA_RADIUS) -> Tensor:
     """OpenCV's fast marching inpainting (Telea 2004) of hole (H, W) bool, in 8 bits: (3, H, W), unchanged elsewhere."""
-    cv2 = _opencv()
+    cv2 = opencv()
     hole = hole.bool().cpu()
     if bool(hole.all()):
         raise InputError(
@@ -89,11 +88,3 @@ def telea(rgb: Tensor, hole: Tensor, radius: float = TELEA_RADIUS) -> Tensor:
 def _bytes(rgb: Tensor) -> np.ndarray:
     """(3, H, W) -> (H, W, 3) uint8. Nothing here minds that OpenCV would call it BGR."""
     return np.ascontiguousarray((rgb.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
-
-
-def _opencv() -> ModuleType:
-    try:
-        import cv2
-    except ImportError:
-        raise InputError("OpenCV is not installed: `pip install omnialpha[eval]` brings it.") from None
-    return cv2
