@@ -101,3 +101,11 @@ def released_omnialpha(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from released import write_release
 
     return write_release(tmp_path_factory.mktemp("released") / "omnialpha")
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FLUX.1-dev as published: see `flux.py`. Read only."""
+    from flux import write_flux
+
+    return write_flux(tmp_path_factory.mktemp("flux") / "base")

@@ -27,10 +27,21 @@ class Condition:
     positions: Positions
     shared: Shared = field(default_factory=Shared, compare=False, repr=False)
     negative: Condition | None = None  # the same with an empty instruction, for guidance
+    pooled: Tensor | None = None  # (B, P), one vector a text, of an encoder that gives one
+    told: float | None = None  # the guidance that a transformer distilled from it is told
+
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """Further arguments of a transformer that takes more than pictures and text."""
+        made = {} if self.pooled is None else {"pooled": self.pooled}
+        if self.told is not None:
+            made["guidance"] = self.text.new_full((len(self.examples),), self.told)
+        return made
 
     def pair(self, positions: Positions) -> Condition:
         """Both branches of guidance as one batch: the examples, then the same without instructions."""
         assert self.negative is not None
+        pooled = (self.pooled, self.negative.pooled)
         return Condition(
             examples=self.examples * 2,
             canvases=self.canvases * 2,
@@ -39,6 +50,7 @@ class Condition:
             text=pad([*self.text, *self.negative.text], self.text.shape[2]),
             lengths=self.lengths + self.negative.lengths,
             positions=positions,
+            pooled=None if pooled[0] is None or pooled[1] is None else torch.cat((pooled[0], pooled[1])),
         )
 
     @property

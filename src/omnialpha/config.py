@@ -18,14 +18,11 @@ T = TypeVar("T")
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe as nested dicts, overrides applied. Values of overrides are TOML, or text where that fails."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"recipe {path} does not exist: see recipes/*.toml.")
-    try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} is not valid TOML: {error}.") from None
+    """A recipe as nested dicts, overrides applied. Values of overrides are TOML, or text where that fails.
+
+    A recipe may begin with `extends = "other.toml"`, found beside it: it then says only what it changes.
+    """
+    tree = _read(Path(path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -38,6 +35,27 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> dict[str, An
                 raise InputError(f"override {override!r}: {section!r} holds {node!r}, not a table; check the key.")
         node[last] = _value(text.strip())
     return tree
+
+
+def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"recipe {path} does not exist: see recipes/*.toml.")
+    if path in extending:
+        raise InputError(f"recipe {path} extends itself: take `extends` out of one of them.")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is not valid TOML: {error}.") from None
+    if "extends" not in tree:
+        return tree
+    below = _read((path.parent / str(tree.pop("extends"))).resolve(), (*extending, path.resolve()))
+    return _merged(below, tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged, everything else is replaced."""
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return below | above | both
 
 
 def _value(text: str) -> Any:

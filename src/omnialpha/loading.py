@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from omnialpha.canvas import plan
-from omnialpha.models import adapters
+from omnialpha.errors import InputError
+from omnialpha.models import adapters, flux_files
 from omnialpha.models.anatomy import Anatomy
 from omnialpha.models.approximate import Approximations
+from omnialpha.models.card import Card, Family
 from omnialpha.models.checking import check
 from omnialpha.models.checkpoints import LoraLike, Parts, resolve
 from omnialpha.models.estimate import Estimate, Job, check_fits, estimate, measure_speed
+from omnialpha.models.offload import OFFLOADS
 from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, place
 from omnialpha.models.positions import Layout
 from omnialpha.models.vae import load_vae
 from omnialpha.pipeline import OmniAlpha
+from omnialpha.sampling import ALWAYS
 from omnialpha.tasks import Example
 
 __all__ = ["Setup", "load", "pick_device", "swap"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a family of models before it is loaded. words: text tokens of a run, beside those of pictures.
+    offloads, refused: the ways of waiting that know its parts, and settings that do not.
+    """
+
+    check: Callable[[Parts], None]
+    anatomy: Callable[..., Anatomy]
+    words: Callable[[Card], int]
+    offloads: tuple[str, ...] = tuple(OFFLOADS)
+    refused: tuple[str, ...] = ()
+
+
+KINDS: dict[Family, Kind] = {
+    "qwen": Kind(check, Anatomy.read, lambda card: 100),
+    "flux": Kind(
+        flux_files.check,
+        flux_files.read_anatomy,
+        lambda card: card.max_tokens,  # to which every prompt is padded
+        offloads=("none", "model"),
+        refused=("quantize", "vision"),
+    ),
+}
 
 
 def load(
@@ -61,16 +90,35 @@ class Setup:
     placement: Placement
     approximate: Approximations = Approximations()
 
+    def __post_init__(self) -> None:
+        """InputError for a setting that this family of models does not have."""
+        name, kind, way = self.parts.card.name, self.kind, self.placement.offload
+        if way not in kind.offloads:
+            raise InputError(f"offload={way} does not work with {name}: use {' or '.join(kind.offloads)}.")
+        given = {"quantize": self.placement.quantize, "vision": self.approximate.vision}
+        refused = [setting for setting in kind.refused if given[setting] is not None]
+        if self.approximate.guidance != ALWAYS and self.parts.card.guidance == "embedded":
+            refused.append("guidance")  # there is no second pass to leave out
+        if refused:
+            raise InputError(f"the setting {refused[0]} does not work with {name}: leave it out.")
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.parts.card.family]
+
     def forecast(self, example: Example, steps: int, guided: bool) -> Estimate:
         """What a run will take, before weights are read. InputError where it cannot fit, with a setting that would."""
-        check(self.parts)
+        self.parts.card.check_task(example.task)
+        self.kind.check(self.parts)
         device = self.placement.torch_device
         vae = load_vae(self.parts.vae, widen=True)  # small beside the rest
-        anatomy = Anatomy.read(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
+        anatomy = self.kind.anatomy(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
         canvas = plan(example.size, len(example.inputs) + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // anatomy.side, canvas.size[1] // anatomy.side)
         layout = Layout((size,) * len(example.targets), (size,) * len(example.inputs))
-        job = Job(anatomy, layout, self.placement, steps, guided, tile=self.approximate.tiles)
+        guided = guided and self.parts.card.guidance == "negative"
+        words = self.kind.words(self.parts.card)
+        job = Job(anatomy, layout, self.placement, steps, guided, words=words, tile=self.approximate.tiles)
         made = estimate(job, measure_speed(device, DTYPES[job.dtype]))
         check_fits(made)
         return made
@@ -79,13 +127,13 @@ class Setup:
         """Ready to run."""
         parts, placement = self.parts, self.placement
         device = placement.torch_device  # a wrong name is refused before anything is read
-        check(parts)
+        self.kind.check(parts)
         model = OmniAlpha.from_parts(parts, DTYPES[placement.dtype or parts.card.dtype])
         adapters.apply(model.transformer, parts.adapters)
         model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
         model.placed = place(model, placement)
         model.parts = parts
-        self.approximate.apply(model.transformer, model.instructor, model.vae)
+        self.approximate.apply(model.transformer, model.instructor, model.vae)  # type: ignore[arg-type]
         model.guidance_interval = self.approximate.guidance
         return model
 

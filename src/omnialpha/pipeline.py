@@ -7,9 +7,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,15 @@ from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
 from omnialpha.layers import Layer, LayerStack
-from omnialpha.models import adapters
+from omnialpha.models import adapters, flux
+from omnialpha.models.card import Family
 from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
 from omnialpha.models.codec import Codec
+from omnialpha.models.flux_text import FluxText
 from omnialpha.models.instructor import Instructor
 from omnialpha.models.placement import Placed
 from omnialpha.models.positions import Layout, Positions, batch_positions
-from omnialpha.models.transformer import MultiImageTransformer, Shared, pack, unpack
+from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
 from omnialpha.models.vae import load_vae
 from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
 from omnialpha.tasks import Example
@@ -35,10 +39,34 @@ REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges 
 PATCH = 2  # latents a transformer token spans, each way
 
 
+@dataclass(frozen=True)
+class Kind:
+    """The classes of a family of models; they are called alike. settings: fields of `Card` that the instructor takes.
+    positions: layouts, text lengths, target order, axes and device -> Positions.
+    """
+
+    transformer: Any
+    instructor: Any
+    settings: tuple[str, ...]
+    positions: Callable[..., Positions]
+
+
+KINDS: dict[Family, Kind] = {
+    "qwen": Kind(MultiImageTransformer, Instructor, ("picture_pixels", "max_tokens", "template"), batch_positions),
+    "flux": Kind(flux.FluxTransformer, FluxText, ("max_tokens",), flux.positions),
+}
+
+
 class OmniAlpha(nn.Module, Verbs):
     """One model: any number of RGBA pictures and an instruction in, any number of RGBA pictures out."""
 
-    def __init__(self, vae: Codec, transformer: MultiImageTransformer, instructor: Instructor, card: Card) -> None:
+    def __init__(
+        self,
+        vae: Codec,
+        transformer: MultiImageTransformer | flux.FluxTransformer,
+        instructor: Instructor | FluxText,
+        card: Card,
+    ) -> None:
         super().__init__()
         self.vae, self.transformer, self.instructor, self.card = vae, transformer, instructor, card
         self.parts: Parts | None = None  # where it came from, and
@@ -48,14 +76,12 @@ class OmniAlpha(nn.Module, Verbs):
     @classmethod
     def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.float32) -> OmniAlpha:
         """The model of these parts, without their adapters, in main memory. Raises InputError where one is damaged."""
-        card = parts.card
-        settings = {"picture_pixels": card.picture_pixels, "max_tokens": card.max_tokens}
-        if card.template:
-            settings["template"] = card.template  # type: ignore[assignment]
+        card, kind = parts.card, KINDS[parts.card.family]
+        settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
         model = cls(
             load_vae(parts.vae, dtype, widen=True),
-            MultiImageTransformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True),
-            Instructor.from_pretrained(parts.instructor, dtype, **settings),
+            kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True),
+            kind.instructor.from_pretrained(parts.instructor, dtype, **settings),
             card,
         )
         return model.eval().requires_grad_(False)
@@ -94,10 +120,12 @@ class OmniAlpha(nn.Module, Verbs):
         return plan(example.size, len(example.inputs) + len(example.targets), self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
-        """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions.
+        """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions, where
+        the model is guided by that.
 
-        It belongs to the weights it was made with.
+        It belongs to the weights it was made with. InputError for a task that the model cannot do.
         """
+        instructions = [self.card.text(e) for e in examples]
         canvases = tuple(self.canvas(e) for e in examples)
         pictures = [[c.fit(p.to(self.device)) for p in e.inputs] for e, c in zip(examples, canvases, strict=True)]
         inputs = pad(
@@ -109,24 +137,24 @@ class OmniAlpha(nn.Module, Verbs):
             size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.inputs)))
 
-        def made(text: Tensor, mask: Tensor, negative: Condition | None = None) -> Condition:
+        def made(
+            text: Tensor, mask: Tensor, pooled: Tensor | None = None, *, negative: Condition | None = None
+        ) -> Condition:
             lengths = tuple(mask.sum(dim=1).tolist())
             positions = self._positions(layouts, lengths)
-            shared = Shared()
-            return Condition(
-                tuple(examples), canvases, tuple(layouts), inputs, text, lengths, positions, shared, negative
-            )
+            given = (tuple(examples), canvases, tuple(layouts), inputs, text, lengths, positions)
+            return Condition(*given, negative=negative, pooled=pooled)
 
-        instructions = [e.instruction for e in examples]
-        if not guided:
+        if not guided or self.card.guidance == "embedded":
             return made(*self.instructor(self.instructor.tokenize(instructions, pictures)))
         tokens = self.instructor.tokenize(instructions, pictures, negatives=[""] * len(examples))
-        (text, mask), negative = self.instructor(tokens)
-        return made(text, mask, made(*negative))
+        positive, negative = self.instructor(tokens)
+        return made(*positive, negative=made(*negative))
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        return batch_positions(layouts, lengths, self.card.target_order, axes, self.device)
+        made = KINDS[self.card.family].positions
+        return made(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
@@ -156,13 +184,18 @@ class OmniAlpha(nn.Module, Verbs):
         """
         dtype = self.transformer.dtype
         inputs, text = cond.inputs.to(dtype), cond.text.to(dtype)
+        extra = {name: value.to(dtype) for name, value in cond.extra.items()}
         branch = "conditional" if cond.negative else "unconditional"  # step caches keep them apart
         with self.transformer.cache_context(branch) if self.transformer.is_cache_enabled else nullcontext():
-            out = self.transformer(x_t.to(dtype), inputs, text, t, cond.positions, cond.shared).float()
+            out = self.transformer(x_t.to(dtype), inputs, text, t, cond.positions, cond.shared, **extra).float()
         return (x_t - out) / t.view(-1, 1, 1) if self.card.prediction == "x0" else out
 
     def guided(self, cond: Condition, scale: float) -> Velocity:
-        """The velocity (x_t, t) -> (B, Lt, C) of a condition made with `guided`, under classifier-free guidance."""
+        """The velocity (x_t, t) -> (B, Lt, C) of a condition made with `guided`, under classifier-free guidance, or
+        as the transformer, told the scale, imitates that.
+        """
+        if self.card.guidance == "embedded":
+            return partial(self.velocity, cond=replace(cond, told=scale))
         alone: Velocity = partial(self.velocity, cond=cond)
         interval = self.guidance_interval
         if scale == 1.0:

@@ -68,10 +68,9 @@ def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
         return rgba
     pixels = premultiply(rgba).reshape(-1, *rgba.shape[-3:])
     pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
-    alpha = pixels[:, 3:].clamp(0, 1)
-    alpha = torch.where(alpha > 1 - 1e-5, 1.0, alpha)  # the kernel's weights sum to 1 only up to rounding
-    rgb = pixels[:, :3].clamp(min=0).minimum(alpha)  # bicubic overshoots; associated colour never exceeds alpha
-    return unpremultiply(torch.cat([rgb, alpha], dim=1)).reshape(*rgba.shape[:-2], *size)
+    pixels = unpremultiply(pixels).clamp(0, 1)  # bicubic overshoots in colour and alpha alike: not in their quotient
+    alpha = torch.where(pixels[:, 3:] > 1 - 1e-5, 1.0, pixels[:, 3:])  # the taps sum to 1 only up to rounding
+    return torch.cat([pixels[:, :3], alpha], dim=1).reshape(*rgba.shape[:-2], *size)
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from omnialpha.errors import InputError
 from omnialpha.models.codec import WEIGHTS
 from omnialpha.models.flux_vae import FluxVAE
-from omnialpha.models.vae import AlphaVAE, load_vae, opaque_initialization
+from omnialpha.models.vae import AlphaVAE, load_vae, opaque_initialization, write
 
 SCALE, SHIFT = 0.3611, 0.1159
 TINY = {  # FLUX.1-dev's settings, narrower
@@ -121,7 +121,7 @@ def test_saved_as_diffusers_saves_it(tmp_path, stored):
     stock_vae(3).to(stored).save_pretrained(tmp_path / "rgb", max_shard_size="30KB")
     assert len(list((tmp_path / "rgb").glob("*.safetensors"))) > 2
     wide = load_vae(tmp_path / "rgb", widen=True)
-    wide.save_pretrained(tmp_path / "rgba")
+    write(wide, tmp_path / "rgba", tmp_path / "rgb")
 
     config = json.loads((tmp_path / "rgba/config.json").read_text())
     assert (config["_class_name"], config["in_channels"], config["out_channels"]) == ("AutoencoderKL", 4, 4)
@@ -131,6 +131,21 @@ def test_saved_as_diffusers_saves_it(tmp_path, stored):
     with torch.no_grad():
         assert torch.equal(back.encode(x), wide.encode(x))
         assert torch.equal(theirs.encode(2 * x - 1).latent_dist.mean, wide.moments(x)[0])
+
+
+def test_checkpointing_computes_again_what_it_does_not_keep():
+    codec, x = FluxVAE(stock_vae(4).requires_grad_(True)), pictures(4)
+    figures = []
+    for prepare in (lambda: None, codec.enable_gradient_checkpointing):
+        prepare()
+        codec.zero_grad()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            codec.reconstruct(codec.moments(x)[0]).square().mean().backward()
+        figures.append((sum(kept), [p.grad for p in codec.parameters()]))
+    (plain, wanted), (less, made) = figures
+    assert less < 0.6 * plain
+    assert all((a - b).abs().max() <= 1e-6 * max(1, b.abs().max()) for a, b in zip(made, wanted, strict=True))
 
 
 def test_a_batch_in_pieces_and_a_video(tmp_path):

@@ -15,7 +15,7 @@ from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.models.codec import WEIGHTS
 from omnialpha.models.folding import fold, unfold
-from omnialpha.models.vae import AlphaVAE, load_vae, opaque_initialization
+from omnialpha.models.vae import AlphaVAE, load_vae, opaque_initialization, write
 
 MEAN, STD = [0.4, -0.7, 0.1, 1.3], [1.6, 0.5, 2.2, 0.9]
 TINY = {
@@ -198,11 +198,27 @@ def test_opaque_alpha_can_be_trained_from_its_first_step(rgb):
     assert wide.decoder.conv_out.weight.grad[3].abs().max() > 1e-3
 
 
-def test_opaque_initialization_refuses_what_is_done_or_unlike(rgb):
+def test_opaque_initialization_refuses_what_is_done(rgb):
     with pytest.raises(InputError, match="this one has 4"):
         opaque_initialization(opaque_initialization(rgb[0]))
-    with pytest.raises(InputError, match="diffusers' layout"):
-        opaque_initialization(AlphaVAE(base_dim=4, z_dim=4, dim_mult=[1], num_res_blocks=1, channels=3, patch_size=2))
+
+
+@pytest.mark.parametrize("linear_skip", [False, True])
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_opaque_initialization_of_a_small_model(patch_size, linear_skip):
+    """Its pixels are folded into channels, and a linear path has colours of its own."""
+    settings = {"patch_size": patch_size, "linear_skip": linear_skip, "latents_mean": MEAN, "latents_std": STD}
+    vae = AlphaVAE(8, 4, [1, 2], 1, channels=3, **settings).double().eval().requires_grad_(False)
+    for parameter in vae.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    wide = opaque_initialization(vae).requires_grad_(False)
+    x, z = pictures(3, dtype=torch.float64), latents(dtype=torch.float64)
+    for alpha in (torch.zeros_like(x[:, :1]), pictures(1, seed=9, dtype=torch.float64)):
+        moments = zip(wide.moments(torch.cat([x, alpha], dim=1)), vae.moments(x), strict=True)
+        assert max(float((a - b).abs().max()) for a, b in moments) <= 1e-14
+    made = wide.reconstruct(z)
+    assert (made[:, :3] - vae.reconstruct(z)).abs().max() <= 1e-14 and (made[:, 3] == 1).all()
+    assert dict(wide.config).items() >= (settings | {"channels": 4}).items()
 
 
 # ---- folding and export ---------------------------------------------------------------------------------------------
@@ -286,6 +302,26 @@ def test_export_over_its_own_source(stock, tmp_path):
         theirs = AutoencoderKLQwenImage.from_pretrained(tmp_path).state_dict()
         moved = {k: not torch.equal(theirs[k], v) for k, v in vae.state_dict().items()}
         assert [k for k, v in moved.items() if v] == ["encoder.conv_out.bias"]
+
+
+def test_writing_keeps_the_layout_that_a_codec_came_from(stock, tmp_path):
+    vae, source = stock
+    ours = AlphaVAE.load(source)
+    ours.register_to_config(latents_mean=[m + 1 for m in MEAN])
+    own = small(patch_size=2)
+    own.save_pretrained(tmp_path / "own")
+    for codec, origin, kind in (
+        (ours, source, "AutoencoderKLQwenImage"),
+        (ours, None, "AlphaVAE"),
+        (own, tmp_path / "own", "AlphaVAE"),
+    ):
+        write(codec, tmp_path / "out", origin)
+        assert json.loads((tmp_path / "out/config.json").read_text())["_class_name"] == kind
+        assert (load_file(tmp_path / "out" / WEIGHTS)["decoder.conv_in.weight"].ndim == 5) == (origin == source)
+        back = load_vae(tmp_path / "out")
+        assert back.normalisation == codec.normalisation
+        assert all(torch.equal(back.state_dict()[k], v) for k, v in codec.state_dict().items())
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_own_layout_round_trip(tmp_path):
@@ -469,6 +505,40 @@ def test_premultiplied_output_is_straight_again():
         made = vae.decode(vae.encode(x))
     assert (rgba.premultiply(made) - rgba.premultiply(x)).abs().max() < 1e-5
     assert (made - x).abs().max() < 1e-4
+
+
+# ---- gradient checkpointing -----------------------------------------------------------------------------------------
+
+
+def kept_for_backward(codec, x):
+    """(bytes that wait for the backward pass, the gradient of every parameter)"""
+    sizes = {}
+
+    def note(tensor):
+        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    codec.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        mean, logvar = codec.moments(x)
+        loss = codec.reconstruct(mean).square().mean() + logvar.mean()
+    weights = {p.data_ptr() for p in codec.parameters()}
+    loss.backward()
+    return sum(v for k, v in sizes.items() if k not in weights), [p.grad.clone() for p in codec.parameters()]
+
+
+def test_checkpointing_computes_again_what_it_does_not_keep():
+    torch.manual_seed(0)
+    vae = AlphaVAE(8, 4, [1, 2, 2], 2, patch_size=2, linear_skip=True)
+    x = pictures(4, size=(64, 64))
+    plain, wanted = kept_for_backward(vae, x)
+    vae.enable_gradient_checkpointing()
+    less, made = kept_for_backward(vae, x)
+    assert less < 0.4 * plain
+    assert all((a - b).abs().max() <= 1e-6 * max(1, b.abs().max()) for a, b in zip(made, wanted, strict=True))
+    assert max(float(g.abs().max()) for g in wanted) > 1e-3
+    vae.disable_gradient_checkpointing()
+    assert kept_for_backward(vae, x)[0] == plain
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------

@@ -1,232 +1,24 @@
 """What is minimised: formulas by hand and by Monte Carlo, and small objectives that learn and resume bit for bit."""
 
 import copy
-import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from omnialpha import config, rgba
+from omnialpha import config
 from omnialpha.data import bank as banks
 from omnialpha.data.mixture import Mixture
 from omnialpha.errors import InputError
 from omnialpha.models.transformer import MultiImageTransformer
-from omnialpha.models.vae import AlphaVAE
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
 from omnialpha.training import run as runs
-from omnialpha.training.loop import FitSettings, fit
+from omnialpha.training.loop import fit
 from omnialpha.training.sft import FlowLoss, SFTObjective, corpus, draw_times, flow_loss, initialize
-from omnialpha.training.vae import (
-    BACKGROUND_MEAN,
-    BACKGROUND_SQUARE,
-    VAELoss,
-    VAEObjective,
-    calibrate,
-    composited_error,
-    fit_linear_codec,
-)
-
-MEAN, SQUARE = (torch.tensor(v).view(1, 3, 1, 1) for v in (BACKGROUND_MEAN, BACKGROUND_SQUARE))
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def bank():
-    return banks.procedural(20, 6, 32, seed=3)
-
-
-@pytest.fixture(scope="module")
-def held_out():
-    return banks.procedural(8, 4, 32, seed=4)
-
-
-def settings(folder, **changes):
-    base = {"steps": 6, "lr": 1e-3, "device": "cpu", "log_every": 1, "tensorboard": False}
-    return FitSettings(output=str(folder), **(base | changes))
-
-
-def logged(folder, name="loss"):
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [row[name] for row in rows if name in row]
-
-
-def assert_resumes(make, folder, **changes):
-    """Six steps at once, and three and three, end in the same bits; returns how far the weights went."""
-    objectives = [make() for _ in range(3)]
-    start = {n: p.detach().clone() for n, p in objectives[0].named_parameters()}
-    common = {"warmup": 2, "ema": 0.9, "weight_decay": 0.01} | changes
-    fit(objectives[0], settings(folder / "straight", **common), quiet=True)
-    fit(objectives[1], settings(folder / "parts", **common | {"steps": 3}), quiet=True)
-    fit(objectives[2], settings(folder / "parts", **common), quiet=True)
-    straight, resumed = objectives[0].state_dict(), objectives[2].state_dict()
-    assert all(torch.equal(straight[n], resumed[n]) for n in straight)
-    states = [torch.load(folder / name / "checkpoint.pt", weights_only=True) for name in ("straight", "parts")]
-    assert states[0]["step"] == states[1]["step"] == 6
-    assert all(torch.equal(a, b) for a, b in zip(states[0]["average"], states[1]["average"], strict=True))
-    assert logged(folder / "straight") == logged(folder / "parts")
-    moved = {n: float((p.detach() - start[n]).abs().max()) for n, p in objectives[0].named_parameters()}
-    assert all(p.isfinite().all() for p in objectives[0].parameters())
-    return moved
-
-
-# ---- the autoencoder's loss -----------------------------------------------------------------------------------------
-
-
-def test_composited_error_is_the_expectation_over_backgrounds():
-    """Monte Carlo over backgrounds with just these two moments: agreement within five standard errors."""
-    g = seeded(0)
-    a, a_hat = torch.rand(6, 1, 2, 2, generator=g), torch.rand(6, 1, 2, 2, generator=g)
-    x, x_hat = torch.rand(6, 3, 2, 2, generator=g) * 2 - 1, torch.rand(6, 3, 2, 2, generator=g) * 2 - 1
-    wanted = composited_error(a * x - a_hat * x_hat, a - a_hat, MEAN, SQUARE)
-    spread = (SQUARE - MEAN**2).sqrt()
-    n = 40_000
-    for noise in (torch.randn(n, 1, 3, 1, 1, generator=g), torch.randint(2, (n, 1, 3, 1, 1), generator=g) * 2.0 - 1):
-        b = MEAN + spread * noise
-        error = ((a * x + (1 - a) * b) - (a_hat * x_hat + (1 - a_hat) * b)).square()  # (n, 6, 3, 2, 2)
-        close = (error.mean(0) - wanted).abs() <= 5 * error.std(0) / math.sqrt(n) + 1e-6
-        assert close.all()
-    assert (wanted >= -1e-6).all() and wanted.mean() > 0.1
-    mid_grey = (a * x - a_hat * x_hat).square()
-    assert (mid_grey - wanted).abs().mean() > 0.02, "the moments matter"
-
-
-def test_composited_error_of_equals_is_zero():
-    zero = torch.zeros(2, 3, 4, 4)
-    assert (composited_error(zero, zero[:, :1], MEAN, SQUARE) == 0).all()
-
-
-def test_background_moments_are_possible():
-    assert (SQUARE > MEAN**2).all() and (SQUARE <= 1).all()
-    assert BACKGROUND_MEAN == (-0.0357, -0.0811, -0.1797) and BACKGROUND_SQUARE == (0.3163, 0.3060, 0.3634)
-
-
-def small_vae(seed=1, **changes):
-    torch.manual_seed(seed)
-    base = {"base_dim": 8, "z_dim": 8, "dim_mult": [1, 2], "num_res_blocks": 1, "patch_size": 2}
-    return AlphaVAE(**base | {"linear_skip": True, "premultiplied": True} | changes)
-
-
-def vae_objective(bank, held_out, batch=4, **changes):
-    vae = small_vae(**changes)
-    objective = VAEObjective(vae, bank, held_out, VAELoss(), batch, [(16, 16), (16, 24)], seed=2)
-    fit_linear_codec(vae, torch.cat([objective.pictures(bank, 100 + i * 2) for i in range(8)]))
-    return objective
-
-
-@pytest.mark.parametrize("premultiplied", [True, False])
-def test_the_vae_loss_is_the_error_of_composites(bank, held_out, premultiplied):
-    """`reconstruction` against composites of the two pictures on random backgrounds, in [-1, 1]."""
-    objective = vae_objective(bank, held_out, premultiplied=premultiplied)
-    g = seeded(3)
-    x, made = torch.rand(2, 4, 8, 8, generator=g), torch.rand(2, 4, 8, 8, generator=g)
-    out = rgba.premultiply(made) if premultiplied else made
-    zeros = torch.zeros(2, 8, 4, 4)
-    losses = objective._losses(x, out, zeros, zeros)
-    b = (MEAN + (SQUARE - MEAN**2).sqrt() * torch.randn(4000, 1, 3, 1, 1, generator=g) + 1) / 2
-    error = (2 * (rgba.flatten(x, b) - rgba.flatten(made, b))).square().flatten(1).mean(1)
-    assert float(losses["reconstruction"]) == pytest.approx(float(error.mean()), abs=5 * float(error.std()) / 4000**0.5)
-    assert losses["alpha_mad"] == pytest.approx(float((x[:, 3] - made[:, 3]).abs().mean()), rel=1e-5)
-    assert losses["kl"] == pytest.approx(0.0)
-
-    edges = 0.0
-    for back in (0.0, 1.0):
-        e = rgba.flatten(x, (back,) * 3) - rgba.flatten(made, (back,) * 3)
-        edges += float(torch.cat([e.diff(dim=-1).flatten(), e.diff(dim=-2).flatten()]).abs().mean())
-    alpha = float((x[:, 3] - made[:, 3]).square().mean())
-    assert float(losses["loss"]) == pytest.approx(float(losses["reconstruction"]) + 0.5 * alpha + 0.5 * edges, rel=1e-5)
-
-
-def test_a_perfect_reconstruction_costs_nothing_whatever_is_hidden(bank, held_out):
-    objective = vae_objective(bank, held_out)
-    x = torch.rand(2, 4, 8, 8, generator=seeded(3))
-    x[:, 3, :, :4] = 0
-    hidden = x.clone()
-    hidden[:, :3, :, :4] = 1
-    zeros = torch.zeros(2, 8, 4, 4)
-    assert float(objective._losses(hidden, rgba.premultiply(x), zeros, zeros)["loss"]) == 0.0
-
-
-def test_kl_is_the_gaussians(bank, held_out):
-    objective = vae_objective(bank, held_out)
-    x = torch.rand(1, 4, 8, 8, generator=seeded(3))
-    mean, logvar = torch.full((1, 8, 4, 4), 0.7), torch.full((1, 8, 4, 4), -1.5)
-    normal = torch.distributions.Normal
-    wanted = torch.distributions.kl_divergence(normal(0.7, math.exp(-0.75)), normal(0.0, 1.0))
-    losses = objective._losses(x, rgba.premultiply(x), mean, logvar)
-    assert losses["kl"] == pytest.approx(float(wanted), rel=1e-5)
-    assert losses["loss"] == pytest.approx(1e-6 * float(wanted), rel=1e-4)
-
-
-def test_the_linear_codec_is_the_best_one(bank, held_out):
-    """Its error is the energy of the covariance's smallest eigenvalues, and no other basis of that size does better."""
-    vae = small_vae(z_dim=8)
-    x = torch.rand(6, 4, 16, 16, generator=seeded(5))
-    x = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, 1)  # smooth, so that patches have structure
-    fit_linear_codec(vae, x)
-    straight = rgba.premultiply(x) * 2 - 1
-
-    def error():
-        with torch.no_grad():
-            mean, _ = vae.moments(x)
-            return float((vae.reconstruct(mean) - straight).square().mean())
-
-    best = error()
-    patches = F.unfold(straight - straight.mean((0, 2, 3))[:, None, None], 4, stride=4).transpose(1, 2).flatten(0, 1)
-    values = torch.linalg.eigvalsh((patches.T @ patches / len(patches)).double())
-    assert best == pytest.approx(float(values[:-8].sum()) / 64, rel=1e-4)
-    assert best < 0.5 * float(values.sum()) / 64
-    basis = torch.linalg.qr(torch.randn(64, 8, generator=seeded(1)))[0].T
-    vae.set_linear_codec(basis.contiguous(), straight.mean((0, 2, 3)))
-    assert error() > 1.5 * best
-
-
-def test_calibration(bank, held_out):
-    objective = vae_objective(bank, held_out)
-    batches = [objective.pictures(bank, i) for i in (0, 2, 4)]
-
-    def normalised():
-        with torch.no_grad():
-            return torch.cat([objective.vae.encode(x) for x in batches]).transpose(0, 1).flatten(1)
-
-    calibrate(objective.vae, batches, whitening=1.0)
-    white = normalised()
-    assert white.mean(1).abs().max() < 1e-4 and (white.std(1) - 1).abs().max() < 1e-3
-    calibrate(objective.vae, batches)
-    half = normalised()
-    assert half.mean(1).abs().max() < 1e-4 and float(half.square().mean()) == pytest.approx(1, abs=1e-2)
-    assert float(half.std(1).max() / half.std(1).min()) > 2, "strong channels stay stronger"
-    x = batches[0]
-    with torch.no_grad():
-        calibrated = objective.vae.decode(objective.vae.encode(x))
-        objective.vae.register_to_config(latents_mean=None, latents_std=None)
-        assert (objective.vae.decode(objective.vae.encode(x)) - calibrated).abs().max() < 1e-4
-
-
-def test_the_vae_resumes_bit_for_bit_and_exports(bank, held_out, tmp_path):
-    moved = assert_resumes(lambda: vae_objective(bank, held_out), tmp_path)
-    assert sum(step > 0 for step in moved.values()) > 0.9 * len(moved)
-    back = AlphaVAE.load(tmp_path / "parts/model/vae")
-    assert back.config.latents_std and back.config.premultiplied and back.ratio == 4
-
-
-def test_the_vae_learns(bank, held_out, tmp_path):
-    objective = VAEObjective(small_vae(), bank, held_out, VAELoss(), 4, [(16, 16)], seed=2)
-    before = objective.validate(tmp_path, 0)
-    fit(objective, settings(tmp_path, steps=60, lr=3e-3, save_every=1000, validate_every=60), quiet=True)
-    losses = logged(tmp_path)
-    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
-    after = {name: logged(tmp_path, name)[0] for name in before}
-    assert after["val_composite_psnr"] > before["val_composite_psnr"] + 0.5
-    assert after["val_alpha_mad"] < before["val_alpha_mad"]
-
+from training_runs import assert_resumes, logged, seeded, settings
 
 # ---- flow matching --------------------------------------------------------------------------------------------------
 
@@ -451,7 +243,7 @@ text_to_image = 1.0
 def test_recipes_from_nothing_to_a_model_that_runs(tmp_path):
     (tmp_path / "vae.toml").write_text(VAE_RECIPE + DATA)
     (tmp_path / "sft.toml").write_text(SFT_RECIPE + DATA)
-    figures = runs.run(tmp_path / "vae.toml", [f"fit.output={tmp_path}/vae", "loss.kl=1e-5"], quiet=True)
+    figures = runs.run(tmp_path / "vae.toml", [f"fit.output={tmp_path}/vae", "loss.prior=1e-5"], quiet=True)
     assert math.isfinite(figures["reconstruction"])
     common = [f"fit.output={tmp_path}/sft", f"vae={tmp_path}/vae/model/vae"]
     runs.run(tmp_path / "sft.toml", common, quiet=True)

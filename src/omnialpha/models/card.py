@@ -14,10 +14,11 @@ from typing import Any, Literal
 from omnialpha import config
 from omnialpha.canvas import Grid
 from omnialpha.errors import InputError
-from omnialpha.models.releases import PIPELINES
+from omnialpha.models import releases
 from omnialpha.sampling import Shift
-from omnialpha.tasks import TASKS
+from omnialpha.tasks import TASKS, Example
 
+Family = Literal["qwen", "flux"]
 CARD, INDEX = "omnialpha.json", "model_index.json"
 AGAIN = "download or convert the model again"
 # Of the released weights: sides in multiples of 32, all pictures of a sample within a megapixel, small ones not
@@ -49,10 +50,16 @@ class Card:
     name: str
     license: str
     grid: Grid
+    family: Family = "qwen"  # which classes its parts are of, and in which folders they lie
+    tasks: list[str] = field(default_factory=list)  # that it can do; empty: all
     prediction: Literal["velocity", "x0"] = "velocity"  # what the transformer's output means
     target_order: Literal["paper", "released"] = "released"
     layer_order: Literal["back_to_front"] = "back_to_front"
     template: dict[str, str] | None = None  # None: the released wording
+    words: Literal["instruction", "prompt"] = "instruction"  # what it reads: all, or the prompt in the instruction
+    # How guidance is applied: against an empty instruction, in a second pass, or as a number that the transformer,
+    # distilled from such passes, is told.
+    guidance: Literal["negative", "embedded"] = "negative"
     picture_pixels: int = 384 * 384  # area of the pictures that the instruction encoder sees; 0: as the canvas
     max_tokens: int = 1024
     refine: bool = False  # finish mattes of pictures larger than the canvas with closed-form matting
@@ -65,6 +72,22 @@ class Card:
         """Of a task by its name: its own, or its category's, or "*"."""
         keys = (task, TASKS[task].category, "*")
         return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
+
+    def text(self, example: Example) -> str:
+        """What the model reads of an example. InputError for a task that it cannot do."""
+        self.check_task(example.task)
+        if self.words == "instruction":
+            return example.instruction
+        for wording in TASKS[example.task].instructions:
+            before, _, after = wording.partition("{prompt}")
+            if example.instruction.startswith(before) and example.instruction.endswith(after):
+                return example.instruction.removeprefix(before).removesuffix(after)
+        return example.instruction  # of none of the wordings, as an empty one
+
+    def check_task(self, task: str) -> None:
+        """InputError for a task that the model cannot do."""
+        if self.tasks and task not in self.tasks:
+            raise InputError(f"{self.name} cannot do {task}, only {', '.join(self.tasks)}: give another --model.")
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -89,12 +112,40 @@ class Card:
             from omnialpha.models.instructor import Template
 
             values["template"] = dataclasses.asdict(dataclasses.replace(Template.EDIT, picture=picture))
+        told = values.get("guidance") == "embedded"
+        if told and not read_json(folder / "transformer" / "config.json").get("guidance_embeds"):
+            values |= {"guidance": "negative", "sampling": {"*": Defaults(guidance=1.0)}}
         shift = read_shift(folder / "scheduler" / "scheduler_config.json")
-        return cls(name, license, RELEASED_GRID, shift=shift, **values)
+        return cls(name, license, values.pop("grid", RELEASED_GRID), shift=shift, **values)
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CARD, dataclasses.asdict(self))
+
+
+# Pipelines of diffusers by the class in model_index.json: fields of `Card`, as in `releases`.
+PIPELINES: dict[str, Mapping[str, Any]] = {
+    **releases.PIPELINES,
+    # FLUX as AlphaVAE trained and ran it: from the bare caption, with diffusers' own steps and guidance.
+    "FluxPipeline": {
+        "family": "flux",
+        "tasks": ["text_to_image"],
+        "grid": dataclasses.replace(RELEASED_GRID, multiple=16),
+        "words": "prompt",
+        "max_tokens": 512,
+        "guidance": "embedded",
+        "sampling": {"*": Defaults(steps=28, guidance=3.5)},
+    },
+}
+
+
+def family_of(folder: Path) -> Family | None:
+    """What a model folder says that its parts are of; None where it says nothing, as it holds a part alone."""
+    if (folder / CARD).is_file():
+        return Card.read(folder).family
+    if (folder / INDEX).is_file():
+        return PIPELINES.get(str(read_json(folder / INDEX).get("_class_name")), {}).get("family", "qwen")
+    return None
 
 
 def read_shift(path: Path) -> Shift:

@@ -13,14 +13,18 @@ from pathlib import Path
 from omnialpha.errors import InputError
 from omnialpha.models import hub
 from omnialpha.models.adapters import AdapterFile, brought, describe
-from omnialpha.models.card import CARD, INDEX, Card, Defaults, forget_origin
+from omnialpha.models.card import CARD, INDEX, Card, Defaults, Family, family_of, forget_origin
 from omnialpha.models.releases import Release, release_of
 
 __all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "locate", "resolve"]
 
 BUNDLED = {"nano": Path(__file__).parent.parent / "weights" / "nano"}
 INSTRUCTOR = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
-PARTS = ("vae", "transformer", *INSTRUCTOR)
+TEXT: dict[Family, tuple[str, ...]] = {  # the same of every family
+    "qwen": INSTRUCTOR,
+    "flux": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+}
+PARTS = ("vae", "transformer")  # beside those
 PLACES = {"vae": ("rgba_vae", "vae")}  # of a part, if not under its own name; the first that is there
 
 LoraLike = str | Path | AdapterFile
@@ -28,8 +32,8 @@ LoraLike = str | Path | AdapterFile
 
 @dataclass(frozen=True)
 class Parts:
-    """The folders of a model: instructor holds text_encoder/, tokenizer/ and processor/. adapters: in use, in order.
-    own_card: of the model without them.
+    """The folders of a model: instructor holds those in TEXT. adapters: in use, in order. own_card: of the model
+    without them.
     """
 
     transformer: Path
@@ -69,7 +73,8 @@ def resolve(
     main = None if where is None and base is not None else _folder("nano" if where is None else where)
     release = release_of(main, hub.origin(main)[0]) if main else None
     sources = [main] if main else []
-    lacking = {part for part in PARTS if main is None or not _part(main, part)} - ({"vae"} if vae else set())
+    wanted = {*PARTS, *TEXT[_family(sources)]} - ({"vae"} if vae else set())
+    lacking = main is None or not all(_part(main, part) for part in wanted)
     if base is not None and not lacking:
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
     if lacking and (base is not None or (release and release.base)):
@@ -77,7 +82,7 @@ def resolve(
     return Parts(
         transformer=_find(sources, "transformer"),
         vae=_find(sources, "vae") if vae is None else _vae(_folder(vae)),
-        instructor=_find(sources, *INSTRUCTOR).parent,
+        instructor=_find(sources, *TEXT[_family(sources)]).parent,
         own_card=_card(sources, release),
         adapters=_adapters(main, release, lora),
     )
@@ -95,6 +100,11 @@ def _folder(where: str | Path) -> Path:
     if ref := hub.Ref.parse(name):
         return hub.find(ref)
     raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
+
+
+def _family(sources: Sequence[Path]) -> Family:
+    """Of the first source that says what it is."""
+    return next((family for source in sources if (family := family_of(source))), "qwen")
 
 
 def _base_of(release: Release | None, main: Path | None) -> Path:
@@ -121,6 +131,11 @@ def _find(sources: Sequence[Path], *parts: str) -> Path:
         f"model folder {sources[-1]} lacks {missing}/: download or convert it again, or give the model that fills it "
         "in with --base."
     )
+
+
+def vae_folder(where: str | Path) -> Path:
+    """Of a bundled name, a VAE's folder, the folder of a model that has one, or a stored id."""
+    return _vae(_folder(where))
 
 
 def _vae(folder: Path) -> Path:
@@ -190,7 +205,7 @@ def locate(where: str | Path | None) -> Path:
     folder = BUNDLED.get(name, Path(name))
     if not folder.is_dir():
         raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    missing = [part for part in (*PARTS, *TEXT[_family([folder])]) if not (folder / part).is_dir()]
     if missing:
         raise InputError(f"model folder {folder} lacks {missing[0]}/: download or convert it again.")
     return folder

@@ -22,6 +22,15 @@ from omnialpha.models.tiles import Tiling, tiled
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIRST, LAST = "encoder.conv_in", "decoder.conv_out"  # the layers that meet the picture's channels
+# What an opaque alpha adds: to which weights, along which axis, which value. The linear path has none of it to add.
+OPAQUE = (
+    (f"{FIRST}.weight", 1, 0.0),
+    (f"{LAST}.weight", 0, 0.0),
+    (f"{LAST}.bias", 0, 1.0),
+    ("linear_in.weight", 1, 0.0),
+    ("linear_out.weight", 1, 0.0),
+    ("linear_out.bias", 0, 0.0),
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,6 +45,7 @@ class Codec(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    _supports_gradient_checkpointing = True  # `enable_gradient_checkpointing` is diffusers'
     ratio: int
     max_batch_pixels: int | None = None
     tiling: Tiling | None = None
@@ -107,13 +117,16 @@ class Codec(ModelMixin, ConfigMixin):
 
 
 def opaque(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for RGB -> for RGBA: alpha is not seen on the way in, and is 1 on the way out."""
-    first, last, bias = state[f"{FIRST}.weight"], state[f"{LAST}.weight"], state[f"{LAST}.bias"]
-    return dict(state) | {
-        f"{FIRST}.weight": torch.cat([first, torch.zeros_like(first[:, :1])], dim=1),
-        f"{LAST}.weight": torch.cat([last, torch.zeros_like(last[:1])]),
-        f"{LAST}.bias": torch.cat([bias, torch.ones_like(bias[:1])]),
-    }
+    """Weights for RGB -> for RGBA: alpha is not seen on the way in, and is 1 on the way out.
+
+    Pixels that are folded into channels lie colour by colour, so that those of alpha come last.
+    """
+    wide = dict(state)
+    for name, axis, value in OPAQUE:
+        if name in state:
+            old = state[name]
+            wide[name] = torch.cat([old, torch.full_like(old.narrow(axis, 0, old.shape[axis] // 3), value)], dim=axis)
+    return wide
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ reordering.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -116,7 +117,22 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-class UpBlock(nn.Module):
+class Chain(nn.Module):
+    """Layers one after the other. With gradient checkpointing only what lies between them waits for the backward pass,
+    which computes the rest again.
+    """
+
+    gradient_checkpointing = False  # set, with the function, by diffusers' enable_gradient_checkpointing
+    _gradient_checkpointing_func: Callable[[nn.Module, Tensor], Tensor]
+
+    def through(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        for layer in layers:
+            x = self._gradient_checkpointing_func(layer, x) if again else layer(x)
+        return x
+
+
+class UpBlock(Chain):
     def __init__(self, channels_in: int, channels_out: int, blocks: int, up: bool) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks
@@ -124,12 +140,10 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Resample(channels_out, up=True)]) if up else None
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *(self.upsamplers or ())):
-            x = layer(x)
-        return x
+        return self.through((*self.resnets, *(self.upsamplers or ())), x)
 
 
-class Encoder(nn.Module):
+class Encoder(Chain):
     """(B, channels, H, W) -> (B, 2 z, H / 2^k, W / 2^k), k = len(dim_mult) - 1."""
 
     def __init__(self, channels: int, dim: int, z_out: int, dim_mult: list[int], blocks: int) -> None:
@@ -147,12 +161,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(activated(self.norm_out, self.mid_block(x)))
+        x = self.through((*self.down_blocks, self.mid_block), x)
+        return self.conv_out(activated(self.norm_out, x))
 
 
-class Decoder(nn.Module):
+class Decoder(Chain):
     """(B, z, h, w) -> (B, channels, h 2^k, w 2^k)."""
 
     def __init__(self, channels: int, dim: int, z_in: int, dim_mult: list[int], blocks: int) -> None:
@@ -168,7 +181,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(dims[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        x = self.through((self.mid_block,), self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for block in self.up_blocks:
             x = block(x)
         return self.conv_out(activated(self.norm_out, x))

@@ -3,7 +3,8 @@
 At its widest a stage holds the weights that its way of offloading keeps on the device, and tensors of so many numbers
 (measured with every tensor counted: `tests/models/test_estimate.py`):
 
-- codec: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32;
+- codec: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32; and where it
+  runs in `strips`, the taps of a wide layer and 256 tiles of it;
 - instruction: 6 widths and 3 hidden widths of the MLP for each token, or 12 and 3 for each patch and its pixels;
 - transformer of width D: 14.5 D a picture token, 9 D a text token, rotary tables in float32, and the embedded inputs
   and text of each branch of guidance.
@@ -21,14 +22,16 @@ from typing import Any
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.models.anatomy import Anatomy
+from omnialpha.models.anatomy import MAPS, Anatomy
 from omnialpha.models.placement import DTYPES, Placement, pick_device
 from omnialpha.models.positions import Layout
+from omnialpha.models.strips import NARROW, TILE, TILES
 from omnialpha.sampling import TOGETHER
 
 MARGIN = 1.05
 WORKSPACE = {"cuda": int(0.5e9)}
 ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
+STRIP = 3 * 36 + 16  # numbers of a tile and channel that a strip holds
 TIMES = 50  # a table of modulation is taken to be at least this long
 ENCODE, DECODE = 250, 400  # operations a pixel, of a codec of one channel; they grow with the square
 REACHED = 0.5  # of the speed of one large matrix product
@@ -117,8 +120,11 @@ def _widest(job: Job, e: int) -> dict[str, int]:
     rows = (14.5 * image + 9 * text) * a.width * e + (image + text) * 8 * a.head
     together = both if job.batch * image <= TOGETHER else 1
     table = max(TIMES, job.steps + 1) * a.table * e + a.visiting * e
+    tiles = min(TILES, int(area * a.pixel / a.channels / MAPS) // TILE**2)
+    strips = 4 * 2 * a.channels * (36 * 2 * a.channels + STRIP * tiles)
+    strips *= e == 4 and a.channels >= NARROW and pick_device(job.placement.device) == "cpu"
     return {
-        "codec": int(job.batch * max(n * (network + beside * area) for n, beside in counts)),
+        "codec": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,
         "instruction": int(job.batch * max((text + job.words) * a.token * e, patches * a.patch * 4)),
         "transformer": int(job.batch * (both * constant + together * rows) + table),
     }

@@ -212,15 +212,20 @@ class Instructor(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write what `from_pretrained` reads, weights as `dtype`; `settings` are the caller's to keep."""
-        model: Any = self.model
-        if dtype not in (None, model.dtype):
-            model = copy.deepcopy(model).to(dtype)
-        for name, part in (("text_encoder", model), ("tokenizer", self.tokenizer), ("processor", self.processor)):
-            new = Path(folder) / f".{name}.new"
-            shutil.rmtree(new, ignore_errors=True)
-            part.save_pretrained(new)
-            shutil.rmtree(new.with_name(name), ignore_errors=True)
-            new.rename(new.with_name(name))
+        parts = {"text_encoder": self.model, "tokenizer": self.tokenizer, "processor": self.processor}
+        save_parts(folder, parts, dtype)
+
+
+def save_parts(folder: str | Path, parts: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write each part, of transformers, into the folder of its name, whole or not at all; weights as `dtype`."""
+    for name, part in parts.items():
+        if isinstance(part, nn.Module) and dtype not in (None, part.dtype):
+            part = copy.deepcopy(part).to(dtype)
+        new = Path(folder) / f".{name}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        part.save_pretrained(new)
+        shutil.rmtree(new.with_name(name), ignore_errors=True)
+        new.rename(new.with_name(name))
 
 
 def _join(row: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.models.headers import read_header
-from omnialpha.models.lora_names import NAMINGS, Modules, Naming, split
+from omnialpha.models.lora_names import NAMINGS, Modules, Naming, split, unfused
 
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -64,7 +64,7 @@ def read(path: Path, shapes: Shapes) -> dict[str, Factors]:
     file = find_file(path)
     header = read_header(file).metadata
     try:
-        tensors = load_file(file)
+        tensors = unfused(load_file(file), shapes)
         return _gather(tensors, _config(file, header, tensors), shapes)
     except InputError as error:
         raise InputError(f"LoRA {file}: {error}") from None

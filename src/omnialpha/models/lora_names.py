@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from omnialpha.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What a tensor is, by the end of its key. diffusers and peft: lora_A, lora_B, with or without the adapter's name;
 # kohya and lightning files: lora_down, lora_up, alpha, dora_scale; before peft: lora.down, lora.up.
@@ -39,7 +43,31 @@ ATTENTION = tuple(
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
 MLP = tuple(f"{stream}_mlp.net.{layer}" for stream in ("img", "txt") for layer in ("0.proj", "2"))
-TARGETS = {"attention": ATTENTION, "attention+mlp": ATTENTION + MLP}
+FLUX_MLP = tuple(f"{stream}.net.{layer}" for stream in ("ff", "ff_context") for layer in ("0.proj", "2"))
+TARGETS = {
+    "attention": ATTENTION,
+    "attention+mlp": ATTENTION + MLP,
+    "flux": ATTENTION + FLUX_MLP,  # as AlphaVAE trains: of FLUX's single-stream blocks the attention alone
+}
+
+# FLUX's own names of the modules of a block, flat, and diffusers' of the same rows, in order.
+FLUX_BLOCKS = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
+FLUX_KEY = re.compile(rf"({'|'.join(FLUX_BLOCKS)})[._](\d+)[._](.+)")
+FLUX_MODULES = {
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn_proj": ("attn.to_out.0",),
+    "img_mlp_0": ("ff.net.0.proj",),
+    "img_mlp_2": ("ff.net.2",),
+    "img_mod_lin": ("norm1.linear",),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn_proj": ("attn.to_add_out",),
+    "txt_mlp_0": ("ff_context.net.0.proj",),
+    "txt_mlp_2": ("ff_context.net.2",),
+    "txt_mod_lin": ("norm1_context.linear",),
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation_lin": ("norm.linear",),
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +107,27 @@ def _strip(name: str) -> str:
     while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return name
+
+
+def unfused(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Tensors of a LoRA file by key, those under FLUX's own names under diffusers'; a fused module's rows are divided.
+
+    shapes: of the model's modules, (out, in). What is of no module there keeps its key.
+    """
+    naming, made = Naming("", ".lora_down.weight", ".lora_up.weight", ".dora_scale", ".alpha"), {}
+    for key, tensor in tensors.items():
+        name, part = split(key)
+        found = FLUX_KEY.fullmatch(name)
+        ends = FLUX_MODULES.get(found[3].replace(".", "_"), ()) if found else ()
+        modules = [f"{FLUX_BLOCKS[found[1]]}.{found[2]}.{end}" for end in ends] if found else []
+        rows = [shapes[module][0] for module in modules if module in shapes]
+        divides = part in ("up", "magnitude")
+        if not modules or len(rows) < len(modules) or (divides and sum(rows) != len(tensor)):
+            made[key] = tensor
+            continue
+        values = tensor.split(rows) if divides else [tensor] * len(modules)
+        made |= {naming.key(module, part): value for module, value in zip(modules, values, strict=True)}
+    return made
 
 
 class Modules:

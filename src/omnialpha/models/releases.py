@@ -55,7 +55,8 @@ RELEASES: dict[str, Release] = {
     "Qwen/Qwen-Image-Edit": Release(license="apache-2.0"),
     "Qwen/Qwen-Image-Layered": Release(("vae/*.json", "vae/*.safetensors"), license="apache-2.0"),
     "black-forest-labs/FLUX.1-dev": Release(
-        ("vae/*.json", "vae/*.safetensors"), license="flux-1-dev-non-commercial-license"
+        (*PIPELINE, "text_encoder_2/*.json", "text_encoder_2/*.safetensors", "tokenizer_2/*"),
+        license="flux-1-dev-non-commercial-license",
     ),
 }
 

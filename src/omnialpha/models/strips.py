@@ -51,6 +51,7 @@ def convolve(x: Tensor, conv: nn.Conv2d, prepare: Change, add: Tensor | None = N
     data, product = two_dimensional(DATA), two_dimensional(PRODUCT)
     taps = (two_dimensional(FILTER) / 24**2) @ conv.weight.permute(2, 3, 1, 0).reshape(9, -1)
     taps = taps.view(REACH**2, channels, channels_out)
+    assert conv.bias is not None
     bias = conv.bias.repeat(deep * across)
     y = torch.empty(len(x), height, width, channels_out) if add is None else add.movedim(1, -1)
     strip = torch.zeros(deep * TILE + 2, width + 2, channels)  # with a border of zeros

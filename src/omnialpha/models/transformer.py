@@ -307,5 +307,5 @@ def _key_mask(masks: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | N
 def dead_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters (adapters included) of the last block that cannot get a gradient."""
     blocks = [name for name, module in model.named_modules() if isinstance(module, MultiImageBlock)]
-    prefixes = tuple(f"{blocks[-1]}.{part}." for part in DEAD)
+    prefixes = tuple(f"{block}.{part}." for block in blocks[-1:] for part in DEAD)
     return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.models import flux_vae
+from omnialpha.models.card import forget_origin
 from omnialpha.models.codec import FIRST, WEIGHTS, Codec, build, channels_of, opaque, read_config, read_weights
 from omnialpha.models.codec_blocks import Decoder, Encoder
 from omnialpha.models.flux_vae import FluxVAE
@@ -134,8 +135,6 @@ class AlphaVAE(Codec):
 
     @torch.no_grad()
     def widened(self) -> Self:
-        if self._own_parts:
-            raise InputError("opaque initialisation needs a VAE in diffusers' layout, this one has parts of its own.")
         config = {k: v for k, v in self.config.items() if not k.startswith("_")} | {"channels": 4}
         made = build(lambda: type(self).from_config(config), opaque(self.state_dict()), self.dtype, "the VAE")
         return made.to(self.device)
@@ -174,3 +173,16 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool
     """The codec in a VAE folder, whichever of KINDS. widen: one for RGB is given an opaque alpha channel."""
     vae = KINDS[read_config(Path(folder), KINDS)["_class_name"]].load(folder, dtype)
     return opaque_initialization(vae) if widen and vae.config.channels == 3 else vae
+
+
+def write(vae: Codec, folder: str | Path, source: str | Path | None = None) -> None:
+    """Save a codec in the layout it came from, with the statistics of its latents: weights of a Qwen-Image VAE go back
+    into their three dimensions, over the rest of what is at `source`.
+
+    source: the folder that the codec was read from; None for one that was made new.
+    """
+    if isinstance(vae, AlphaVAE) and source and read_config(Path(source), KINDS)["_class_name"] in DIFFUSERS_CLASSES:
+        vae.export(folder, source)
+    else:
+        vae.save_pretrained(folder)
+    forget_origin(Path(folder) / "config.json")

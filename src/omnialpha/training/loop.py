@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,21 @@ class FitSettings:
 
 class Objective(nn.Module):
     """What is trained. Its parameters with requires_grad are optimised; `forward(index)` must depend on nothing but
-    them and the index.
+    them, the index and `step`.
     """
+
+    step: int = 0  # the optimiser step that is being made; `fit` sets it
 
     def forward(self, index: int) -> dict[str, Tensor]:
         """Losses of micro-batch `index` (counted over the whole run and all processes); the key "loss" is minimised."""
         raise NotImplementedError
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser, each clipped by itself; the first is averaged and exported.
+
+        `pace` multiplies the learning rate, other keys are AdamW's.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """Held-out figures; may write pictures into `folder`."""
@@ -120,18 +129,19 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
     )
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas[:2], weight_decay=settings.weight_decay)  # type: ignore[arg-type]
+    groups = objective.groups()
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas[:2], weight_decay=settings.weight_decay)  # type: ignore[arg-type]
     objective.to(accelerator.device)
-    average = Average(trained, settings.ema) if settings.ema else None
+    average = Average(groups[0]["params"], settings.ema) if settings.ema else None
     step = _resume(folder, objective, optimizer, average)
     model, optimizer = accelerator.prepare(objective, optimizer)
     main, figures, began = accelerator.is_main_process, {}, time.monotonic()
     with _stop_flag() as stop, closing(_Reporter(folder, settings, main, quiet)) as reporter:
         while step < settings.steps:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
-            figures = _step(model, optimizer, trained, settings, accelerator, step)
+                group["lr"] = learning_rate(settings, step) * group.get("pace", 1.0)
+            objective.step = step
+            figures = _step(model, optimizer, settings, accelerator, step)
             step += 1
             if average:
                 average.update(step)
@@ -162,7 +172,6 @@ def _any_process(accelerator: Accelerator, value: bool) -> bool:
 def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    trained: list[nn.Parameter],
     settings: FitSettings,
     accelerator: Accelerator,
     step: int,
@@ -182,15 +191,16 @@ def _step(
         accelerator.backward(losses["loss"] / settings.accumulate)
         for name, value in losses.items():
             seen.setdefault(name, []).append(float(value.detach()))
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.grad_clip or math.inf))
-    if not math.isfinite(norm):
+    limit = settings.grad_clip or math.inf
+    norms = [float(nn.utils.clip_grad_norm_(group["params"], limit)) for group in optimizer.param_groups]
+    if not all(map(math.isfinite, norms)):
         raise InputError(
-            f"the gradient became {norm} at step {step}: lower lr; "
+            f"the gradient became {next(n for n in norms if not math.isfinite(n))} at step {step}: lower lr; "
             f"the last good checkpoint is kept in {settings.output}."
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {name: sum(values) / len(values) for name, values in seen.items()} | {"grad_norm": norm}
+    return {name: sum(values) / len(values) for name, values in seen.items()} | {"grad_norm": norms[0]}
 
 
 def _save(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from omnialpha import config
-from omnialpha.data import bank as banks
-from omnialpha.data.bank import Bank
 from omnialpha.data.mixture import Mixture
 from omnialpha.errors import InputError
 from omnialpha.tasks import task as find_task
 from omnialpha.training.loop import FitSettings, Objective, fit
-from omnialpha.training.sft import FlowLoss
+from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings, SFTObjective
+from omnialpha.training.sources import DataSettings, load_banks
+from omnialpha.training.vae_recipe import VAERecipe
 
 if TYPE_CHECKING:
     from omnialpha.models.checkpoints import Card
@@ -25,70 +25,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """Where layers come from. folders: with foregrounds.jsonl and backgrounds.jsonl; the rest is drawn by
-    `data.synthetic`.
-    """
-
-    size: int = 128
-    folders: list[str] = field(default_factory=list)
-    foregrounds: int = 2000
-    backgrounds: int = 500
-    seed: int = 0
-
-
-def load_banks(settings: DataSettings) -> tuple[Bank, Bank]:
-    """(train, test). Held out: the last shuffled rows of every folder; without folders, layers of another seed."""
-    train = [banks.read(f, settings.size, "train", settings.seed) for f in settings.folders]
-    test = [banks.read(f, settings.size, "test", settings.seed) for f in settings.folders]
-    if settings.foregrounds:
-        train.append(banks.procedural(settings.foregrounds, settings.backgrounds, settings.size, settings.seed))
-    if not test:
-        test.append(banks.procedural(banks.TEST_FOREGROUNDS, banks.TEST_BACKGROUNDS, settings.size, settings.seed + 1))
-    return banks.join(train), banks.join(test)
-
-
-@dataclass(frozen=True)
-class VAERecipe:
-    """[model] are the arguments of AlphaVAE."""
-
-    kind: str
-    fit: FitSettings
-    data: DataSettings
-    model: dict[str, Any]
-    loss: dict[str, float] = field(default_factory=dict)
-    batch: int = 32
-    sizes: list[list[int]] = field(default_factory=lambda: [[96, 96]])
-
-    def objective(self) -> Objective:
-        from omnialpha.models.vae import AlphaVAE
-        from omnialpha.training.vae import VAELoss, VAEObjective, fit_linear_codec
-
-        torch.manual_seed(self.fit.seed)
-        train, test = load_banks(self.data)
-        vae = AlphaVAE(**self.model)
-        weights = config.build(VAELoss, self.loss, "loss.")
-        sizes = [(int(h), int(w)) for h, w in self.sizes]
-        objective = VAEObjective(vae, train, test, weights, self.batch, sizes, self.fit.seed)
-        if vae.config.linear_skip:
-            fit_linear_codec(vae, torch.cat([objective.pictures(train, -i * len(sizes)) for i in range(1, 25)]))
-        return objective
-
-
-@dataclass(frozen=True)
 class SFTRecipe:
     """start: a model folder to go on from; or else vae: a trained VAE's folder, with [transformer] and [instructor]
-    made anew.
+    made anew. With [lora] an adapter of `start` is trained, whose card [card] changes, and whose codec `vae` replaces.
     """
 
     kind: str
     fit: FitSettings
     data: DataSettings
-    card: dict[str, Any]
     tasks: dict[str, float]
     loss: FlowLoss
+    card: dict[str, Any] = field(default_factory=dict)
     start: str = ""
     vae: str = ""
+    lora: LoraSettings | None = None
     transformer: dict[str, Any] = field(default_factory=dict)
     instructor: dict[str, Any] = field(default_factory=dict)
     batch: int = 16
@@ -97,17 +47,45 @@ class SFTRecipe:
     validation: int = 32
 
     def objective(self) -> Objective:
-        from omnialpha.models.checkpoints import CARD, Card
-        from omnialpha.pipeline import OmniAlpha
-        from omnialpha.training.sft import SFTObjective
+        from omnialpha.models.checkpoints import Card
 
         for name in self.tasks:
             find_task(name)
-        card = config.build(Card, self.card, "card.")
+        base = self._base() if self.lora else None
+        card = base.card if base else config.build(Card, self.card, "card.")
         torch.manual_seed(self.fit.seed)
         train, test = load_banks(self.data)
         sizes = [(int(h), int(w)) for h, w in self.sizes]
         mixture = Mixture(train, self.tasks, sizes, self.batch, self.fit.seed, self.prompt_dropout)
+        if base and self.lora:
+            return LoraObjective(base, mixture, test, self.loss, self.validation, self.lora)
+        model = self._whole(mixture, card).train().requires_grad_(True)
+        return SFTObjective(model, mixture, test, self.loss, self.validation)
+
+    def _base(self) -> OmniAlpha:
+        """The model of `start` as it runs, to train a LoRA on; InputError where it cannot do the tasks."""
+        from omnialpha import loading
+        from omnialpha.models import adapters
+        from omnialpha.models.checkpoints import Card, resolve
+        from omnialpha.models.placement import DTYPES
+        from omnialpha.pipeline import OmniAlpha
+
+        if not self.start:
+            raise InputError("a LoRA is trained on a model: give its folder as start.")
+        parts = resolve(self.start, vae=self.vae or None)
+        card = config.build(Card, asdict(parts.card) | self.card, "card.")
+        for name in self.tasks:
+            card.check_task(name)
+        loading.KINDS[card.family].check(parts)
+        model = OmniAlpha.from_parts(replace(parts, own_card=card), DTYPES[card.dtype])
+        adapters.apply(model.transformer, parts.adapters)
+        return model
+
+    def _whole(self, mixture: Mixture, card: Card) -> OmniAlpha:
+        """The model of `start`, or a new one, kept beside the checkpoint as it was begun with."""
+        from omnialpha.models.checkpoints import CARD
+        from omnialpha.pipeline import OmniAlpha
+
         begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
         if (begun / CARD).is_file():
             model = OmniAlpha.from_folder(begun)
@@ -116,7 +94,7 @@ class SFTRecipe:
         model.card = card
         if not (begun / CARD).is_file() and os.environ.get("RANK", "0") == "0":
             model.save(begun)
-        return SFTObjective(model.train().requires_grad_(True), mixture, test, self.loss, self.validation)
+        return model
 
     def _new(self, mixture: Mixture, card: Card) -> OmniAlpha:
         from omnialpha.models.tiny import build_tiny_instructor

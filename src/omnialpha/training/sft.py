@@ -4,7 +4,7 @@ path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from omnialpha import rgba
 from omnialpha.data.bank import Bank
 from omnialpha.data.mixture import Mixture, examples
+from omnialpha.models import adapters
 from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
@@ -66,9 +67,13 @@ class SFTObjective(Objective):
         self.model.vae.requires_grad_(False)
 
     def forward(self, index: int) -> dict[str, Tensor]:
-        batch = self.mixture.batch(index)
+        return self.losses(self.mixture, index)
+
+    def losses(self, mixture: Mixture, index: int) -> dict[str, Tensor]:
+        """Of batch `index` of a mixture, all together and under the name of its task."""
+        batch = mixture.batch(index)
         # far from the mixture's own seeds: the same numbers would tie t to the task that they chose
-        generator = torch.Generator().manual_seed(self.mixture.seed * 7_919 + index + TIME_STREAM)
+        generator = torch.Generator().manual_seed(mixture.seed * 7_919 + index + TIME_STREAM)
         cond = self.model.condition(batch.examples)
         x0 = self.model.encode_targets(list(batch.targets), cond).float()
         t = draw_times(self.settings, len(x0), generator).to(x0.device)
@@ -82,9 +87,10 @@ class SFTObjective(Objective):
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """Held-out figures by `run` on fixed scenes, untouched by `fidelity`: alpha MAD of matting, PSNR of removal."""
-        self.model.eval()
+        self.eval()
         figures = {}
-        for name in ("matting_auto", "matting_text", "removal_rough"):
+        able = self.model.card.tasks
+        for name in (name for name in ("matting_auto", "matting_text", "removal_rough") if not able or name in able):
             generator = torch.Generator().manual_seed(1)
             batch = examples(TASKS[name], self.held_out, self.validation, self.mixture.sizes[0], generator)
             made = torch.stack([stack[0].rgba for stack in self.model.run(batch.examples, raw=True)])
@@ -95,11 +101,66 @@ class SFTObjective(Objective):
                 figures[f"val_{name}_constant_mad"] = float((true[:, 3] - true[:, 3].median()).abs().mean())
             else:
                 figures[f"val_{name}_psnr"] = rgba.psnr(made[:, :3], true[:, :3])
-        self.model.train()
+        self.train()
         return figures
 
     def export(self, folder: Path) -> None:
         self.model.save(folder, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter to train, see `adapters.add`. alpha: None is the rank. targets: a name of `lora_names.TARGETS`.
+    checkpointing: blocks are computed again in the backward pass, for memory's sake.
+    """
+
+    rank: int
+    alpha: float | None = None
+    targets: str = "attention"
+    dropout: float = 0.0
+    checkpointing: bool = False
+
+
+class LoraObjective(SFTObjective):
+    """The same with a new LoRA of the transformer, which alone is trained and exported."""
+
+    NAME = "trained"
+
+    def __init__(
+        self, model: OmniAlpha, mixture: Mixture, held_out: Bank, loss: FlowLoss, validation: int, lora: LoraSettings
+    ) -> None:
+        super().__init__(model, mixture, held_out, loss, validation)
+        model.requires_grad_(False)
+        rest = {"alpha": lora.alpha, "targets": lora.targets, "dropout": lora.dropout, "name": self.NAME}
+        adapters.add(model.transformer, lora.rank, **rest)  # type: ignore[arg-type]
+        if lora.checkpointing:
+            model.transformer.enable_gradient_checkpointing()
+        self.train()
+
+    def train(self, mode: bool = True) -> LoraObjective:
+        """What is frozen stays as it runs: T5 would drop words out."""
+        super().train(mode)
+        for part in (self.model.vae, self.model.instructor):
+            part.eval()
+        return self
+
+    def forward(self, index: int) -> dict[str, Tensor]:
+        torch.manual_seed(self.mixture.seed * 104_729 + index)  # of dropout: a resumed run draws the same
+        return super().forward(index)
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        """And the loss on `validation` held-out examples, always the same times and noise."""
+        figures = super().validate(folder, step)
+        unseen = replace(self.mixture, bank=self.held_out, prompt_dropout=0.0)
+        self.eval()
+        with torch.no_grad():
+            batches = range(max(1, self.validation // unseen.batch_size))
+            figures["val_loss"] = sum(float(self.losses(unseen, index)["loss"]) for index in batches) / len(batches)
+        self.train()
+        return figures
+
+    def export(self, folder: Path) -> None:
+        adapters.save(self.model.transformer, folder, adapter=self.NAME)
 
 
 @torch.no_grad()

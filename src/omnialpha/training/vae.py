@@ -1,32 +1,64 @@
-"""The autoencoder's objective: the exact expectation of the composited error over natural backgrounds, and the prior's
-KL.
+"""The autoencoder's objective, term by term as docs/autoencoder.md derives it.
 
-Source: AlphaVAE (arXiv 2507.09308), written in means over pixels so that weights do not depend on the picture's size.
+Source: AlphaVAE (arXiv 2507.09308). Every term is a mean over pixels, latents or patches, so that weights depend
+neither on the picture's size nor on the batch.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnialpha import rgba
-from omnialpha.data.bank import Bank
-from omnialpha.data.scenes import compose
-from omnialpha.models.vae import AlphaVAE
+from omnialpha.evaluation.backgrounds import BACKGROUNDS
+from omnialpha.models.codec import LAST, Codec
+from omnialpha.models.vae import AlphaVAE, write
+from omnialpha.training.critic import Critic, adaptive_weight, hinge, pull
 from omnialpha.training.loop import Objective
+from omnialpha.training.perceptual import Distance, pyramid
+from omnialpha.training.sources import Pictures
 
-BACKGROUND_MEAN = (-0.0357, -0.0811, -0.1797)  # of natural backgrounds, in [-1, 1]
-BACKGROUND_SQUARE = (0.3163, 0.3060, 0.3634)  # mean of squares, likewise
+
+@dataclass(frozen=True)
+class Background:
+    """What layers are composited on in expectation: mean and mean square of natural pictures' R, G, B in [-1, 1]."""
+
+    mean: tuple[float, ...] = (-0.0357, -0.0811, -0.1797)
+    square: tuple[float, ...] = (0.3163, 0.3060, 0.3634)
+
+    def moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """E[b] and E[b^2], (1, 3, 1, 1) each."""
+        mean, square = torch.tensor([self.mean, self.square], device=device).view(2, 1, 3, 1, 1)
+        return mean, square
 
 
-def background_moments(device: torch.device) -> tuple[Tensor, Tensor]:
-    """E[b] and E[b^2], (1, 3, 1, 1) each."""
-    mean, square = torch.tensor([BACKGROUND_MEAN, BACKGROUND_SQUARE], device=device).view(2, 1, 3, 1, 1)
-    return mean, square
+@dataclass(frozen=True)
+class VAELoss:
+    """Weights of the terms; 0 leaves one out."""
+
+    pixels: Literal["expected", "naive"] = "expected"  # naive: mean square of all four channels, straight
+    reconstruction: float = 1.0
+    perceptual: float = 0.0
+    prior: float = 1e-6
+    reference: float = 0.0
+    adversarial: float = 0.0
+    adversarial_from: int = 0  # the first step with a critic
+    alpha: float = 0.0  # extra square error of alpha: matting is judged by alpha alone
+    edge: float = 0.0  # L1 of the first differences of composites on black and white: block edges
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    width: int = 64
+    layers: int = 3
+    pace: float = 1.0  # its learning rate, relative
+    betas: tuple[float, ...] = (0.5, 0.9)
 
 
 def composited_error(difference: Tensor, alpha_difference: Tensor, mean: Tensor, square: Tensor) -> Tensor:
@@ -37,83 +69,139 @@ def composited_error(difference: Tensor, alpha_difference: Tensor, mean: Tensor,
     return difference**2 - 2 * mean * difference * alpha_difference + square * alpha_difference**2
 
 
-@dataclass(frozen=True)
-class VAELoss:
-    kl: float = 1e-6
-    alpha: float = 0.5  # extra weight on the alpha error: matting is judged by alpha alone
-    edge: float = 0.5  # L1 of the first differences of composites on black and white: block edges
+def prior_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL of N(mean, exp(logvar)) to N(0, 1), nats for each latent value."""
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+
+
+def reference_kl(mean: Tensor, logvar: Tensor, mean_0: Tensor, logvar_0: Tensor) -> Tensor:
+    """KL of N(mean, exp(logvar)) to N(mean_0, exp(logvar_0)), nats for each latent value."""
+    return 0.5 * (((mean - mean_0) ** 2 + logvar.exp()) / logvar_0.exp() - 1 - logvar + logvar_0).mean()
+
+
+def on_black_and_white(premultiplied: Tensor) -> Tensor:
+    """Composites (2 B, 3, H, W) in [0, 1]: first all on black, then all on white."""
+    rgb, alpha = premultiplied[:, :3], premultiplied[:, 3:]
+    return torch.cat([rgb, rgb + 1 - alpha])
 
 
 class VAEObjective(Objective):
-    """Reconstruct composites and layers. Half of a batch are composites, half layers."""
+    """Reconstruct the pictures of a batch; see VAELoss for the terms."""
 
     def __init__(
         self,
-        vae: AlphaVAE,
-        bank: Bank,
-        held_out: Bank,
+        vae: Codec,
+        pictures: Pictures,
+        held_out: Pictures,
         weights: VAELoss,
-        batch: int,
-        sizes: list[tuple[int, int]],
-        seed: int,
+        background: Background = Background(),
+        critic: CriticSettings = CriticSettings(),
+        distance: Distance = pyramid,
+        source: Path | None = None,
     ) -> None:
+        """source: the folder that `vae` was read from, whose layout is kept on export."""
         super().__init__()
-        self.vae, self.weights, self.bank, self.held_out = vae, weights, bank, held_out
-        self.batch, self.sizes, self.seed = batch, sizes, seed
+        self.vae, self.weights, self.background, self.distance, self.source = vae, weights, background, distance, source
+        self.pictures, self.held_out, self.settings = pictures, held_out, critic
+        self.critic = Critic(vae.config.channels, critic.width, critic.layers) if weights.adversarial else None
+        self.reference = copy.deepcopy(vae).requires_grad_(False) if weights.reference else None
+        self.last = dict(vae.named_modules())[_last(vae)].weight
 
-    def pictures(self, bank: Bank, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        scenes = compose(bank, self.batch // 2, 1, self.sizes[index % len(self.sizes)], generator)
-        return torch.cat([scenes.composite, scenes.layers[:, 0]])
+    def groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.vae.parameters() if p.requires_grad]}]
+        if self.critic:
+            own = {"pace": self.settings.pace, "betas": self.settings.betas[:2], "weight_decay": 0.0}
+            groups.append({"params": list(self.critic.parameters())} | own)
+        return groups
 
     def forward(self, index: int) -> dict[str, Tensor]:
-        x = self.pictures(self.bank, index).to(self.vae.device)
-        mean, logvar = self.vae.moments(x)
+        x = self.pictures(index).to(self.vae.device)
+        mean, logvar = (t.float() for t in self.vae.moments(x[:, : self.vae.config.channels]))
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(index)).to(mean.device)
-        z = mean + torch.exp(0.5 * logvar) * noise
-        out = (self.vae.reconstruct(z).float() + 1) / 2
-        return self._losses(x, out, mean, logvar)
+        out = self.vae.reconstruct(mean + torch.exp(0.5 * logvar) * noise)
+        return self.losses(x, out.float(), mean, logvar)
 
-    def _losses(self, x: Tensor, out: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
-        true = rgba.premultiply(x)
-        made = out if self.vae.config.premultiplied else rgba.premultiply(out)
-        d = true[:, 3:] - made[:, 3:]
-        # a * x with x in [-1, 1] is 2 a x - a in [0, 1] units
-        difference = 2 * (true[:, :3] - made[:, :3]) - d
-        reconstruction = composited_error(difference, d, *background_moments(d.device)).mean()
-        alpha = d.abs().mean()
-        edge = sum(
-            (
-                _differences(true[:, :3] + back * (1 - true[:, 3:]))
-                - _differences(made[:, :3] + back * (1 - made[:, 3:]))
-            )
-            .abs()
-            .mean()
-            for back in (0.0, 1.0)
-        )
-        kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
-        loss = reconstruction + self.weights.alpha * d.square().mean() + self.weights.edge * edge + self.weights.kl * kl
-        return {"loss": loss, "reconstruction": reconstruction, "alpha_mad": alpha, "kl": kl}
+    def losses(self, x: Tensor, out: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
+        """All terms for pictures x (B, 4, H, W) in [0, 1] and the network's answer `out` in [-1, 1], not clamped."""
+        true, made = rgba.premultiply(x), self._premultiplied(out)
+        terms = self._terms(x, out, true, made, mean, logvar)
+        weighted = {name: getattr(self.weights, name) * term for name, term in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        if self.critic and self.step >= self.weights.adversarial_from:
+            loss = loss + self._adversarial(true, made, weighted, terms)
+        return {"loss": loss, "alpha_mad": (true[:, 3:] - made[:, 3:]).abs().mean()} | terms
+
+    def _adversarial(self, true: Tensor, made: Tensor, weighted: dict[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
+        """The critic's loss, whose value it has, and its pull on the autoencoder; both are also put into `terms`."""
+        assert self.critic
+        opinion = pull(self.critic, 2 * made - 1)
+        seen = weighted["reconstruction"] + weighted.get("perceptual", 0.0)
+        weight = self.weights.adversarial * adaptive_weight(seen, opinion, self.last)
+        critic = hinge(self.critic(2 * true - 1), self.critic(2 * made.detach() - 1))
+        terms |= {"adversarial_weight": weight, "critic": critic}
+        return critic + weight * (opinion - opinion.detach())
+
+    def _premultiplied(self, out: Tensor) -> Tensor:
+        """The network's answer in [-1, 1] -> premultiplied RGBA in [0, 1], unclamped: overshoot has a gradient."""
+        made = (out + 1) / 2
+        if self.vae.config.channels == 3:
+            made = torch.cat([made, torch.ones_like(made[:, :1])], dim=1)
+        return made if self.vae.config.premultiplied else rgba.premultiply(made)
+
+    def _terms(
+        self, x: Tensor, out: Tensor, true: Tensor, made: Tensor, mean: Tensor, logvar: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms that have a weight, and always "reconstruction" and "prior", by the names of their weights."""
+        weights, d = self.weights, true[:, 3:] - made[:, 3:]
+        if weights.pixels == "naive":
+            pixels = F.mse_loss(out, 2 * (true if self.vae.config.premultiplied else x)[:, : out.shape[1]] - 1)
+        else:  # a * x with x in [-1, 1] is 2 a x - a in [0, 1] units
+            difference = 2 * (true[:, :3] - made[:, :3]) - d
+            pixels = composited_error(difference, d, *self.background.moments(d.device)).mean()
+        terms = {"reconstruction": pixels, "prior": prior_kl(mean, logvar)}
+        if weights.alpha:
+            terms["alpha"] = d.square().mean()
+        wanted, got = on_black_and_white(true), on_black_and_white(made)
+        if weights.edge:
+            terms["edge"] = 2 * (_differences(wanted) - _differences(got)).abs().mean()
+        if weights.perceptual:
+            terms["perceptual"] = self.distance(got, wanted).mean()
+        if self.reference:
+            opaque = torch.cat([wanted, torch.ones_like(wanted[:, :1])], dim=1)
+            with torch.no_grad():
+                first = [t.float() for t in self.reference.moments(opaque)]
+            terms["reference"] = reference_kl(*(t.float() for t in self.vae.moments(opaque)), *first)
+        return terms
 
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """Held-out PSNR of composites and layers (over mid grey) and alpha MAD, fixed pictures."""
-        figures: dict[str, list[float]] = {"val_composite_psnr": [], "val_layer_psnr": [], "val_alpha_mad": []}
+        """Held-out figures of fixed pictures: PSNR over nine backgrounds, alpha MAD; and a sheet of the first ones."""
+        figures: dict[str, list[float]] = {"val_psnr": [], "val_alpha_mad": []}
         for index in range(4):
-            x = self.pictures(self.held_out, index).to(self.vae.device)
-            out = self.vae.decode(self.vae.encode(x))
-            half = len(x) // 2
-            grey = (0.5, 0.5, 0.5)
-            figures["val_composite_psnr"].append(
-                rgba.psnr(rgba.flatten(x[:half], grey), rgba.flatten(out[:half], grey))
-            )
-            figures["val_layer_psnr"].append(rgba.psnr(rgba.flatten(x[half:], grey), rgba.flatten(out[half:], grey)))
-            figures["val_alpha_mad"].append(float((x[half:, 3] - out[half:, 3]).abs().mean()))
+            x = self.held_out(index).to(self.vae.device)
+            out = self._reconstructed(x)
+            each = [rgba.psnr(rgba.flatten(x, c), rgba.flatten(out, c)) for c in BACKGROUNDS.values()]
+            figures["val_psnr"].append(sum(each) / len(each))
+            figures["val_alpha_mad"].append(float((x[:, 3] - out[:, 3]).abs().mean()))
+            if index == 0:
+                _sheet(x[:8], out[:8]).save(folder / f"validation-{step:06d}.png")
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
+    def _reconstructed(self, x: Tensor) -> Tensor:
+        if self.vae.config.channels == 4:
+            return self.vae.decode(self.vae.encode(x))
+        rgb = self.vae.decode(self.vae.encode(x[:, :3]))
+        return torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
+
     def export(self, folder: Path) -> None:
-        calibrate(self.vae, [self.pictures(self.bank, i).to(self.vae.device) for i in range(16)])
-        self.vae.save_pretrained(folder / "vae")
+        if isinstance(self.vae, AlphaVAE) and not self.source:
+            channels = self.vae.config.channels
+            calibrate(self.vae, [self.pictures(i)[:, :channels].to(self.vae.device) for i in range(16)])
+        write(self.vae, folder / "vae", self.source)
+
+
+def _last(vae: nn.Module) -> str:
+    return next(name for name, _ in vae.named_modules() if name.endswith(LAST))
 
 
 def _differences(x: Tensor) -> Tensor:
@@ -121,9 +209,22 @@ def _differences(x: Tensor) -> Tensor:
     return torch.cat([(x[..., 1:] - x[..., :-1]).flatten(), (x[..., 1:, :] - x[..., :-1, :]).flatten()])
 
 
+def _sheet(true: Tensor, made: Tensor) -> Any:
+    """Truth above reconstruction on a checkerboard, then their alphas, as a PIL image."""
+    from PIL import Image
+
+    board = rgba.checkerboard(*true.shape[-2:]).to(true.device)
+    rows = [rgba.flatten(p, board) for p in (true, made)] + [p[:, 3:].expand(-1, 3, -1, -1) for p in (true, made)]
+    pixels = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    return Image.fromarray((pixels.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy())
+
+
+# ---- a codec of our own, from nothing -------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def fit_linear_codec(vae: AlphaVAE, pictures: Tensor) -> None:
-    """Set the VAE's linear path to the PCA of patches of `pictures` (B, 4, H, W) in [0, 1]."""
+    """Set the VAE's linear path to the PCA of patches of `pictures` (B, C, H, W) in [0, 1]."""
     x = (rgba.premultiply(pictures) if vae.config.premultiplied else pictures) * 2 - 1
     mean = x.mean(dim=(0, 2, 3))
     patches = F.unfold(x - mean[:, None, None], vae.ratio, stride=vae.ratio).transpose(1, 2).flatten(0, 1)
