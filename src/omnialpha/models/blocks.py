@@ -1,17 +1,18 @@
 """The dual-stream block: diffusers' Qwen-Image parameters, our attention over targets, inputs and text.
 
 Shape letters: B samples, L image tokens, T text tokens, M remembered tokens, D model width, H heads, E channels of a
-head.
+head. Packed rows are one sample to them: `packing` tells whose they are.
 """
 
 from __future__ import annotations
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import Tensor, nn
+
+from omnialpha.models.packing import Packed, Padded
 
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, (B, rows, 1, E/2) each
 Memory = tuple[Tensor, Tensor]  # turned keys and values, (B, M, H, E) each
@@ -38,18 +39,19 @@ class JointAttention:
         attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None,
-        attention_mask: Tensor | None = None,
+        attention_mask: None = None,  # diffusers hands every processor one; `rows` has it
+        rows: Padded | Packed | None = None,
         rotary: Rotary | None = None,
         query_rows: int | None = None,
         memory: Memory | None = None,
         own: Memory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Image (B, L, D), text (B, T, D) or None, key mask (B, 1, 1, L + T + M), tables of L + T rows -> both streams.
+        """Image (B, L, D), text (B, T, D) or None, of these rows, and tables of L + T rows -> both streams.
 
         With `query_rows` the image has that many rows, the first ones, and the text output is None. `own`: keys and
         values of the two streams where the caller has them.
         """
-        assert rotary is not None
+        assert rows is not None and rotary is not None
         key, value = own or self.memory(attn, hidden_states, encoder_hidden_states, rotary)
         query = _heads(attn, attn.norm_q, attn.to_q(hidden_states[:, :query_rows]))
         if query_rows is None and encoder_hidden_states is not None:
@@ -60,18 +62,12 @@ class JointAttention:
         if memory is not None:
             key, value = torch.cat((key, memory[0]), dim=1), torch.cat((value, memory[1]), dim=1)
         with torch.autocast(value.device.type, enabled=False):
-            out = dispatch_attention_fn(
-                query,
-                key,
-                value,
-                attn_mask=attention_mask,
-                backend=self._attention_backend,
-                parallel_config=self._parallel_config,
-            )
+            settings = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+            out = rows.attend(query, key, value, **settings)
         out = out.flatten(2).to(hidden_states.dtype)  # (B, rows, D)
-        rows = hidden_states.shape[1]
-        image = attn.to_out[1](attn.to_out[0](out[:, :rows]))
-        return image, attn.to_add_out(out[:, rows:]) if out.shape[1] > rows else None
+        length = hidden_states.shape[1]
+        image = attn.to_out[1](attn.to_out[0](out[:, :length]))
+        return image, attn.to_add_out(out[:, length:]) if out.shape[1] > length else None
 
     @staticmethod
     def memory(attn: Attention, image: Tensor, text: Tensor | None, rotary: Rotary) -> Memory:
@@ -106,22 +102,19 @@ class MultiImageBlock(QwenImageTransformerBlock):
         time: Tensor | Modulation,
         time_zero: Tensor | Modulation | None,
         rotary: Rotary,
-        key_mask: Tensor | None,
-        target_rows: int,
+        rows: Padded | Packed,
         last: bool = False,
         memory: Memory | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Memory]:
         """Image (B, L, D) and text (B, T, D) or None -> both, and with `keep` the memory that others may attend to.
 
-        time is that of text and of the first `target_rows`, time_zero, if any, that of the rows behind. In the last
+        time is that of text and of the targets, time_zero, if any, that of the image rows behind them. In the last
         block only the targets are made, (B, Lt, D) and None: nothing reads its inputs and text.
         """
-        text, rows = encoder_hidden_states, hidden_states.shape[1]
-        image_params, text_params = (part[:, None] for part in self.modulation(time))  # (B, 1, 6 D)
-        if time_zero is not None:
-            zero = self.modulation(time_zero)[0][:, None].expand(len(hidden_states), rows - target_rows, -1)
-            image_params = torch.cat((image_params.expand(-1, target_rows, -1), zero), dim=1)  # (B, L, 6 D)
+        text = encoder_hidden_states
+        zero = None if time_zero is None else self.modulation(time_zero)[0]
+        image_params, text_params = rows.spread(*self.modulation(time), zero)  # (B, 1 or rows, 6 D)
         shift, scale, gate, *mlp_params = image_params.chunk(6, dim=-1)
         text_shift, text_scale, text_gate, *text_mlp_params = text_params.chunk(6, dim=-1)
         image_in = self.img_norm1(hidden_states) * (1 + scale) + shift
@@ -132,15 +125,15 @@ class MultiImageBlock(QwenImageTransformerBlock):
         image_out, text_out = self.attn(
             hidden_states=image_in,
             encoder_hidden_states=text_in,
-            attention_mask=key_mask,
+            rows=rows,
             rotary=rotary,
-            query_rows=target_rows if last else None,
+            query_rows=rows.targets if last else None,
             memory=memory,
             own=own,
         )
-        rows = image_out.shape[1]
-        image = hidden_states[:, :rows] + gate[:, :rows] * image_out
-        image = _add_mlp(image, self.img_norm2, self.img_mlp, [part[:, :rows] for part in mlp_params])
+        length = image_out.shape[1]
+        image = hidden_states[:, :length] + gate[:, :length] * image_out
+        image = _add_mlp(image, self.img_norm2, self.img_mlp, [part[:, :length] for part in mlp_params])
         if text is not None and text_out is not None:
             text = _add_mlp(text + text_gate * text_out, self.txt_norm2, self.txt_mlp, text_mlp_params)
         else:

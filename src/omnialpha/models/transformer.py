@@ -12,19 +12,18 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
 from omnialpha.models.blocks import JointAttention, Memory, Modulation, MultiImageBlock, Rotary
 from omnialpha.models.modulation import ModulationTable
+from omnialpha.models.packing import INPUTS, TARGETS, TEXT, Counts, Masks, Packing, Padding, active_backend
 from omnialpha.models.parallel import Shares, share
 from omnialpha.models.positions import Positions
 
 ConditionAttention = Literal["joint", "cached"]
 Times = Sequence[Tensor | Modulation | None]  # one a block
-Masks = Sequence[Tensor | None]  # of targets, inputs, text
 
 # In the last block the text stream only serves as keys and values: nothing reads what these modules would compute.
 DEAD = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
@@ -123,6 +122,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         del self.pos_embed  # positions come as data
         self.table: ModulationTable | None = None  # see `tabulate`
         self.shares: Shares | None = None  # see `parallel`
+        self.packs = False  # whether to leave the padding of unequal samples out, see `_call`
 
     def forward(  # type: ignore[override]
         self,
@@ -151,22 +151,30 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         self, targets: Tensor, inputs: Tensor, text: Tensor, t: Tensor, positions: Positions, shared: Shared | None
     ) -> Tensor:
         """`forward` on the rows of this process."""
-        masks = (positions.target_mask, positions.input_mask, positions.text_mask)
-        if any(mask is not None for mask in masks):
-            self._check_backend(masks)
+        lengths = (targets.shape[1], inputs.shape[1], text.shape[1])
+        rows = positions.image_cos.shape[1] + positions.text_cos.shape[1]
+        assert rows == sum(lengths), f"positions of {rows} tokens for {sum(lengths)} tokens"
+        call = self._call(positions, lengths)
+        tables = ((positions.image_cos, positions.text_cos), (positions.image_sin, positions.text_sin))
+        cos, sin = (
+            torch.cat(call.gather(*image.split(lengths[:2], dim=1), text), dim=1)[:, :, None] for image, text in tables
+        )  # (B, L + T, 1, E/2)
+        targets, inputs, text = call.gather(targets, inputs, text)
         shared = self._share(inputs, text, shared)
-        assert shared.inputs is not None and shared.text is not None
-        rows = targets.shape[1] + inputs.shape[1] + text.shape[1]
-        rotary = (
-            torch.cat((positions.image_cos, positions.text_cos), dim=1)[:, :, None],  # (B, L + T, 1, E/2)
-            torch.cat((positions.image_sin, positions.text_sin), dim=1)[:, :, None],
-        )
-        assert rotary[0].shape[1] == rows, f"positions of {rotary[0].shape[1]} tokens for {rows} tokens"
         times, times_zero, last_time = self._times(t, targets)
-        image = self.img_in(targets)
         run = self._joint if self.config.condition_attention == "joint" else self._cached
-        image = run(image, shared, times, times_zero, rotary, masks)
-        return self.proj_out(self.norm_out(image, last_time))
+        image = run(self.img_in(targets), shared, times, times_zero, (cos, sin), call)
+        return self.proj_out(self.norm_out(call.scatter(image), last_time))
+
+    def _call(self, positions: Positions, lengths: Counts) -> Padding | Packing:
+        """Packed if `packs` is set and something is padded, unless a step cache or other processes need equal rows."""
+        masks = (positions.target_mask, positions.input_mask, positions.text_mask)
+        padded = any(mask is not None for mask in masks)
+        if padded and self.packs and self.shares is None and not self.is_cache_enabled:
+            return Packing.of(masks, lengths, len(positions.image_cos))
+        if padded:
+            self._check_backend(masks)
+        return Padding(masks, lengths)
 
     def _share(self, inputs: Tensor, text: Tensor, shared: Shared | None) -> Shared:
         """The embedded inputs and text: those of `shared` if it has them."""
@@ -183,19 +191,17 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         times: Times,
         times_zero: Times,
         rotary: Rotary,
-        masks: Masks,
+        call: Padding | Packing,
     ) -> Tensor:
         """Everything attends to everything: targets (B, Lt, D) -> (B, Lt, D)."""
-        target_rows, text = image.shape[1], shared.text
-        assert shared.inputs is not None and text is not None
+        text, rows = shared.text, call.rows([TARGETS, INPUTS], [TEXT])
+        assert shared.inputs is not None
         image = torch.cat((image, shared.inputs), dim=1)
-        key_mask = _key_mask(masks, (target_rows, shared.inputs.shape[1], text.shape[1]))
         for index, block in enumerate(self.transformer_blocks):
             # a step cache of diffusers compares blocks, so all of them must make the same rows
             last = index == len(self.transformer_blocks) - 1 and not self.is_cache_enabled
-            arguments = (image, text, times[index], times_zero[index], rotary, key_mask, target_rows, last)
-            image, text = self._block(block, *arguments)
-        return image[:, :target_rows]
+            image, text = self._block(block, image, text, times[index], times_zero[index], rotary, rows, last)
+        return image[:, : rows.targets]
 
     def _cached(
         self,
@@ -204,27 +210,23 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         times: Times,
         times_zero: Times,
         rotary: Rotary,
-        masks: Masks,
+        call: Padding | Packing,
     ) -> Tensor:
         """Inputs and text attend among themselves at time 0, once a picture; targets (B, Lt, D) attend to all."""
-        target_rows = image.shape[1]
+        length = image.shape[1]
         assert shared.inputs is not None and shared.text is not None
-        here, there = zip(
-            *(part.split((target_rows, part.shape[1] - target_rows), dim=1) for part in rotary), strict=True
-        )
-        rows = (target_rows, shared.inputs.shape[1], shared.text.shape[1])
+        here, there = zip(*(part.tensor_split((length,), dim=1) for part in rotary), strict=True)
         if shared.memory is None:
             condition, text, shared.memory = shared.inputs, shared.text, []
-            key_mask = _key_mask(masks[1:], rows[1:])
+            rows = call.rows([INPUTS], [TEXT])
             for index, block in enumerate(self.transformer_blocks):
                 last = index == len(self.transformer_blocks) - 1
-                arguments = (condition, text, times_zero[index], None, there, key_mask, rows[1], last, None, True)
+                arguments = (condition, text, times_zero[index], None, there, rows, last, None, True)
                 condition, text, memory = self._block(block, *arguments)
                 shared.memory.append(memory)
-        key_mask = _key_mask(masks, rows)
+        rows = call.rows([TARGETS], [], [INPUTS, TEXT])
         for index, block in enumerate(self.transformer_blocks):
-            memory = shared.memory[index]
-            image, _ = self._block(block, image, None, times[index], None, here, key_mask, target_rows, False, memory)
+            image, _ = self._block(block, image, None, times[index], None, here, rows, False, shared.memory[index])
         return image
 
     def _block(self, block: nn.Module, *arguments: Any) -> Any:
@@ -286,22 +288,11 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
     def _check_backend(self, masks: Masks) -> None:
         """Refuse an attention back end that takes no mask, or would get padded pictures wrong without a word."""
         processor: Any = self.get_submodule("transformer_blocks.0.attn").processor
-        name = (processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]).value
+        name = active_backend(processor._attention_backend)
         pictures = masks[0] is not None or masks[1] is not None
         if name in NO_MASK or (pictures and name not in ANY_MASK):
             what = "sample sizes" if pictures else "texts of different lengths"
             raise InputError(f"Attention back end {name!r} cannot mix {what}: use 'native' or equal ones.")
-
-
-def _key_mask(masks: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
-    """Boolean (B, 1, 1, keys), True on the keys that count, for parts of so many rows; None if nothing is padded."""
-    known = next((mask for mask in masks if mask is not None), None)
-    if known is None:
-        return None
-    full = [
-        known.new_ones(len(known), count) if mask is None else mask for mask, count in zip(masks, rows, strict=True)
-    ]
-    return torch.cat(full, dim=1)[:, None, None]
 
 
 def dead_parameters(model: nn.Module) -> list[str]:
