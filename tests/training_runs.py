@@ -12,7 +12,7 @@ def seeded(seed):
 
 
 def settings(folder, **changes):
-    base = {"steps": 6, "lr": 1e-3, "device": "cpu", "log_every": 1, "tensorboard": False}
+    base = {"steps": 6, "lr": 1e-3, "device": "cpu", "log_every": 1, "trackers": []}
     return FitSettings(output=str(folder), **(base | changes))
 
 

@@ -74,13 +74,21 @@ class OmniAlpha(nn.Module, Verbs):
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
 
     @classmethod
-    def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.float32) -> OmniAlpha:
-        """The model of these parts, without their adapters, in main memory. Raises InputError where one is damaged."""
+    def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.float32, whole: bool = True) -> OmniAlpha:
+        """The model of these parts, without their adapters, in main memory. Raises InputError where one is damaged.
+
+        Not whole: without the transformer's weights, to encode with.
+        """
         card, kind = parts.card, KINDS[parts.card.family]
+        if whole:
+            transformer = kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
+        else:
+            with torch.device("meta"):
+                transformer = kind.transformer.from_config(kind.transformer.load_config(parts.transformer))
         settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
         model = cls(
             load_vae(parts.vae, dtype, widen=True),
-            kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True),
+            transformer,
             kind.instructor.from_pretrained(parts.instructor, dtype, **settings),
             card,
         )
@@ -117,7 +125,7 @@ class OmniAlpha(nn.Module, Verbs):
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
-        return plan(example.size, len(example.inputs) + len(example.targets), self.card.grid)
+        return plan(example.size, len(example.roles) + len(example.targets), self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
         """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions, where
@@ -126,30 +134,37 @@ class OmniAlpha(nn.Module, Verbs):
         It belongs to the weights it was made with. InputError for a task that the model cannot do.
         """
         instructions = [self.card.text(e) for e in examples]
-        canvases = tuple(self.canvas(e) for e in examples)
+        canvases = [self.canvas(e) for e in examples]
         pictures = [[c.fit(p.to(self.device)) for p in e.inputs] for e, c in zip(examples, canvases, strict=True)]
-        inputs = pad(
-            [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)],
-            self.transformer.config.in_channels,
-        ).to(self.device)
-        layouts = []
-        for example, canvas in zip(examples, canvases, strict=True):
-            size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
-            layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.inputs)))
-
-        def made(
-            text: Tensor, mask: Tensor, pooled: Tensor | None = None, *, negative: Condition | None = None
-        ) -> Condition:
-            lengths = tuple(mask.sum(dim=1).tolist())
-            positions = self._positions(layouts, lengths)
-            given = (tuple(examples), canvases, tuple(layouts), inputs, text, lengths, positions)
-            return Condition(*given, negative=negative, pooled=pooled)
-
+        inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
-            return made(*self.instructor(self.instructor.tokenize(instructions, pictures)))
+            return self.assemble(examples, inputs, *self.instructor(self.instructor.tokenize(instructions, pictures)))
         tokens = self.instructor.tokenize(instructions, pictures, negatives=[""] * len(examples))
         positive, negative = self.instructor(tokens)
-        return made(*positive, negative=made(*negative))
+        return self.assemble(examples, inputs, *positive, negative=self.assemble(examples, inputs, *negative))
+
+    def assemble(
+        self,
+        examples: Sequence[Example],
+        inputs: Sequence[Tensor | None],
+        text: Tensor,
+        mask: Tensor,
+        pooled: Tensor | None = None,
+        *,
+        negative: Condition | None = None,
+    ) -> Condition:
+        """The condition of what was encoded: tokens of the pictures (Li_b, C), of the text (B, T, D) with its mask
+        (B, T), pooled (B, P). The examples may come without their pictures.
+        """
+        canvases, layouts = tuple(self.canvas(e) for e in examples), []
+        for example, canvas in zip(examples, canvases, strict=True):
+            size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
+            layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.roles)))
+        lengths = tuple(mask.sum(dim=1).tolist())
+        positions = self._positions(layouts, lengths)
+        pictures = pad(inputs, self.transformer.config.in_channels).to(self.device)
+        given = (tuple(examples), canvases, tuple(layouts), pictures, text, lengths, positions)
+        return Condition(*given, negative=negative, pooled=pooled)
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)

@@ -15,6 +15,7 @@ from omnialpha.apps import demo, entries, sheet
 from omnialpha.errors import InputError
 from omnialpha.files import read_settings
 from omnialpha.layers import LayerStack
+from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import CATEGORIES, TASKS
 
 LONG_SIDE = 120  # of the photographs here, to save time
@@ -194,7 +195,7 @@ def test_photographs_come_with_the_package_at_a_sensible_size(photo: entries.Pho
     assert 400 < max(entries.photograph(photo).shape[-2:]) <= entries.LONG_SIDE <= 512
 
 
-def test_the_seed_changes_scenes_and_outputs(tiny_model: entries.OmniAlpha, tmp_path: Path) -> None:
+def test_the_seed_changes_scenes_and_outputs(tiny_model: OmniAlpha, tmp_path: Path) -> None:
     first, second = (
         next(entries.of_held_out(entries.Desk(tiny_model, demo.prepare(tmp_path / s), int(s)))) for s in "01"
     )

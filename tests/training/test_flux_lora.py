@@ -33,7 +33,7 @@ def recipe(folder: Path, base: Path, vae: Path, **lora: Any) -> dict[str, Any]:
         "sizes": [[SIZE, SIZE]],
         "prompt_dropout": 0.0,
         "validation": 4,
-        "fit": {"steps": 6, "lr": 1e-2, "output": str(folder), "device": "cpu", "log_every": 1, "tensorboard": False},
+        "fit": {"steps": 6, "lr": 1e-2, "output": str(folder), "device": "cpu", "log_every": 1, "trackers": []},
         "data": {"size": SIZE, "foregrounds": 8, "backgrounds": 3},
         "tasks": {"text_to_image": 1.0},
         "loss": {"time": "uniform"},

@@ -15,7 +15,8 @@ from torch import nn
 
 from omnialpha.errors import InputError
 from omnialpha.training import loop
-from omnialpha.training.loop import Average, FitSettings, Objective, fit, learning_rate
+from omnialpha.training.loop import FitSettings, Objective, fit, learning_rate
+from omnialpha.training.state import Average
 
 WORKER = """
 import sys, time, torch
@@ -32,7 +33,7 @@ class Slow(Objective):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "done").write_text("yes")
 
-endless = FitSettings(10**6, 1e-4, sys.argv[1], device="cpu", log_every=1, save_every=10**6, tensorboard=False)
+endless = FitSettings(10**6, 1e-4, sys.argv[1], device="cpu", log_every=1, save_every=10**6, trackers=[])
 fit(Slow(), endless, quiet=True)
 print("ended by itself")
 """
@@ -72,7 +73,7 @@ class Regression(Objective):
 
 
 def settings(folder, **changes):
-    base = {"steps": 6, "lr": 1e-2, "device": "cpu", "save_every": 2, "log_every": 1, "tensorboard": False}
+    base = {"steps": 6, "lr": 1e-2, "device": "cpu", "save_every": 2, "log_every": 1, "trackers": []}
     return FitSettings(output=str(folder), **(base | changes))
 
 
@@ -237,6 +238,39 @@ def test_sigterm_saves_exports_and_exits(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_validation_leaves_random_numbers_as_they_were(tmp_path):
+    def noisy(objective, index, loss):
+        return loss + torch.randn(()) * objective.layers[0].weight.sum()
+
+    class Drawing(Regression):
+        def validate(self, folder, step):
+            (folder / f"picture-{step}").write_text("drawn")
+            return {"val": float(torch.randn(5).sum())}
+
+    for name, every in (("with", 2), ("without", 0)):
+        torch.manual_seed(1)
+        fit(Drawing(noisy), settings(tmp_path / name, validate_every=every), quiet=True)
+    assert_same(checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without"))
+    assert len(list((tmp_path / "with").glob("picture-*"))) == 3
+
+
+def test_parts_are_compiled_once_and_only_if_asked(tmp_path):
+    class Compiled(Regression):
+        made = 0
+
+        def compile_parts(self):
+            assert not self.seen
+            self.made += 1
+            self.layers.compile(backend="eager")
+
+    for asked in (False, True):
+        objective = Compiled()
+        fit(objective, settings(tmp_path / str(asked), compile=asked), quiet=True)
+        assert objective.made == asked
+    assert_same(checkpoint(tmp_path / "False"), checkpoint(tmp_path / "True"))
+    fit(Regression(), settings(tmp_path / "nothing", compile=True, steps=1), quiet=True)
+
+
 # ---- one step by hand ----------------------------------------------------------------------------------------------
 
 
@@ -354,8 +388,8 @@ def test_figures_of_micro_batches_are_means_too(tmp_path):
 
 def test_tensorboard_gets_the_same_figures(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    fit(Regression(), settings(tmp_path, steps=3, tensorboard=True), quiet=True)
-    events = event_accumulator.EventAccumulator(str(tmp_path))
+    fit(Regression(), settings(tmp_path, steps=3, trackers=["tensorboard"]), quiet=True)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "omnialpha"))
     events.Reload()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])

@@ -1,6 +1,7 @@
 """What is minimised: formulas by hand and by Monte Carlo, and small objectives that learn and resume bit for bit."""
 
 import copy
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from layered import layered_row
 from omnialpha import config
 from omnialpha.data import bank as banks
 from omnialpha.data.mixture import Mixture
@@ -182,7 +184,7 @@ steps = 2
 lr = 1e-3
 output = "unset"
 device = "cpu"
-tensorboard = false
+trackers = []
 [model]
 base_dim = 4
 z_dim = 4
@@ -202,7 +204,7 @@ steps = 2
 lr = 1e-3
 output = "unset"
 device = "cpu"
-tensorboard = false
+trackers = []
 [loss]
 time = "logit_normal"
 weight = "t"
@@ -286,3 +288,50 @@ def test_banks_of_a_recipe_share_nothing():
     assert len(train.captions) == 10 and len(test.captions) == banks.TEST_FOREGROUNDS
     equal = (train.foregrounds[:, None] == test.foregrounds[None, :50]).flatten(2).all(-1)
     assert not equal.any()
+
+
+# ---- records, packing, shifted times --------------------------------------------------------------------------------
+
+
+def test_a_recipe_over_records(tmp_path):
+    rows = [layered_row(tmp_path, number, layers=1 + number % 2) for number in range(4)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = SFT_RECIPE[: SFT_RECIPE.index("[tasks]")] + DATA
+    (tmp_path / "sft.toml").write_text(text + f'\n[[datasets]]\npath = "{tmp_path / "records.jsonl"}"\n')
+    (tmp_path / "vae.toml").write_text(VAE_RECIPE + DATA)
+    runs.run(tmp_path / "vae.toml", [f"fit.output={tmp_path}/vae"], quiet=True)
+    common = [
+        f"fit.output={tmp_path}/sft",
+        f"vae={tmp_path}/vae/model/vae",
+        "fit.steps=4",
+        "fit.log_every=1",
+        "packing=true",
+    ]
+    runs.run(tmp_path / "sft.toml", common, quiet=True)
+    seen = {key for line in (tmp_path / "sft/log.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert len({key for key in seen if key.startswith("loss/")}) > 1, "several tasks from the same records"
+    assert OmniAlpha.from_folder(tmp_path / "sft/model").card.name == "recipe"
+
+
+def test_neither_tasks_nor_datasets(tmp_path):
+    text = SFT_RECIPE[: SFT_RECIPE.index("[tasks]")] + DATA
+    (tmp_path / "sft.toml").write_text(text)
+    with pytest.raises(InputError, match="lacks 'tasks'"):
+        runs.run(tmp_path / "sft.toml", [f"fit.output={tmp_path}/sft"], quiet=True)
+
+
+def test_packing_changes_no_loss(bank, tiny_model):
+    """Captions of different lengths, so that there is padding to leave out."""
+    model = copy.deepcopy(tiny_model).requires_grad_(True)
+    objective = SFTObjective(model, Mixture(bank, {"matting_text": 1.0}, [(16, 16)], 4, 0), bank, FlowLoss())
+    model.transformer.packs = False
+    padded = objective(3)["loss"]
+    model.transformer.packs = True
+    torch.testing.assert_close(objective(3)["loss"], padded, rtol=1e-5, atol=1e-6)
+
+
+def test_shifted_times():
+    plain, shifted = (draw_times(FlowLoss(shift=s), 4000, seeded(0)) for s in (1.0, 3.0))
+    inside = plain > 1e-3  # the ends are clamped
+    torch.testing.assert_close(shifted[inside], (3 * plain / (1 + 2 * plain))[inside])
+    assert float(shifted.median()) == pytest.approx(0.75, abs=0.02)

@@ -54,7 +54,7 @@ def small(out, vae, pictures, **changes):
     """Overrides for two steps of little pictures, the critic in the second."""
     base = {
         "start": vae, "batch": 2, "sizes": [[16, 16], [24, 16]], "fit.steps": 2, "fit.output": out, "fit.warmup": 1,
-        "fit.device": "cpu", "fit.tensorboard": False, "fit.log_every": 1, "fit.precision": "no", "fit.lr": 1e-3,
+        "fit.device": "cpu", "fit.trackers": [], "fit.log_every": 1, "fit.precision": "no", "fit.lr": 1e-3,
         "fit.validate_every": 2, "critic.width": 8, "critic.layers": 1, "loss.adversarial_from": 1,
         "pictures.folders": [str(pictures)], "pictures.held_out": 2,
     }  # fmt: skip

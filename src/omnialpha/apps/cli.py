@@ -1,5 +1,5 @@
 """The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | pull |
-convert | vae | eval | doctor`.
+convert | data | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from omnialpha import __version__
-from omnialpha.apps import evaluate, vae
+from omnialpha.apps import data, evaluate, vae
 from omnialpha.apps.options import Options, Pictures, command, input_roles, whole
 from omnialpha.errors import InputError
 from omnialpha.tasks import MAPS, TASKS, Role
@@ -74,6 +74,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Cut out, remove, separate, complete and make pictures with real transparency.",
 )
+app.add_typer(data.app, name="data")
 app.add_typer(vae.app, name="vae")
 app.add_typer(evaluate.app, name="eval")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from omnialpha import masks, rgba
 from omnialpha.data import bank, mixture
 from omnialpha.files import to_rgba, write_image
 from omnialpha.layers import INDEX, Layer, LayerStack
-from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
+
+if TYPE_CHECKING:
+    from omnialpha.pipeline import OmniAlpha
 
 LONG_SIDE = 512  # of a photograph: far above the bundled model's canvas, so that refinement shows, and still quick
 HELD_OUT = 2021  # seed of layers and scenes that no recipe trains on

@@ -4,7 +4,9 @@ path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,32 +14,43 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha import rgba
+from omnialpha.condition import Condition
 from omnialpha.data.bank import Bank
+from omnialpha.data.cache import CachedBatches
 from omnialpha.data.mixture import Mixture, examples
+from omnialpha.data.stream import Stream
 from omnialpha.models import adapters
 from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
 from omnialpha.training.loop import Objective
 
+Batches = Mixture | Stream | CachedBatches
+ENCODERS = ("vae", "instructor")
 TIME_STREAM = 0x9E3779B9  # offset of the seeds that times and noise are drawn with
 
 
 @dataclass(frozen=True)
 class FlowLoss:
-    """time: distribution of t. weight: of the squared velocity error; "t" equals 1/t on that of clean latents."""
+    """time: distribution of t. weight: of the squared velocity error; "t" equals 1/t on that of clean latents.
+
+    shift: moves times towards noise, t -> shift t / (1 + (shift - 1) t), as schedules for large pictures do.
+    """
 
     time: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
     std: float = 1.0
+    shift: float = 1.0
     weight: Literal["one", "t"] = "one"
 
 
 def draw_times(loss: FlowLoss, count: int, generator: torch.Generator) -> Tensor:
     """t (count,) in (0, 1)."""
     if loss.time == "uniform":
-        return torch.rand(count, generator=generator).clamp(1e-3, 1)
-    return torch.sigmoid(torch.randn(count, generator=generator) * loss.std + loss.mean).clamp(1e-3, 1)
+        t = torch.rand(count, generator=generator)
+    else:
+        t = torch.sigmoid(torch.randn(count, generator=generator) * loss.std + loss.mean)
+    return (loss.shift * t / (1 + (loss.shift - 1) * t)).clamp(1e-3, 1)
 
 
 def flow_loss(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -54,7 +67,7 @@ class SFTObjective(Objective):
     """Trains the transformer and the instruction encoder, as far as they ask for gradients; the VAE stays frozen."""
 
     def __init__(
-        self, model: OmniAlpha, mixture: Mixture, held_out: Bank, loss: FlowLoss, validation: int = 32
+        self, model: OmniAlpha, mixture: Batches, held_out: Bank, loss: FlowLoss, validation: int = 32
     ) -> None:
         super().__init__()
         self.model, self.mixture, self.held_out, self.settings, self.validation = (
@@ -66,16 +79,17 @@ class SFTObjective(Objective):
         )
         self.model.vae.requires_grad_(False)
 
+    def compile_parts(self) -> None:
+        self.model.transformer.compile_repeated_blocks(dynamic=True)
+
     def forward(self, index: int) -> dict[str, Tensor]:
         return self.losses(self.mixture, index)
 
-    def losses(self, mixture: Mixture, index: int) -> dict[str, Tensor]:
+    def losses(self, mixture: Batches, index: int) -> dict[str, Tensor]:
         """Of batch `index` of a mixture, all together and under the name of its task."""
-        batch = mixture.batch(index)
         # far from the mixture's own seeds: the same numbers would tie t to the task that they chose
         generator = torch.Generator().manual_seed(mixture.seed * 7_919 + index + TIME_STREAM)
-        cond = self.model.condition(batch.examples)
-        x0 = self.model.encode_targets(list(batch.targets), cond).float()
+        cond, x0 = self.drawn(mixture, index)
         t = draw_times(self.settings, len(x0), generator).to(x0.device)
         noise = self.model.noise(cond, [int(s) for s in torch.randint(1 << 62, (len(x0),), generator=generator)])
         x_t = torch.lerp(x0, noise, t.view(-1, 1, 1))
@@ -83,7 +97,17 @@ class SFTObjective(Objective):
         # |v error|^2 t^2 / max(t, .05) is |x0 error|^2 / max(t, .05): bounded, or the last steps would rule
         weight = t.square() / t.clamp_min(0.05) if self.settings.weight == "t" else torch.ones_like(t)
         loss = flow_loss(velocity, noise - x0, weight, cond.positions.target_mask)
-        return {"loss": loss, f"loss/{batch.examples[0].task}": loss.detach()}
+        return {"loss": loss, f"loss/{cond.examples[0].task}": loss.detach()}
+
+    def drawn(self, mixture: Batches, index: int) -> tuple[Condition, Tensor]:
+        """Of batch `index`, its condition and its clean latents (B, Lt, C): encoded now, or read."""
+        if isinstance(mixture, CachedBatches):
+            cond, x0 = mixture.draw(index, self.model)
+        else:
+            batch = mixture.batch(index)
+            cond = self.model.condition(batch.examples)
+            x0 = self.model.encode_targets(list(batch.targets), cond)
+        return cond, x0.float()
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """Held-out figures by `run` on fixed scenes, untouched by `fidelity`: alpha MAD of matting, PSNR of removal."""
@@ -118,6 +142,7 @@ class LoraSettings:
     alpha: float | None = None
     targets: str = "attention"
     dropout: float = 0.0
+    dora: bool = False
     checkpointing: bool = False
 
 
@@ -127,14 +152,24 @@ class LoraObjective(SFTObjective):
     NAME = "trained"
 
     def __init__(
-        self, model: OmniAlpha, mixture: Mixture, held_out: Bank, loss: FlowLoss, validation: int, lora: LoraSettings
+        self,
+        model: OmniAlpha,
+        mixture: Batches,
+        held_out: Bank,
+        loss: FlowLoss,
+        validation: int,
+        lora: LoraSettings,
     ) -> None:
         super().__init__(model, mixture, held_out, loss, validation)
         model.requires_grad_(False)
-        rest = {"alpha": lora.alpha, "targets": lora.targets, "dropout": lora.dropout, "name": self.NAME}
-        adapters.add(model.transformer, lora.rank, **rest)  # type: ignore[arg-type]
+        adapters.add(
+            model.transformer, lora.rank, lora.alpha, lora.targets, lora.dropout, dora=lora.dora, name=self.NAME
+        )
         if lora.checkpointing:
             model.transformer.enable_gradient_checkpointing()
+        if isinstance(mixture, CachedBatches):
+            for name in ENCODERS:  # only validation needs them
+                _lay_aside(model, name)
         self.train()
 
     def train(self, mode: bool = True) -> LoraObjective:
@@ -150,8 +185,14 @@ class LoraObjective(SFTObjective):
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """And the loss on `validation` held-out examples, always the same times and noise."""
+        with self._encoders():
+            return self._validate(folder, step)
+
+    def _validate(self, folder: Path, step: int) -> dict[str, float]:
         figures = super().validate(folder, step)
-        unseen = replace(self.mixture, bank=self.held_out, prompt_dropout=0.0)
+        drawn = self.mixture
+        weights = drawn.weights or drawn.stages[0].tasks  # type: ignore[union-attr]
+        unseen = Mixture(self.held_out, weights, drawn.sizes, drawn.batch_size, drawn.seed)
         self.eval()
         with torch.no_grad():
             batches = range(max(1, self.validation // unseen.batch_size))
@@ -159,8 +200,27 @@ class LoraObjective(SFTObjective):
         self.train()
         return figures
 
+    @contextmanager
+    def _encoders(self) -> Iterator[None]:
+        """With the encoders on the device; those laid aside go back to main memory."""
+        aside = [getattr(self.model, name) for name in ENCODERS if name not in self.model._modules]
+        try:
+            for part in aside:
+                part.to(self.model.device)
+            yield
+        finally:
+            for part in aside:
+                part.to("cpu")
+
     def export(self, folder: Path) -> None:
         adapters.save(self.model.transformer, folder, adapter=self.NAME)
+
+
+def _lay_aside(model: OmniAlpha, name: str) -> None:
+    """Keep a part of a model out of what is moved to the device, wrapped and counted; it stays under its name."""
+    part = getattr(model, name)
+    delattr(model, name)
+    object.__setattr__(model, name, part)
 
 
 @torch.no_grad()
@@ -179,6 +239,6 @@ def initialize(transformer: MultiImageTransformer) -> None:
         nn.init.zeros_(module.bias)
 
 
-def corpus(mixture: Mixture, batches: int) -> list[str]:
+def corpus(mixture: Mixture | Stream, batches: int) -> list[str]:
     """Instructions as training will meet them, for the tokenizer of a model made from nothing."""
     return [e.instruction for i in range(batches) for e in mixture.batch(i).examples]

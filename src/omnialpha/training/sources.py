@@ -30,14 +30,18 @@ class DataSettings:
 
 
 def load_banks(settings: DataSettings) -> tuple[Bank, Bank]:
-    """(train, test). Held out: the last shuffled rows of every folder; without folders, layers of another seed."""
+    """(train, held out)."""
     train = [banks.read(f, settings.size, "train", settings.seed) for f in settings.folders]
-    test = [banks.read(f, settings.size, "test", settings.seed) for f in settings.folders]
     if settings.foregrounds:
         train.append(banks.procedural(settings.foregrounds, settings.backgrounds, settings.size, settings.seed))
-    if not test:
-        test.append(banks.procedural(banks.TEST_FOREGROUNDS, banks.TEST_BACKGROUNDS, settings.size, settings.seed + 1))
-    return banks.join(train), banks.join(test)
+    return banks.join(train), held_out(settings)
+
+
+def held_out(settings: DataSettings) -> Bank:
+    """The last shuffled rows of every folder; without folders, layers of another seed."""
+    if not settings.folders:
+        return banks.procedural(banks.TEST_FOREGROUNDS, banks.TEST_BACKGROUNDS, settings.size, settings.seed + 1)
+    return banks.join([banks.read(f, settings.size, "test", settings.seed) for f in settings.folders])
 
 
 @dataclass(frozen=True)

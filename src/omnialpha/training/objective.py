@@ -1,0 +1,79 @@
+"""What `fit` runs: an objective, and the settings that all objectives share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how fast. `minutes` ends a run early (0: never); `precision` is that of the forward pass."""
+
+    steps: int
+    lr: float
+    output: str
+    warmup: int = 0
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    decay_steps: int = 0  # linear: the last so many steps fall to 0, so that a run can be prolonged before them
+    accumulate: int = 1
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8 bits of state for each value, from bitsandbytes
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.0
+    precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    minutes: float = 0.0
+    save_every: int = 500
+    log_every: int = 20
+    validate_every: int = 0
+    seed: int = 0
+    # accelerate's names of them: tensorboard, wandb, mlflow, ...
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"] if find_spec("tensorboard") else [])
+
+
+class Objective(nn.Module):
+    """What is trained. Its parameters with requires_grad are optimised; `forward(index)` must depend on nothing but
+    them, the index and `step`.
+    """
+
+    step: int = 0  # the optimiser step that is being made; `fit` sets it
+
+    def forward(self, index: int) -> dict[str, Tensor]:
+        """Losses of micro-batch `index` (counted over the whole run and all processes); the key "loss" is minimised."""
+        raise NotImplementedError
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser, each clipped by itself; the first is averaged and exported.
+
+        `pace` multiplies the learning rate, other keys are AdamW's.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def compile_parts(self) -> None:
+        """Compile what is worth it, in place; called once, before the first step, where the settings say `compile`."""
+
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        """Held-out figures; may write pictures into `folder`. Every process is asked, one keeps what it says."""
+        return {}
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model (called in one process, with the averaged weights where there are any)."""
+        raise NotImplementedError
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the blocks that FSDP gathers one by one, by accelerate's name for them.
+
+        Those of diffusers' models: each micro-batch runs them all. A process that left one out would hang the others.
+        """
+        from diffusers import ModelMixin
+
+        blocks = {name for m in self.modules() if isinstance(m, ModelMixin) for name in m._no_split_modules or ()}
+        return sorted(blocks & {type(m).__name__ for m in self.modules()})
