@@ -8,10 +8,8 @@ All are measured on held-out scenes. Runs resume: what is finished is not traine
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from _document import write_block
 from _report import Table, save
+from _runs_of import begin
 
 from omnialpha import config, rgba
 from omnialpha.data.bank import Bank
@@ -48,12 +47,10 @@ def train(folder: Path, overrides: Sequence[str], tasks: dict[str, float], trans
     tree = config.load(RECIPE, [*overrides, f"fit.output={folder.as_posix()}"])
     tree["tasks"] = tasks
     tree["transformer"] |= transformer
-    done, wanted = folder / "done.json", json.dumps(tree, sort_keys=True)
-    if not done.is_file() or done.read_text() != wanted:
-        recipe, began = config.build(SFTRecipe, tree), time.monotonic()
+    begin(folder, tree)
+    if not (folder / "model").is_dir():
+        recipe = config.build(SFTRecipe, tree)
         fit(recipe.objective(), recipe.fit)
-        (folder / "seconds").write_text(f"{time.monotonic() - began:.0f}")
-        done.write_text(wanted)
     return folder / "model"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from _document import write_block
 from _report import Table, save
+from _runs_of import begin
 from torch import Tensor
 
 from omnialpha import config, rgba
@@ -57,12 +58,10 @@ def train(recipe: Path, folder: Path, overrides: Sequence[str], model: dict[str,
     tree = config.load(recipe, [*overrides, f"fit.output={folder.as_posix()}"])
     if model:
         tree["model"] = model
-    done = folder / "done.json"
-    wanted = json.dumps(tree, sort_keys=True)
-    if not done.is_file() or done.read_text() != wanted:
+    begin(folder, tree)
+    if not (folder / "model").is_dir():
         ready = config.build(VAERecipe, tree)
         fit(ready.objective(), ready.fit)
-        done.write_text(wanted)
     return folder / "model" / "vae"
 
 
