@@ -1,0 +1,97 @@
+"""Predictions as files: what a method made of the samples of a benchmark, for whoever scores, shows or judges it.
+
+FOLDER/samples.jsonl                 what was asked, a line a sample
+FOLDER/predictions/KEY.png           what was made by a task of one target
+FOLDER/predictions/KEY/00.png, ...   by one of several, back to front
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.files import FORMATS, atomic_write, read_image, write_image
+
+SAMPLES, PREDICTIONS = "samples.jsonl", "predictions"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sample as it was asked for. key: its file name, which may have folders (`/`). inputs: paths by role, truths: in
+    the order of targets, the roles to make; pictures that lie in no file have none.
+    """
+
+    key: str
+    task: str
+    instruction: str = ""
+    prompt: str = ""
+    category: str = ""
+    inputs: dict[str, list[str]] = field(default_factory=dict)
+    truths: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+
+
+def write_asked(folder: Path, asked: Iterable[Asked]) -> None:
+    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in asked]
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / SAMPLES, ("\n".join(lines) + "\n").encode())
+
+
+def read_asked(folder: Path) -> dict[str, Asked]:
+    """By key. InputError where the folder holds no samples, or a line that is none."""
+    path = folder / SAMPLES
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {SAMPLES}: give a folder that `omnialpha eval` has written.")
+    made = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            one = Asked(**json.loads(line))
+        except (ValueError, TypeError):
+            raise InputError(f"{path}, line {number}, is no sample: run `omnialpha eval` again.") from None
+        made[one.key] = one
+    return made
+
+
+def write(folder: Path, key: str, layers: Tensor) -> None:
+    """Predicted layers (m, 4, H, W) in [0, 1], in 8 bits as figures are published."""
+    for path, layer in zip(_paths(folder / PREDICTIONS, key, len(layers)), layers, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, layer.clamp(0, 1))
+
+
+def exists(folder: Path, key: str, count: int) -> bool:
+    """Whether all layers of a prediction are there."""
+    return all(path.is_file() for path in _paths(folder / PREDICTIONS, key, count))
+
+
+def read(folder: Path, key: str, count: int, size: tuple[int, int], grey_is_alpha: bool = False) -> Tensor:
+    """Predicted layers (m, 4, H, W) of a folder with KEY.png or KEY/00.png and so on, in any readable format.
+
+    grey_is_alpha: an opaque grey picture is an alpha, as mattes are published; its colour is 1.
+    InputError where one is missing or of another size.
+    """
+    layers = []
+    for path in _paths(folder, key, count):
+        found = next((p for suffix in FORMATS if (p := path.with_suffix(suffix)).is_file()), None)
+        if found is None:
+            raise InputError(f"{path} is missing: make it, or leave the sample out.")
+        picture = read_image(found).rgba
+        if tuple(picture.shape[-2:]) != size:
+            height, width = picture.shape[-2:]
+            raise InputError(f"{found} is {width}x{height} px, the truth {size[1]}x{size[0]} px: resize it.")
+        if grey_is_alpha and bool((picture[3] == 1).all() and (picture[:1] == picture[:3]).all()):
+            picture = torch.cat((torch.ones_like(picture[:3]), picture[:1]))
+        layers.append(picture)
+    return torch.stack(layers)
+
+
+def _paths(folder: Path, key: str, count: int) -> Sequence[Path]:
+    if count == 1:
+        return [folder / f"{key}.png"]
+    return [folder / key / f"{number:02}.png" for number in range(count)]
