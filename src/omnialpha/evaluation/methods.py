@@ -1,4 +1,4 @@
-"""What is measured on a benchmark: anything that makes pictures for examples, be it model, classical method or program."""
+"""What is measured on a benchmark: anything that makes pictures for examples, be it a model or a classical method."""
 
 from __future__ import annotations
 
