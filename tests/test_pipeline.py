@@ -373,6 +373,23 @@ def test_native_size(model):
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_failed_save_leaves_the_old_model(model, tmp_path, monkeypatch):
+    model.save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(self, folder, dtype=None):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(type(model.instructor), "save_pretrained", full)
+        model.save(tmp_path, torch.bfloat16)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    model.save(tmp_path, torch.bfloat16)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_save_and_load_are_inverse(model, tmp_path):
     model.save(tmp_path)
     back = OmniAlpha.from_folder(tmp_path)

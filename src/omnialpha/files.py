@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import struct
 import warnings
 import zlib
@@ -265,3 +266,20 @@ def _check_written(path: Path, size: tuple[int, ...], opaque: bool) -> None:
             has_alpha = image.mode in ("RGBA", "LA")
             if image.size != size or not (has_alpha or opaque):
                 raise RuntimeError(f"{path.name} reads back as {image.mode} {image.size}, not with alpha and {size}")
+
+
+def swap(new: Path, folder: Path) -> None:
+    """Renames `new`, a file or a folder, to `folder`; an old one there is moved aside, and put back if that fails."""
+    old = folder.with_name(f".{secrets.token_hex(8)}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    elif old.exists():
+        old.unlink()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnialpha import rgba as arithmetic
 from omnialpha.errors import InputError
-from omnialpha.files import read_image, write_image
+from omnialpha.files import read_image, swap, write_image
 
 INDEX, FORMAT, VERSION = "layers.json", "omnialpha-layers", 1
 
@@ -102,7 +102,7 @@ class LayerStack:
                 entries.append(entry)
             index = {"format": FORMAT, "version": VERSION, "size": list(self.size), "layers": entries}
             (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            _swap(temporary, folder)
+            swap(temporary, folder)
         except InputError as error:  # of a layer: name the file as the user knows it
             raise InputError(str(error).replace(str(temporary), str(folder))) from error
         except OSError as error:
@@ -169,18 +169,3 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"The folder {folder} is not empty and holds no layer stack; choose another.") from error
     if found - ours:
         raise InputError(f"The folder {folder} holds {min(found - ours)!r} too; choose another, so that it is kept.")
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`; an old folder there is moved aside first and put back if that fails."""
-    old = folder.with_name(f".{secrets.token_hex(8)}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    if old.exists():
-        shutil.rmtree(old)

@@ -1,6 +1,4 @@
-"""The one path: condition, velocity, decode. Library, command line, demo, training and evaluation all come through
-here.
-"""
+"""The one path: condition, velocity, decode. Library, command line, demo, training and evaluation come through here."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from omnialpha import fidelity
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
+from omnialpha.files import swap
 from omnialpha.layers import Layer, LayerStack
 from omnialpha.models import adapters, flux
 from omnialpha.models.card import Family
@@ -100,17 +100,25 @@ class OmniAlpha(nn.Module, Verbs):
         return cls.from_parts(resolve(where), dtype)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a model folder that `from_folder` reads, weights as `dtype`. InputError while adapters are applied."""
+        """Write a model folder that `from_folder` reads, weights as `dtype`. InputError while adapters are applied.
+
+        What is there under the same names goes only once all of the new is written; other files stay.
+        """
         if adapters.applied(self.transformer):
             raise InputError("the model has LoRAs on it: fuse them (adapters.fuse) or take them off before saving it.")
         folder = Path(folder)
-        for name, part in (("vae", self.vae), ("transformer", self.transformer)):
-            # nn.Module.to: that of diffusers warns about modules kept in float32 even where there are none
-            part = nn.Module.to(copy.deepcopy(part), dtype) if dtype else part
-            part.save_pretrained(folder / name)
-            forget_origin(folder / name / "config.json")
-        self.instructor.save_pretrained(folder, dtype)
-        self.card.write(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as made:
+            new = Path(made)
+            for name, part in (("vae", self.vae), ("transformer", self.transformer)):
+                # nn.Module.to: that of diffusers warns about modules kept in float32 even where there are none
+                part = nn.Module.to(copy.deepcopy(part), dtype) if dtype else part
+                part.save_pretrained(new / name)
+                forget_origin(new / name / "config.json")
+            self.instructor.save_pretrained(new, dtype)
+            self.card.write(new)
+            for written in sorted(new.iterdir()):
+                swap(written, folder / written.name)
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) of the largest square that the model takes for one picture."""
