@@ -5,9 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
-BENCHMARKS := $(sort $(wildcard benchmarks/[!_]*.py))
+PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py # these train for hours
+BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/[!_]*.py)))
 
-.PHONY: setup demo test check-slow bench lint
+.PHONY: setup demo test check-slow bench proofs lint
 
 setup: $(STAMP)
 
@@ -30,6 +31,9 @@ check-slow: setup
 
 bench: setup
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+proofs: setup
+	@set -e; for script in $(PROOFS); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 lint: setup
 	$(BIN)/ruff check .
