@@ -69,11 +69,11 @@ def pictures(model: OmniAlpha, bank: Bank, size: tuple[int, int], name: str, cou
     """(made, true), (m, 4, H, W) each, of `count` held-out examples of a task, as the network made them."""
     batch = examples(TASKS[name], bank, count, size, torch.Generator().manual_seed(11))
     pairs = []
-    for part, targets in zip(
-        [batch.examples[i : i + 16] for i in range(0, count, 16)], batch.targets.split(16), strict=True
-    ):
-        made = model.run(part, raw=True)
-        pairs += [(torch.stack([p.rgba for p in stack]), true) for stack, true in zip(made, targets, strict=True)]
+    for first in range(0, count, 16):
+        part = slice(first, first + 16)
+        stacks = model.run(batch.examples[part], raw=True)
+        made = [torch.stack([layer.rgba for layer in stack]) for stack in stacks]
+        pairs += zip(made, batch.targets[part], strict=True)
     return pairs
 
 

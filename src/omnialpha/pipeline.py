@@ -74,10 +74,12 @@ class OmniAlpha(nn.Module, Verbs):
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
 
     @classmethod
-    def from_parts(cls, parts: Parts, dtype: torch.dtype = torch.float32, whole: bool = True) -> OmniAlpha:
+    def from_parts(
+        cls, parts: Parts, dtype: torch.dtype = torch.float32, whole: bool = True, reads: bool = True
+    ) -> OmniAlpha:
         """The model of these parts, without their adapters, in main memory. Raises InputError where one is damaged.
 
-        Not whole: without the transformer's weights, to encode with.
+        Not whole: without the transformer's weights, to encode with. Not reads: without an instruction encoder.
         """
         card, kind = parts.card, KINDS[parts.card.family]
         if whole:
@@ -86,11 +88,9 @@ class OmniAlpha(nn.Module, Verbs):
             with torch.device("meta"):
                 transformer = kind.transformer.from_config(kind.transformer.load_config(parts.transformer))
         settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
+        instructor: Any = kind.instructor.from_pretrained if reads else nn.Identity
         model = cls(
-            load_vae(parts.vae, dtype, widen=True),
-            transformer,
-            kind.instructor.from_pretrained(parts.instructor, dtype, **settings),
-            card,
+            load_vae(parts.vae, dtype, widen=True), transformer, instructor(parts.instructor, dtype, **settings), card
         )
         return model.eval().requires_grad_(False)
 
@@ -236,7 +236,7 @@ class OmniAlpha(nn.Module, Verbs):
         return guide(alone, both, scale, interval)
 
     @torch.no_grad()
-    def encode_targets(self, targets: Sequence[Sequence[Tensor]], cond: Condition) -> Tensor:
+    def encode_targets(self, targets: Sequence[Tensor | Sequence[Tensor]], cond: Condition) -> Tensor:
         """True target pictures (m, 4, H, W) of each example -> clean latents (B, Lt, C), for training."""
         fitted = [[c.fit(p.to(self.device)) for p in row] for row, c in zip(targets, cond.canvases, strict=True)]
         rows = [torch.cat([pack(z[None])[0] for z in row]) for row in self._encode(fitted)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omnialpha.apps import demo, entries, sheet
+from omnialpha.apps import demo, entries
 from omnialpha.errors import InputError
 from omnialpha.files import read_settings
 from omnialpha.layers import LayerStack
@@ -230,19 +230,6 @@ def test_a_layer_is_laid_where_it_is_told() -> None:
     laid = entries.laid_over(picture, torch.ones(4, 16, 16), (0.25, 0.5, 0.5))
     assert laid[0].nonzero().min(dim=0).values.tolist() == [10, 10]
     assert laid[0].nonzero().max(dim=0).values.tolist() == [29, 29]
-
-
-@pytest.mark.parametrize(("ground", "grey"), [("black", 0), ("white", 255)])
-def test_thumbnails_show_a_clear_picture_as_its_ground(ground: str, grey: int) -> None:
-    cell = np.asarray(sheet.thumbnail(torch.zeros(4, 30, 60), 20, ground))
-    assert cell.shape == (10, 20, 3)
-    assert (cell[1:-1, 1:-1] == grey).all()
-
-
-def test_words_are_wrapped_between_and_never_lost() -> None:
-    lines = sheet.wrap("one two three four five", 60, 15)
-    assert len(lines) > 1 and " ".join(lines) == "one two three four five"
-    assert sheet.wrap("", 60, 15) == []
 
 
 def test_stack_index_is_linked(made: Path, page: Page) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from layered import manifest
+from omnialpha import config
 from omnialpha.apps.cli import app
 from omnialpha.data import bank as banks
 from omnialpha.data import cache, fill
@@ -135,7 +138,8 @@ def test_an_interrupted_cache_goes_on_to_the_same_bytes(tmp_path, whole, tiny_mo
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path / "part", tiny_model, bank, watch=stop)
     assert set(contents(tmp_path / "part")) == {"cache.json", "00000.safetensors"}
-    assert len(opened(tmp_path / "part", tiny_model)) == 3, "what is finished can be read"
+    with pytest.raises(InputError, match="has 3 batches, of 7 that were asked for: .*make do with --batches 3"):
+        opened(tmp_path / "part", tiny_model)
     made = filled(tmp_path / "part", tiny_model, bank)
     assert (made.made, made.kept) == (2, 1) and contents(tmp_path / "part") == contents(whole)
     fewer = filled(tmp_path / "more", tiny_model, bank, batches=4)
@@ -186,7 +190,7 @@ def test_a_key_is_of_every_pixel_and_word(bank):
 
     keys = [
         changed(lambda batch: None),
-        changed(lambda batch: batch.targets[2, 0, 3, 5, 5].add_(1e-3)),
+        changed(lambda batch: batch.targets[2][0, 3, 5, 5].add_(1e-3)),
         changed(lambda batch: batch.examples[2].inputs[0][3, 5, 5].add_(1e-3)),
         changed(word),
     ]
@@ -310,6 +314,50 @@ def test_a_lora_is_trained_from_a_cache(tmp_path, recipe):
     assert any("val_loss" in row for row in log)
 
 
+def test_a_run_keeps_the_batches_that_it_began_with(tmp_path, recipe):
+    """Half a run, a larger cache, and the other half: as if the cache had stayed as it was."""
+    cached = ("data", "cache", recipe, tmp_path / "out", "--shard", 2, "--device", "cpu", "--batches")
+    common = [f"cache={tmp_path / 'out'}", "fit.save_every=2"]
+    assert call(*cached, 5).exit_code == 0
+    runs.run(recipe, [*common, f"fit.output={tmp_path}/parts"], quiet=True)
+    runs.run(recipe, [*common, "fit.steps=6", f"fit.output={tmp_path}/straight"], quiet=True)
+    assert call(*cached, 9).exit_code == 0
+    runs.run(recipe, [*common, "fit.steps=6", f"fit.output={tmp_path}/parts"], quiet=True)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("parts", "straight")]
+    assert all(torch.equal(states[0]["weights"][n], w) for n, w in states[1]["weights"].items())
+    assert json.loads((tmp_path / "parts/cache.json").read_text()) == {"batches": 5}
+    runs.run(recipe, [*common, f"fit.output={tmp_path}/new"], quiet=True)
+    assert json.loads((tmp_path / "new/cache.json").read_text()) == {"batches": 9}, "a new run takes them all"
+    (tmp_path / "out/00002.safetensors").unlink()
+    with pytest.raises(InputError, match="has 4 batches, this run began with 5: make them by `omnialpha data cache`"):
+        runs.run(recipe, [*common, "fit.steps=8", f"fit.output={tmp_path}/parts"], quiet=True)
+
+
+def test_encoders_are_not_read_to_be_compared(tmp_path, recipe, tiny_model_folder, monkeypatch):
+    """Only validation needs them; files that look newer are read, and found to be the same."""
+    from omnialpha.models.instructor import Instructor
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, model)
+    common = [f"start={model}", f"cache={tmp_path / 'out'}", f"fit.output={tmp_path}/lora"]
+    assert call("data", "cache", recipe, tmp_path / "out", common[0], "--batches", 2).exit_code == 0
+    reads, real = [], Instructor.from_pretrained.__func__
+    monkeypatch.setattr(Instructor, "from_pretrained", classmethod(lambda *a, **k: reads.append(a) or real(*a, **k)))
+    runs.run(recipe, common, quiet=True)
+    assert not reads
+    runs.run(recipe, [*common, "fit.validate_every=3", "fit.steps=3"], quiet=True)
+    assert len(reads) == 1
+    weights = model / "text_encoder/model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    runs.run(recipe, [*common, "fit.steps=4"], quiet=True)
+    assert len(reads) == 2
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InputError, match="made with other weights or settings"):
+        runs.run(recipe, [*common, "fit.steps=5"], quiet=True)
+
+
 def test_encoders_stay_out_of_the_trained_module(whole, tiny_model, bank):
     objective = trained(tiny_model, opened(whole, tiny_model), bank)
     assert not any("vae" in n or "instructor" in n for n, _ in objective.named_parameters())
@@ -323,6 +371,43 @@ def test_records_are_not_needed_once_they_are_cached(tmp_path, recipe):
     assert call("data", "cache", recipe, tmp_path / "out", "--batches", 2).exit_code == 0
     rows.unlink()
     runs.run(recipe, [f"cache={tmp_path / 'out'}", f"fit.output={tmp_path}/lora"], quiet=True)
+
+
+def test_batches_by_tokens(tmp_path, recipe, tiny_model, bank):
+    """Of unlike samples, with their weights: the losses of encoding them on the fly."""
+    by_tokens = ["batch=0", "tokens=200", "text_tokens=40", "sizes=[[16, 16], [16, 32]]", "tasks.decompose_auto=1.0"]
+    options = ("--batches", 4, "--dtype", "float32")
+    assert call("data", "cache", recipe, tmp_path / "out", *by_tokens, *options).exit_code == 0
+    common = [*by_tokens, f"cache={tmp_path / 'out'}", "fit.validate_every=2", f"fit.output={tmp_path}/lora"]
+    changes = [*common, "prompt_dropout=0.0"]
+    made = config.build(runs.SFTRecipe, config.load(recipe, changes))
+    read = made.objective()
+    drawn = made.mixture(made.budget(tiny_model.card, tiny_model.vae))
+    kinds = [{e.task for e in drawn.batch(index).examples} for index in range(4)]
+    assert read.model.transformer.packs and max(map(len, kinds)) > 1
+    for index in range(4):
+        source = SimpleNamespace(batch=lambda i: drawn.batch(read.mixture.place(i)), seed=read.mixture.seed)
+        got, wanted = read.losses(read.mixture, index), read.losses(source, index)
+        assert got.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert got[name].item() == pytest.approx(value.item(), rel=1e-5)
+    assert runs.run(recipe, common, quiet=True)["loss"] > 0
+    with pytest.raises(InputError, match="made with batch=null, the recipe has 2"):
+        runs.run(recipe, [*common, "batch=2", "tokens=0"], quiet=True)
+    with pytest.raises(InputError, match="made with tokens=200, the recipe has 300"):
+        runs.run(recipe, [*common, "tokens=300"], quiet=True)
+
+
+def test_tokens_or_a_batch(tmp_path, recipe, flux_folder):
+    with pytest.raises(InputError, match="has both batch and tokens: give one"):
+        runs.run(recipe, ["tokens=200", f"fit.output={tmp_path}/lora"], quiet=True)
+    with pytest.raises(InputError, match="has neither batch nor tokens"):
+        runs.run(recipe, ["batch=0", f"fit.output={tmp_path}/lora"], quiet=True)
+    made = call("data", "cache", recipe, tmp_path / "out", "batch=0", "tokens=60")
+    assert made.exit_code == 2 and "more than tokens=60 of a batch" in made.stderr
+    flux = [f"start={flux_folder}", "tasks={text_to_image=1.0}", "lora.targets=flux", "batch=0", "tokens=9999"]
+    with pytest.raises(InputError, match="cannot be packed for a model of the family flux: give a batch"):
+        runs.run(recipe, [*flux, f"fit.output={tmp_path}/lora"], quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -359,4 +444,4 @@ def test_flux_keeps_its_pooled_vectors(tmp_path, flux_folder, bank):
         wanted = model.condition(words)
         torch.testing.assert_close(cond.pooled, wanted.pooled)
         torch.testing.assert_close(cond.text, wanted.text)
-        torch.testing.assert_close(x0, model.encode_targets(list(batch.targets), wanted))
+        torch.testing.assert_close(x0, model.encode_targets(batch.targets, wanted))

@@ -271,6 +271,78 @@ def test_parts_are_compiled_once_and_only_if_asked(tmp_path):
     fit(Regression(), settings(tmp_path / "nothing", compile=True, steps=1), quiet=True)
 
 
+def wandering(values):
+    """Held-out figures in this order, one a validation."""
+
+    class Wandering(Regression):
+        def validate(self, folder, step):
+            return {"val_loss": values[step // 2 - 1], "val_psnr": values[step // 2 - 1]}
+
+    return Wandering()
+
+
+def exported(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def test_the_last_exports_stay_and_change_nothing(tmp_path):
+    kept = {"keep": 2, "keep_best": "val_loss", "validate_every": 2, "ema": 0.9}
+    values = [3.0, 1.0, 2.0, 4.0, 5.0]
+    fit(wandering(values), settings(tmp_path / "plain", steps=10, ema=0.9), quiet=True)
+    fit(wandering(values), settings(tmp_path / "kept", steps=6, **kept), quiet=True)
+    assert [p.name for p in sorted((tmp_path / "kept/exports").iterdir())] == ["000004", "000006"]
+    fit(wandering(values), settings(tmp_path / "kept", steps=10, **kept), quiet=True)
+    assert [p.name for p in sorted((tmp_path / "kept/exports").iterdir())] == ["000008", "000010"]
+    assert_same(checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "kept"))
+    assert_same(exported(tmp_path / "plain/model"), exported(tmp_path / "kept/model"))
+    for step in (8, 10):
+        fit(Regression(), settings(tmp_path / str(step), steps=step, ema=0.9), quiet=True)
+        assert_same(exported(tmp_path / f"kept/exports/{step:06d}"), exported(tmp_path / f"{step}/model"))
+
+
+@pytest.mark.parametrize(("figure", "step"), [("val_loss", 4), ("val_psnr", 8)])
+def test_the_best_export_is_of_the_whole_run(tmp_path, figure, step):
+    values = [3.0, 1.0, math.nan, 4.0, 2.0]
+    for steps in (6, 10):
+        made = settings(tmp_path, steps=steps, keep_best=figure, validate_every=2)
+        fit(wandering(values), made, quiet=True)
+    assert json.loads((tmp_path / "best/best.json").read_text()) == {
+        "step": step,
+        "figure": figure,
+        "value": values[step // 2 - 1],
+    }
+    fit(Regression(), settings(tmp_path / "straight", steps=step), quiet=True)
+    assert_same(exported(tmp_path / "best"), exported(tmp_path / "straight/model"))
+    assert not (tmp_path / "exports").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_no_half_export_is_left(tmp_path):
+    class Failing(Regression):
+        def export(self, folder):
+            super().export(folder)
+            if folder.name == "000004":
+                raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fit(Failing(), settings(tmp_path, keep=1), quiet=True)
+    assert [p.name for p in (tmp_path / "exports").iterdir()] == ["000002"] and checkpoint(tmp_path)["step"] == 4
+    fit(Regression(), settings(tmp_path, keep=1, save_every=1), quiet=True)
+    assert [p.name for p in (tmp_path / "exports").iterdir()] == ["000006"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"keep": -1}, "fit.keep=-1 is out of range"),
+        ({"keep_best": "val_loss"}, "nothing is validated: give fit.validate_every"),
+        ({"keep_best": "val_los", "validate_every": 1}, "fit.keep_best is 'val_los': use one of val"),
+    ],
+)
+def test_mistakes_about_what_is_kept(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        fit(Regression(), settings(tmp_path, **changes), quiet=True)
+
+
 # ---- one step by hand ----------------------------------------------------------------------------------------------
 
 

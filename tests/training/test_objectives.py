@@ -122,7 +122,8 @@ def test_sft_resumes_bit_for_bit_with_validation_in_between(tiny_model, bank, he
     for part in ("transformer", "instructor"):
         steps = [step for name, step in moved.items() if name.startswith(f"model.{part}.")]
         assert sum(step > 0 for step in steps) > 0.8 * len(steps), part
-    for name in ("val_matting_auto_mad", "val_removal_rough_psnr", "val_matting_text_constant_mad"):
+    figures = ("matting_auto_mad", "matting_auto_constant_mad", "removal_rough_psnr", "decompose_auto_alpha_mad")
+    for name in ("val_loss", *(f"val_{figure}" for figure in figures)):
         values = logged(tmp_path / "straight", name)
         assert len(values) == 3 and all(map(math.isfinite, values))
     exported = OmniAlpha.from_folder(tmp_path / "straight/model")

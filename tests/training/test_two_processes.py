@@ -81,7 +81,8 @@ except InputError as error:
     print("stopped:", error)
 os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 objective = sft(model)
-fit(objective, settings(out + "/sharded", weight_decay=0.0, validate_every=2), quiet=True)
+kept = dict(validate_every=2, save_every=2, keep=1, keep_best="val_loss")
+fit(objective, settings(out + "/sharded", weight_decay=0.0, **kept), quiet=True)
 print("units", sum(type(m).__name__.startswith("FSDP") for m in objective.modules()))
 if torch.distributed.get_world_size() == 2:
     print("two", torch.distributed.get_backend())
@@ -139,7 +140,10 @@ CASES = {  # the folder of two processes: objective and settings of one
     "accumulated": ("Branches", {"accumulate": 4}),  # nothing is exchanged after the first of two micro-batches
     "sft": ("sft", {"accumulate": 2}),
     "vae": ("vae", {"accumulate": 2}),
-    "sharded": ("sft", {"accumulate": 2, "weight_decay": 0.0, "validate_every": 2}),
+    "sharded": (
+        "sft",
+        {"accumulate": 2, "weight_decay": 0.0, "validate_every": 2},
+    ),  # and what it keeps changes nothing
 }
 
 
@@ -163,6 +167,8 @@ def test_two_processes_equal_one(two, ours, tiny_model_folder, tmp_path, name):
     assert sum(m > 5e-4 for m in steps) > 0.5 * len(steps), "far more than the tolerance"
     for a, b in zip(log(tmp_path), log(two / name), strict=True):  # of all processes' micro-batches
         assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], rel=2e-3) for k in a if k != "time")
+    sheets = [sorted(f.name for f in (at / "validation").glob("*")) for at in (tmp_path, two / name)]
+    assert sheets[0] == sheets[1] == (["000002.png", "000004.png"] if name == "sharded" else [])
     files = [{f.relative_to(at) for f in (at / "model").rglob("*.*")} for at in (tmp_path, two / name)]
     assert files[0] == files[1]
     for file in files[0]:
@@ -189,6 +195,20 @@ def test_one_process_writes(two):
 
 def test_blocks_were_sharded_one_by_one(two):
     assert (two / "said.txt").read_text().count("units 3") == 2, "two blocks and the rest"
+
+
+def test_what_two_processes_keep_is_whole(two):
+    folder = two / "sharded"
+    assert [p.name for p in (folder / "exports").iterdir()] == ["000004"]
+    last, model = (
+        load_file(at / "transformer/diffusion_pytorch_model.safetensors")
+        for at in (folder / "exports/000004", folder / "model")
+    )
+    assert all(torch.equal(last[key], model[key]) for key in model) and len(last) == len(model)
+    best = json.loads((folder / "best/best.json").read_text())
+    losses = {row["step"]: row["val_loss"] for row in log(folder) if "val_loss" in row}
+    assert best["value"] == min(losses.values()) == losses[best["step"]]
+    assert (folder / "best/transformer").is_dir() and not list(folder.rglob("*.tmp"))
 
 
 def test_one_process_that_is_not_finite_stops_both(two):

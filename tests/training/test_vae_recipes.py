@@ -1,17 +1,20 @@
 """The autoencoder's recipes: that each ablation is one, that both published bases train, and at full size."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+from safetensors.torch import load_file
 
 from omnialpha import config
 from omnialpha.errors import InputError
 from omnialpha.models.vae import load_vae
 from omnialpha.training.perceptual import PerceptualSettings, pyramid
 from omnialpha.training.run import run
+from omnialpha.training.vae import VAEObjective
 from omnialpha.training.vae_recipe import VAERecipe
 from training_runs import logged
 
@@ -100,20 +103,45 @@ def flux_vae(tmp_path_factory):
 def test_both_bases_gain_alpha_and_keep_their_layout(tmp_path, pictures, qwen_vae, flux_vae, base):
     vae = {"qwen": qwen_vae, "flux": flux_vae}[base]
     recipe = RECIPES / ("alphavae.toml" if base == "qwen" else "alphavae-flux.toml")
-    run(recipe, small(tmp_path, vae, pictures), quiet=True)
-    assert {"reference", "critic", "perceptual"} <= run(
-        recipe, small(tmp_path, vae, pictures), quiet=True
-    ).keys() or True
+    figures = run(recipe, small(tmp_path, vae, pictures), quiet=True)
+    assert {"reference", "critic", "perceptual"} <= figures.keys()
     kind = {"qwen": AutoencoderKLQwenImage, "flux": AutoencoderKL}[base]
     first, made = load_vae(vae, widen=True), load_vae(tmp_path / "model/vae")
     assert made.config.channels == 4 and made.normalisation == first.normalisation
     x = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     assert (made.decode(made.encode(x)) - first.decode(first.encode(x))).abs().max() > 1e-4, "it was trained"
-    assert logged(tmp_path, "val_psnr") and (tmp_path / "validation-000002.png").is_file()
+    assert logged(tmp_path, "val_psnr") and (tmp_path / "validation/000002.png").is_file()
     if base == "flux":
         stock = kind.from_pretrained(tmp_path / "model/vae")
         wanted = (stock.decode(stock.encode(2 * x - 1).latent_dist.mode()).sample.clamp(-1, 1) + 1) / 2
         torch.testing.assert_close(made.decode(made.encode(x)), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("base", ["qwen", "flux"])
+def test_half_precision_learns_and_is_not_what_is_stored(tmp_path, pictures, qwen_vae, flux_vae, base, monkeypatch):
+    """One batch by heart. bf16 is of the forward pass alone: what is kept, averaged and exported stays float32."""
+    always = VAEObjective.forward
+    monkeypatch.setattr(VAEObjective, "forward", lambda self, index: always(self, 0))
+    vae = {"qwen": qwen_vae, "flux": flux_vae}[base]
+    changes = {"fit.steps": 12, "fit.precision": "bf16", "fit.ema": 0.9, "sizes": [[16, 16]], "fit.lr": 3e-3,
+               "loss.adversarial": 0.0}  # fmt: skip
+    recipe = RECIPES / ("alphavae.toml" if base == "qwen" else "alphavae-flux.toml")
+    run(recipe, small(tmp_path, vae, pictures, **changes), quiet=True)
+    losses = logged(tmp_path)
+    assert len(losses) == 12 and all(map(math.isfinite, losses))
+    assert losses[-1] < 0.7 * losses[0] and losses[-1] < 0.9 * losses[5], losses
+    (file,) = (tmp_path / "model/vae").glob("*.safetensors")
+    weights, start = load_file(file), load_vae(vae, widen=True).state_dict()
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert {w.dtype for w in (*state["weights"].values(), *state["average"])} == {torch.float32}
+    made = load_vae(tmp_path / "model/vae").state_dict()
+    moved = [not torch.equal(made[k], made[k].bfloat16().float()) for k in start if start[k].numel() > 64]
+    assert moved and all(moved), "not rounded to bf16 on the way"
+    plain = small(tmp_path / "plain", vae, pictures, **changes | {"fit.precision": "no", "fit.steps": 1})
+    run(recipe, plain, quiet=True)
+    (one,) = logged(tmp_path / "plain")
+    assert one != losses[0] and one == pytest.approx(losses[0], rel=0.05), "rounded, and the same but for that"
 
 
 def test_sizes_that_the_vae_does_not_take(tmp_path, qwen_vae, pictures):

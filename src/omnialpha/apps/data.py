@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +19,11 @@ from omnialpha.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from omnialpha.data.batches import Batch
     from omnialpha.data.check import Report
     from omnialpha.data.datasets import DatasetSettings
-    from omnialpha.data.mixture import Batch
 
-SIDE, GAP, MARGIN = 192, 12, 24  # pixels of the contact sheet
-WIDE = 640  # at least, for the words
-SHOWN = 12  # examples on it
+SHOWN = 12  # examples on a sheet
 
 SOURCE_HELP = "a manifest, a shard, a folder or pattern of them, or hf:NAME"
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
@@ -112,7 +109,8 @@ def show(
     """Draw examples as training does, and write them as one picture: inputs, what should come out, and the words."""
     from omnialpha.apps.progress import Talk
     from omnialpha.data.stream import StreamSettings, open_stream
-    from omnialpha.files import atomic_write, check_output
+    from omnialpha.evaluation import sheet
+    from omnialpha.files import check_output
 
     if check_output(output).name != "PNG":
         raise InputError(f"the sheet {output} is a PNG: end its name with .png.")
@@ -131,9 +129,7 @@ def show(
             told.append({"id": ident, "task": name, "instruction": batch.examples[0].instruction})
     for warning in skipped:
         talk.note(str(warning.message))
-    buffer = BytesIO()
-    stacked(cards).save(buffer, "PNG")
-    atomic_write(output, buffer.getvalue())
+    sheet.write(output, cards)
     if options.json:
         print(json.dumps({"output": str(output), "examples": told, "notes": talk.notes}))
     else:
@@ -142,47 +138,12 @@ def show(
 
 def card(ident: str, batch: Batch) -> Image.Image:
     """One example: its inputs, an arrow, its targets on a checkerboard, and its words below."""
-    from PIL import Image, ImageDraw
+    from omnialpha.evaluation import sheet
 
-    from omnialpha.apps.sheet import ACCENT, INK, MUTED, PAPER, font, thumbnail, wrap
-
-    example, targets = batch.examples[0], batch.targets[0]
-    groups = [list(zip(example.roles, example.inputs, strict=True)), list(zip(example.targets, targets, strict=True))]
-    cells = [[(str(role), thumbnail(picture, SIDE, "checkerboard")) for role, picture in group] for group in groups]
-    count = len(cells[0]) + len(cells[1])
-    width = max(WIDE, 2 * MARGIN + count * (SIDE + GAP) + MARGIN)
-    tall = max(cell.height for group in cells for _, cell in group)
-    words = wrap(example.instruction or "(no instruction)", width - 2 * MARGIN, 16)
-    made = Image.new("RGB", (width, 2 * MARGIN + 24 + tall + 22 + 20 * len(words)), PAPER)
-    draw = ImageDraw.Draw(made)
-    draw.text((MARGIN, GAP), f"{example.task.replace('_', ' ')}  ·  {ident}", ACCENT, font(18))
-    x, top = MARGIN, MARGIN + 24
-    for group in cells:
-        for role, cell in group:
-            made.paste(cell, (x, top))
-            draw.text((x, top + tall + 2), role, MUTED, font(14))
-            x += SIDE + GAP
-        if group is cells[0]:
-            draw.text((x, top + tall // 2 - 12), ">", INK, font(20))
-            x += MARGIN
-    for k, line in enumerate(words):
-        draw.text((MARGIN, top + tall + 22 + 20 * k), line, INK, font(16))
-    return made
-
-
-def stacked(cards: list[Image.Image]) -> Image.Image:
-    """Cards below each other, with a rule between."""
-    from PIL import Image, ImageDraw
-
-    from omnialpha.apps.sheet import PAPER, RULE
-
-    sheet = Image.new("RGB", (max(c.width for c in cards), sum(c.height for c in cards)), PAPER)
-    y = 0
-    for one in cards:
-        sheet.paste(one, (0, y))
-        y += one.height
-        ImageDraw.Draw(sheet).line((MARGIN, y - 1, sheet.width - MARGIN, y - 1), RULE)
-    return sheet
+    example = batch.examples[0]
+    groups = ((example.roles, example.inputs), (example.targets, batch.targets[0]))
+    cells = [[(str(role), picture) for role, picture in zip(*group, strict=True)] for group in groups]
+    return sheet.card(f"{example.task.replace('_', ' ')}  ·  {ident}", cells, example.instruction or "(no instruction)")
 
 
 @command(app, "quiet", "json")
@@ -243,6 +204,7 @@ def cache(
     from dataclasses import asdict
 
     from omnialpha.apps.progress import duration, hush
+    from omnialpha.data import digests
     from omnialpha.data.fill import fill
     from omnialpha.training.run import SFTRecipe, read
 
@@ -251,11 +213,13 @@ def cache(
         raise InputError(f"recipe {recipe} trains an autoencoder, whose latents change: only kind='sft' has a cache.")
     facts = made.drawn_from()  # mistakes before weights are read
     hush()
-    model, mixture = made.encoders(options.device), made.mixture()
+    parts = made.parts()
+    model = made.encoders(parts, options.device)
+    mixture, known = made.mixture(made.budget(model.card, model.vae)), digests.files(parts)
     count = batches or made.fit.steps * made.fit.accumulate
     try:
         with progress(f"batches to {output}", options.quiet) as watch:
-            filled = fill(output, model, mixture, facts, count, shard, dtype, verify, watch)
+            filled = fill(output, model, mixture, facts, count, shard, dtype, verify, watch, known)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped, finished shards are kept in {output}: run it again to go on") from None
     seconds = round(time.monotonic() - began, 3)

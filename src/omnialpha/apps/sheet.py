@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image, ImageDraw
 
-from omnialpha import rgba
 from omnialpha.apps.entries import GROUNDS, Entry, Shown
+from omnialpha.evaluation.sheet import ACCENT, INK, MUTED, PAPER, RULE, font, thumbnail, wrap
 from omnialpha.files import read_image
 from omnialpha.tasks import CATEGORIES
 
 PHOTO, LAYER = 176, 132  # pixels: the side of a cell for photographs, and for the smaller held-out layers
 LABEL, GAP, MARGIN, TOP = 186, 8, 28, 118  # with two inputs, one beside and three grounds, the sheet is 2,400 wide
-PAPER, INK, MUTED, RULE, ACCENT = "#ffffff", "#1b1d22", "#5a606b", "#d5d8de", "#1f4fa3"
-WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-
-
-@cache
-def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def thumbnail(pixels: Tensor, side: int, ground: str) -> Image.Image:
-    """(4, H, W) within a square of `side` pixels, over one of GROUNDS."""
-    scale = side / max(pixels.shape[-2:])
-    small = rgba.resize(pixels, (max(1, round(pixels.shape[-2] * scale)), max(1, round(pixels.shape[-1] * scale))))
-    height, width = small.shape[-2:]
-    back = {"black": BLACK, "white": WHITE}.get(ground) or rgba.checkerboard(height, width, 9)
-    flat = rgba.flatten(small, back).permute(1, 2, 0).numpy()
-    cell = Image.fromarray((flat.clip(0, 1) * 255 + 0.5).astype(np.uint8))
-    ImageDraw.Draw(cell).rectangle((0, 0, width - 1, height - 1), outline=RULE)
-    return cell
-
-
-def wrap(text: str, width: int, size: int) -> list[str]:
-    """Lines of `text` no wider than `width` px, broken between words."""
-    lines: list[str] = []
-    for word in text.split():
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font(size).getlength(joined) <= width:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    return lines
 
 
 def contact_sheet(folder: Path, entries: Sequence[Entry], heading: str, facts: str) -> bytes:

@@ -5,11 +5,10 @@ A cache is a folder: cache.json says what it was made with, 00000.safetensors an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +20,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from omnialpha.condition import Condition, pad
-from omnialpha.data.mixture import Batch
+from omnialpha.data.batches import Batch
+from omnialpha.data.digests import Json, Tensors, as_bytes, identity, key, plain, stored
 from omnialpha.data.pictures import Size
 from omnialpha.errors import InputError
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example, Role
 
-VERSION = 1
+VERSION = 2
 SETTINGS = "cache.json"
 STREAM = 0x2545F491  # between the numbers that order batches and those that other streams draw with the same seed
-CARD = ("family", "grid", "words", "template", "picture_pixels", "max_tokens")  # what encoding depends on
-
-Json = dict[str, Any]
-Tensors = dict[str, Tensor]
-
-
-# ---- digests --------------------------------------------------------------------------------------------------------
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _text(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()
-
-
-def identity(model: OmniAlpha) -> str:
-    """Of all that encodes: weights of codec and instruction encoder, vocabularies, settings of the card."""
-    made = hashlib.blake2b(digest_size=32)
-    made.update(_text({name: asdict(model.card)[name] for name in CARD}))
-    for part in (model.vae, model.instructor):
-        made.update(_text({name: repr(value) for name, value in getattr(part, "config", {}).items()}))
-        for name, tensor in sorted(part.state_dict().items()):
-            made.update(_text([name, str(tensor.dtype), list(tensor.shape)]))
-            made.update(_bytes(tensor))
-    for name, value in sorted(vars(model.instructor).items()):
-        if hasattr(value, "get_vocab"):
-            made.update(_text([name, value.get_vocab()]))
-    return made.hexdigest()
-
-
-def key(model: str, batch: Batch) -> str:
-    """Of what is encoded, for a model of this identity: pixels, instructions, tasks."""
-    made = hashlib.sha256(_text([model, _records(batch.examples)]))
-    for tensor in (*(p for e in batch.examples for p in e.inputs), batch.targets):
-        made.update(_text(list(tensor.shape)))
-        made.update(_bytes(tensor))
-    return made.hexdigest()
-
-
-def _digest(record: Json, tensors: Tensors) -> str:
-    """Of a batch as it is stored."""
-    made = hashlib.blake2b(_text({k: v for k, v in record.items() if k != "digest"}), digest_size=32)
-    for name, tensor in sorted(tensors.items()):
-        made.update(_text([name, str(tensor.dtype), list(tensor.shape)]))
-        made.update(_bytes(tensor))
-    return made.hexdigest()
 
 
 # ---- a batch --------------------------------------------------------------------------------------------------------
-
-
-def _records(examples: list[Example]) -> list[Json]:
-    return [{k: getattr(e, k) for k in ("task", "roles", "instruction", "targets", "size")} for e in examples]
 
 
 @torch.no_grad()
@@ -96,7 +44,7 @@ def encode(model: OmniAlpha, identity: str, batch: Batch, dtype: torch.dtype) ->
     """
     cond = model.condition(batch.examples, guided=True)
     blank = cond.negative or model.condition([replace(e, instruction="") for e in batch.examples])
-    x0 = model.encode_targets(list(batch.targets), cond)
+    x0 = model.encode_targets(batch.targets, cond)
     counts = [(layout.input_tokens, layout.target_tokens) for layout in cond.layouts]
     text, other = (
         [row[:length].to(dtype) for row, length in zip(c.text, c.lengths, strict=True)] for c in (cond, blank)
@@ -113,14 +61,15 @@ def encode(model: OmniAlpha, identity: str, batch: Batch, dtype: torch.dtype) ->
     tensors = {name: value.to("cpu", dtype).contiguous() for name, value in tensors.items()}
     record = {
         "key": key(identity, batch),
-        "examples": _records(batch.examples),
+        "weight": batch.weight,
+        "examples": plain(batch.examples),
         "counts": counts,
         "lengths": [len(row) for row in text],
         "blank_lengths": [len(row) for row in other],
         "shared": shared,
     }
-    record = json.loads(_text(record))  # as it is read again
-    return record | {"digest": _digest(record, tensors)}, tensors
+    record = json.loads(as_bytes(record))  # as it is read again
+    return record | {"digest": stored(record, tensors)}, tensors
 
 
 def _common(a: Tensor, b: Tensor) -> int:
@@ -191,7 +140,7 @@ def read(path: Path, place: int) -> tuple[Json, Tensors]:
     names = [name for name in file.keys() if name.startswith(f"{place}.")]  # noqa: SIM118 - it is no dict
     try:
         tensors = {name.partition(".")[2]: file.get_tensor(name) for name in names}
-        sound = recorded[place]["digest"] == _digest(recorded[place], tensors)
+        sound = recorded[place]["digest"] == stored(recorded[place], tensors)
     except (OSError, SafetensorError, LookupError, TypeError) as error:
         raise _damaged(path) from error
     if not sound:
@@ -216,44 +165,52 @@ def read_settings(folder: Path) -> Json:
 class CachedBatches:
     """The batches of a cache as an endless stream: every one once, in a drawn order, before one comes again.
 
-    `draw(i)` depends on the cache, the seed and i alone. prompt_dropout: share of samples without their instruction.
+    `draw(i)` depends on the first `count` batches, the seed and i alone, so that a cache may grow beside a run.
+    prompt_dropout: share of samples without their instruction.
     """
 
     folder: Path
     seed: int
+    count: int
     prompt_dropout: float = 0.0
     settings: Json = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls, folder: str | Path, model: OmniAlpha, recipe: Json, seed: int, prompt_dropout: float = 0.0
+        cls,
+        folder: str | Path,
+        model: OmniAlpha,
+        recipe: Json,
+        seed: int,
+        prompt_dropout: float = 0.0,
+        files: Json | None = None,
+        count: int | None = None,
     ) -> CachedBatches:
-        """InputError for a cache of another model, or of a recipe that draws other batches (its seed may differ)."""
+        """InputError for a cache of another model, or of a recipe that draws other batches (its seed may differ).
+
+        files: `digests.files` of the model; where they are those that the cache was made from, it is not read.
+        count: batches that a run began with; without it the cache has to be finished.
+        """
         folder = Path(folder)
         settings = read_settings(folder)
         check_recipe(folder, settings["recipe"], recipe, but=("seed",))
-        if settings["model"] != identity(model):
+        if not same_files(settings, files) and settings["model"] != identity(model):
             raise InputError(
                 f"the cache {folder} was made with other weights or settings of the autoencoder or the instruction "
                 "encoder than the recipe's: make one with this recipe's model."
             )
-        made = cls(folder, seed, prompt_dropout, settings)
-        if not made.counts:
-            raise InputError(f"the cache {folder} has no finished shard: run `omnialpha data cache` again.")
-        return made
-
-    @cached_property
-    def counts(self) -> list[int]:
-        """Batches of each shard, up to the first that is not there or not full."""
-        found: list[int] = []
-        while (path := _shard(self.folder, len(found))).is_file():
-            found.append(len(records(path)))
-            if found[-1] < self.settings["a_shard"]:
-                break
-        return found
+        there, wanted = _finished(folder, settings["a_shard"]), count or settings["batches"]
+        if there < wanted:
+            raise InputError(
+                f"the cache {folder} has {there} batches, "
+                + (f"this run began with {count}: make them" if count else f"of {wanted} that were asked for: make all")
+                + f" by `omnialpha data cache` with --batches {wanted}"
+                + (f", or make do with --batches {there}." if there and not count else ".")
+            )
+        return cls(folder, seed, wanted, prompt_dropout, settings)
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return self.count
 
     @property
     def sizes(self) -> list[Size]:
@@ -261,7 +218,8 @@ class CachedBatches:
 
     @property
     def batch_size(self) -> int:
-        return int(self.settings["recipe"]["batch"])
+        """Of what is drawn beside it; by tokens one by one."""
+        return int(self.settings["recipe"].get("batch", 1))
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -280,9 +238,31 @@ class CachedBatches:
 
     def draw(self, index: int, model: OmniAlpha) -> tuple[Condition, Tensor]:
         """Condition and clean latents (B, Lt, C) at `index`, on the model's device."""
-        shard, at = divmod(self.place(index), self.settings["a_shard"])
-        record, tensors = read(_shard(self.folder, shard), at)
+        record, tensors = read(*self._where(index))
         return decode(model, record, tensors, self.dropped(index, len(record["examples"])))
+
+    def weight(self, index: int) -> float:
+        """As of `Batch`."""
+        path, at = self._where(index)
+        return float(records(path)[at]["weight"])
+
+    def _where(self, index: int) -> tuple[Path, int]:
+        shard, at = divmod(self.place(index), self.settings["a_shard"])
+        return _shard(self.folder, shard), at
+
+
+def _finished(folder: Path, a_shard: int) -> int:
+    """Batches of the shards, up to the first that is not there or not full."""
+    number = there = 0
+    while there == number * a_shard and (path := _shard(folder, number)).is_file():
+        there += len(records(path))
+        number += 1
+    return there
+
+
+def same_files(settings: Json, files: Json | None) -> bool:
+    """Whether a cache was made from the weights in these files."""
+    return files is not None and settings.get("files") == files
 
 
 @lru_cache(maxsize=4)
@@ -291,7 +271,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def check_recipe(folder: Path, made: Json, wanted: Json, but: tuple[str, ...] = ()) -> None:
-    for name, value in json.loads(_text(wanted)).items():
+    for name, value in json.loads(as_bytes(wanted)).items():
         if name not in but and made.get(name) != value:
             raise InputError(
                 f"the cache {folder} was made with {name}={json.dumps(made.get(name))}, the recipe has "

@@ -45,11 +45,13 @@ def fill(
     dtype: str = "bfloat16",
     verify: bool = False,
     watch: Watch = lambda done, total: None,
+    files: cache.Json | None = None,
 ) -> Filled:
     """Encode the first `batches` of a mixture; goes on where it was stopped, and ends in the same bytes.
 
     recipe: what the mixture was made from, kept to be compared. Shards that are there are read and checked; verify:
-    also draw the first batch of each and compare its key. InputError for a cache that was made with something else.
+    also draw the first batch of each and compare its key. files: `digests.files` of the model, where it has some.
+    InputError for a cache that was made with something else.
     """
     if batches < 1 or a_shard < 1 or dtype not in DTYPES:
         raise InputError(
@@ -58,7 +60,17 @@ def fill(
         )
     folder, plain = Path(folder), replace(mixture, prompt_dropout=0.0)
     identity = cache.identity(model)
-    _begin(folder, identity, recipe, dict(mixture.weights) or dict(plain.timetable[0].tasks), dtype, a_shard)  # type: ignore[union-attr]
+    settings = {
+        "version": cache.VERSION,
+        "model": identity,
+        "files": files,
+        "recipe": recipe,
+        "weights": dict(mixture.weights),
+        "dtype": dtype,
+        "a_shard": a_shard,
+        "batches": batches,
+    }
+    _begin(folder, settings)
     numbers = {"made": 0, "kept": 0, "redone": 0}
     for number in range(-(-batches // a_shard)):
         path, first = folder / f"{number:05}.safetensors", number * a_shard
@@ -75,31 +87,21 @@ def fill(
     return Filled(**numbers, batches=batches, bytes=sum(path.stat().st_size for path in shards))
 
 
-def _begin(
-    folder: Path, identity: str, recipe: dict[str, Any], weights: dict[str, float], dtype: str, a_shard: int
-) -> None:
-    """Write what the cache is made with, or compare it with what is written."""
-    settings = {
-        "version": cache.VERSION,
-        "model": identity,
-        "recipe": recipe,
-        "weights": weights,
-        "dtype": dtype,
-        "a_shard": a_shard,
-    }
-    if not (folder / cache.SETTINGS).is_file():
+def _begin(folder: Path, settings: cache.Json) -> None:
+    """Write what the cache is made with; InputError where it was begun with something else."""
+    if (folder / cache.SETTINGS).is_file():
+        made = cache.read_settings(folder)
+        cache.check_recipe(folder, made["recipe"], settings["recipe"])
+        for name, option in (("dtype", "--dtype"), ("a_shard", "--shard")):
+            if made[name] != settings[name]:
+                raise InputError(f"the cache {folder} was begun with {option} {made[name]}: go on with that.")
+        if made["model"] != settings["model"]:
+            raise InputError(f"the cache {folder} was begun with another model: give the name of a new folder.")
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise InputError(f"{folder} is not empty and holds no cache: give the name of a new folder.")
-        atomic_write(folder / cache.SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-        return
-    made = cache.read_settings(folder)
-    cache.check_recipe(folder, made["recipe"], recipe)
-    for name, option in (("dtype", "--dtype"), ("a_shard", "--shard")):
-        if made[name] != settings[name]:
-            raise InputError(f"the cache {folder} was begun with {option} {made[name]}: go on with that.")
-    if made["model"] != identity:
-        raise InputError(f"the cache {folder} was begun with another model: give the name of a new folder.")
+    atomic_write(folder / cache.SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def _sound(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,35 +10,51 @@ from torch import Tensor
 
 from omnialpha import masks
 from omnialpha.data.bank import Bank
+from omnialpha.data.batches import Batch, Budget, Draws, Shape
 from omnialpha.data.scenes import Scenes, compose
-from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
+from omnialpha.tasks import MAPS, TASKS, Role, Task
+
+SEVERAL = ("decompose_auto", "foreground_to_full", "foreground_to_background")  # have up to two objects
 
 
 @dataclass(frozen=True)
-class Batch:
-    """examples: B requests of one task; targets: (B, m, 4, H, W), the layers they should return, in output order."""
-
-    examples: list[Example]
-    targets: Tensor
-
-
-@dataclass(frozen=True)
-class Mixture:
+class Mixture(Draws):
     """A deterministic stream: batch i depends on (seed, i) alone, so a run resumes anywhere with the same batches."""
 
     bank: Bank
     weights: Mapping[str, float]
-    sizes: Sequence[tuple[int, int]]  # (height, width); one per batch, drawn evenly
+    sizes: Sequence[tuple[int, int]]  # (height, width); one per draw, drawn evenly
     batch_size: int
     seed: int
     prompt_dropout: float = 0.0
+    budget: Budget | None = None
 
-    def batch(self, index: int) -> Batch:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+    def __post_init__(self) -> None:
+        self.check()
+
+    def draw(self, numbers: Sequence[int]) -> Batch:
+        made = [self._draw(number) for number in numbers]
+        return Batch([e for one in made for e in one.examples], [t for one in made for t in one.targets])
+
+    def shape(self, number: int) -> Shape:
+        task, size, generator = self._begin(number)
+        return Shape.of(task, size, _objects(task, generator))
+
+    def shapes(self) -> Iterator[Shape]:
+        for name in (name for name, weight in self.weights.items() if weight):
+            for size in self.sizes:
+                yield Shape.of(TASKS[name], size, 2 if name in SEVERAL else 1)
+
+    def _begin(self, number: int) -> tuple[Task, tuple[int, int], torch.Generator]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         names = list(self.weights)
         chosen = torch.multinomial(torch.tensor([self.weights[n] for n in names]), 1, generator=generator)
         size = self.sizes[int(torch.randint(len(self.sizes), (1,), generator=generator))]
-        made = examples(TASKS[names[int(chosen)]], self.bank, self.batch_size, size, generator)
+        return TASKS[names[int(chosen)]], size, generator
+
+    def _draw(self, number: int) -> Batch:
+        task, size, generator = self._begin(number)
+        made = examples(task, self.bank, self.batch_size, size, generator)
         dropped = torch.rand(self.batch_size, generator=generator) < self.prompt_dropout
         kept = [replace(e, instruction="") if drop else e for e, drop in zip(made.examples, dropped, strict=True)]
         return Batch(kept, made.targets)
@@ -58,7 +74,7 @@ def examples(task: Task, bank: Bank, count: int, size: tuple[int, int], generato
         layers = objects + 1 if task.name == "decompose_auto" else None
         made.append(task.example(pictures, prompt=prompt, layers=layers, size=size, wording=wordings[b]))
         targets.append(_targets(made[-1].targets, scenes, b))
-    return Batch(made, torch.stack(targets))
+    return Batch(made, targets)
 
 
 def _objects(task: Task, generator: torch.Generator) -> int:
@@ -66,7 +82,7 @@ def _objects(task: Task, generator: torch.Generator) -> int:
     draw = float(torch.rand(1, generator=generator))
     if task.name == "matting_text":
         return 2 if draw < 0.8 else 1
-    if task.name in ("decompose_auto", "foreground_to_full", "foreground_to_background"):
+    if task.name in SEVERAL:
         return 2 if draw < 0.25 else 1
     return 1
 

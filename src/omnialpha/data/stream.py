@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from omnialpha.data.batches import BLOCK, Batch, Budget, Draws, Shape
 from omnialpha.data.check import Checked, header, load, served
 from omnialpha.data.datasets import DatasetSettings
-from omnialpha.data.mixture import Batch
 from omnialpha.data.pictures import Size
-from omnialpha.data.records import Record
+from omnialpha.data.records import Pair, Record
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS, Example
 from omnialpha.tasks import task as find_task
 
-BLOCK = 4096  # batches whose sources are drawn at once
 STREAM = 0x51ED270B  # between the numbers that choose sources and those that other streams draw with the same seed
 
 
@@ -37,8 +36,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of a dataset that serve the same tasks with the same number of layers, at the same sizes: any of them can
-    stand beside any other in a batch. weight: of each row.
+    """Rows of a dataset that serve the same tasks with as many pictures, at the same sizes: any of them can stand
+    beside any other in a draw. weight: of each row.
     """
 
     records: tuple[Record, ...]
@@ -52,14 +51,26 @@ class Source:
         return self.weight * len(self.records)
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Batch i depends on (settings, i) alone, so that a run resumes anywhere and any number of processes share it.
+class Job(NamedTuple):
+    """One sample to draw: from which row of which source, with which seed."""
 
-    A batch has one task, one size and rows of one source. The task is drawn by its weight, the source among those that
+    task: str
+    place: int
+    row: int
+    seed: int
+    dropped: bool
+    size: Size
+
+
+@dataclass(frozen=True)
+class Stream(Draws):
+    """Draw i depends on (settings, i) alone, so that a run resumes anywhere and any number of processes share it.
+
+    A draw has one task, one size and rows of one source. The task is drawn by its weight, the source among those that
     serve it by its own; a source shows every row once, in a drawn order, before it shows one again.
     weights: of the tasks. stages: weights by step instead, where a step takes `batches_a_step`; between two stages they
-    change linearly. workers: threads that read pictures; no number of them changes a batch.
+    change linearly, within a budget block by block. workers: threads that read pictures; no number of them changes a
+    batch.
     """
 
     sources: tuple[Source, ...]
@@ -71,6 +82,7 @@ class Stream:
     stages: tuple[Stage, ...] = ()
     batches_a_step: int = 1
     workers: int = 4
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         assert self.sources and self.batch_size > 0 and self.seed >= 0 and self.batches_a_step > 0
@@ -81,22 +93,27 @@ class Stream:
             raise InputError(
                 f"the curriculum has its stages at steps {steps}: let every one come after the one before."
             )
+        self.check()
 
-    def batch(self, index: int) -> Batch:
-        task, place, turn = self.plan(index)
-        source = self.sources[place]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        size = source.sizes[int(torch.randint(len(source.sizes), (1,), generator=generator))]
-        seeds = torch.randint(1 << 62, (self.batch_size,), generator=generator).tolist()
-        dropped = torch.rand(self.batch_size, generator=generator) < self.prompt_dropout
-        numbers = range(turn * self.batch_size, (turn + 1) * self.batch_size)
+    def draw(self, numbers: Sequence[int]) -> Batch:
+        jobs = [job for number in numbers for job in self._jobs(number)]
         with ThreadPoolExecutor(self.workers) as pool:
-            made = list(pool.map(lambda number, seed: self._example(place, number, task, seed, size), numbers, seeds))
-        kept = [replace(e, instruction="") if drop else e for (e, _), drop in zip(made, dropped, strict=True)]
-        return Batch(kept, torch.stack([targets for _, targets in made]))
+            made = list(pool.map(self._example, jobs))
+        return Batch([example for example, _ in made], [targets for _, targets in made])
+
+    def shape(self, number: int) -> Shape:
+        task, place, _ = self.plan(number)
+        return self._shape(task, place, self._begin(number, place)[0])
+
+    def shapes(self) -> Iterator[Shape]:
+        wanted = {name for stage in self.timetable for name, weight in stage.tasks.items() if weight}
+        for place, source in enumerate(self.sources):
+            for name in (name for name in source.tasks if name in wanted and source.total):
+                for size in source.sizes:
+                    yield self._shape(name, place, size)
 
     def plan(self, index: int) -> tuple[str, int, int]:
-        """Of a batch: its task, the number of its source, and how many batches that source has given before."""
+        """Of a draw: its task, the number of its source, and how many draws that source has given before."""
         block, place = divmod(index, BLOCK)
         tasks, sources, turns = self._block(block)
         return self.names[tasks[place]], int(sources[place]), int(turns[place])
@@ -124,24 +141,45 @@ class Stream:
 
     # ---- what is drawn ----------------------------------------------------------------------------------------------
 
-    def _example(self, place: int, number: int, task: str, seed: int, size: Size) -> tuple[Example, Tensor]:
-        source = self.sources[place]
+    def _begin(self, number: int, place: int) -> tuple[Size, torch.Generator]:
+        """The size of a draw, and the generator of all that is drawn for it from there on."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        sizes = self.sources[place].sizes
+        return sizes[int(torch.randint(len(sizes), (1,), generator=generator))], generator
+
+    def _shape(self, task: str, place: int, size: Size) -> Shape:
+        record = self.sources[place].records[0]  # the others are like it
+        if isinstance(record, Pair):
+            return Shape(task, size, len(record.inputs), len(record.outputs))
+        return Shape.of(find_task(task), size, record.layers)
+
+    def _jobs(self, number: int) -> list[Job]:
+        task, place, turn = self.plan(number)
+        size, generator = self._begin(number, place)
+        seeds = torch.randint(1 << 62, (self.batch_size,), generator=generator).tolist()
+        dropped = (torch.rand(self.batch_size, generator=generator) < self.prompt_dropout).tolist()
+        rows = range(turn * self.batch_size, (turn + 1) * self.batch_size)
+        return [Job(task, place, *sample, size) for sample in zip(rows, seeds, dropped, strict=True)]
+
+    def _example(self, job: Job) -> tuple[Example, Tensor]:
+        source = self.sources[job.place]
         for tried in range(len(source.records)):
-            record = self.row(place, number + tried)
+            record = self.row(job.place, job.row + tried)
             try:
-                return record.example(task, torch.Generator().manual_seed(seed), size)
+                made, targets = record.example(job.task, torch.Generator().manual_seed(job.seed), job.size)
+                return (replace(made, instruction="") if job.dropped else made), targets
             except InputError as error:
                 if not source.skip:
                     raise
                 warnings.warn(f"skipped: {error}", stacklevel=2)
-        raise InputError(f"no row of {len(source.records)} can be drawn as {task}: see `omnialpha data check --deep`.")
+        raise InputError(f"no row of {len(source.records)} serves {job.task}: see `omnialpha data check --deep`.")
 
     @cached_property
     def _blocks(self) -> dict[int, tuple[NDArray[np.int64], ...]]:
         return {}
 
     def _block(self, block: int) -> tuple[NDArray[np.int64], ...]:
-        """Of BLOCK batches: their tasks, their sources, and the turns of those, counted from the first batch of all.
+        """Of BLOCK draws: their tasks, their sources, and the turns of those, counted from the first draw of all.
 
         Every block before is drawn too, which takes a few milliseconds each, once.
         """
@@ -152,7 +190,8 @@ class Stream:
 
     def _draw(self, block: int, before: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         draws = np.random.default_rng((self.seed, block, STREAM)).random((BLOCK, 2))
-        steps = np.arange(block * BLOCK, (block + 1) * BLOCK) // self.batches_a_step
+        batches = self.begins(block) + (0 if self.budget else 1) * np.arange(BLOCK)
+        steps = batches // self.batches_a_step
         tasks = _choose(self.proportions(steps), draws[:, 0])
         sources = _choose(self._shares[tasks], draws[:, 1])
         turns = np.empty(BLOCK, np.int64)
@@ -219,6 +258,7 @@ def open_stream(
     prompt_dropout: float = 0.0,
     batches_a_step: int = 1,
     workers: int = 4,
+    budget: Budget | None = None,
 ) -> Stream:
     """The stream of a recipe's datasets, every row of which is checked first. InputError says what is wrong."""
     if settings.tasks and settings.curriculum:
@@ -228,20 +268,23 @@ def open_stream(
     loaded = [load(one, seed) for one in settings.datasets]
     sources: list[Source] = []
     for one, checked, weight in zip(settings.datasets, loaded, weigh(settings, loaded), strict=True):
-        groups: dict[tuple[tuple[str, ...], int, tuple[Size, ...]], list[Record]] = {}
+        groups: dict[tuple[tuple[str, ...], int, int, tuple[Size, ...]], list[Record]] = {}
         for c in checked:
             names = tuple(served(c.record, one.tasks))
             if names:
-                key = (names, c.record.layers, _bucket(c, sizes, settings.buckets))
+                inputs = len(c.record.inputs) if isinstance(c.record, Pair) else 0  # of one task, and yet not as many
+                key = (names, c.record.layers, inputs, _bucket(c, sizes, settings.buckets))
                 groups.setdefault(key, []).append(c.record)
         sources += [
             Source(tuple(records), names, bucket, weight / len(checked), one.bad == "skip")
-            for (names, _, bucket), records in groups.items()
+            for (names, _, _, bucket), records in groups.items()
         ]
     able = {name for source in sources for name in source.tasks if source.total}
     tasks = settings.tasks or {name: 1.0 for name in TASKS if name in able}
     stages = tuple(settings.curriculum)
-    return Stream(tuple(sources), tasks, sizes, batch_size, seed, prompt_dropout, stages, batches_a_step, workers)
+    return Stream(
+        tuple(sources), tasks, sizes, batch_size, seed, prompt_dropout, stages, batches_a_step, workers, budget
+    )
 
 
 def weigh(settings: StreamSettings, loaded: Sequence[Sequence[Checked]]) -> list[float]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from omnialpha.errors import InputError
 from omnialpha.training import parallel, state
+from omnialpha.training.exports import Exports
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.state import Average, Checkpoint
 
@@ -54,6 +55,13 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
     average = Average(objective.groups()[0]["params"], settings.ema) if settings.ema else None
     checkpoint = Checkpoint(folder / "checkpoint.pt", objective, optimizer, average, settings.optimizer, accelerator)
     step, main = checkpoint.resume(), accelerator.is_main_process
+
+    def export(target: Path) -> None:
+        with _averaged(average), state.exported(objective, main):
+            if main:
+                objective.export(target)
+
+    kept = Exports(folder, settings.keep, settings.keep_best, main, export)
     began, figures = time.monotonic(), dict[str, float]()
     with _stop_flag() as stop, closing(_Reporter(folder, settings, accelerator, quiet)) as reporter:
         while step < settings.steps:
@@ -70,14 +78,16 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
             last = ended or step == settings.steps
             if step % settings.save_every == 0 or last:
                 checkpoint.save(step)
+            if step % settings.save_every == 0:
+                kept.number(step)
             if settings.validate_every and not ended and (step % settings.validate_every == 0 or last):
                 with _averaged(average), state.gathered(model, accelerator):
-                    reporter.log(step, _validated(objective, accelerator, folder, step), always=True)
+                    unseen = _validated(objective, accelerator, folder, step)
+                reporter.log(step, unseen, always=True)
+                kept.best(step, unseen)
             if last:
                 break
-        with _averaged(average), state.exported(objective, main):
-            if main:
-                objective.export(folder / "model")
+        export(folder / "model")
     return figures
 
 
@@ -101,6 +111,7 @@ def _step(
             seen.setdefault(name, []).append(float(value.detach()))
     figures = parallel.means(parallel.everywhere([seen]))
     _check_finite("loss", figures["loss"], settings, step)
+    parallel.check_alike(model, step)
     limit = settings.grad_clip or math.inf
     norms = [parallel.clip(accelerator, group["params"], limit) for group in optimizer.param_groups]
     for norm in norms:

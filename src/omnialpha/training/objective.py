@@ -9,10 +9,15 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from omnialpha.errors import InputError
+
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how fast. `minutes` ends a run early (0: never); `precision` is that of the forward pass."""
+    """How long and how fast. `minutes` ends a run early (0: never); `precision` is that of the forward pass.
+
+    keep: the exports of so many saves stay, by number. keep_best: and the best one by this held-out figure.
+    """
 
     steps: int
     lr: float
@@ -33,9 +38,17 @@ class FitSettings:
     save_every: int = 500
     log_every: int = 20
     validate_every: int = 0
+    keep: int = 0
+    keep_best: str = ""
     seed: int = 0
     # accelerate's names of them: tensorboard, wandb, mlflow, ...
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"] if find_spec("tensorboard") else [])
+
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise InputError(f"fit.keep={self.keep} is out of range: use 0 or more.")
+        if self.keep_best and not self.validate_every:
+            raise InputError(f"fit.keep_best is {self.keep_best!r}, but nothing is validated: give fit.validate_every.")
 
 
 class Objective(nn.Module):
@@ -55,6 +68,11 @@ class Objective(nn.Module):
         `pace` multiplies the learning rate, other keys are AdamW's.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    @property
+    def varied(self) -> bool:
+        """Whether some batches use other trained weights than others."""
+        return False
 
     def compile_parts(self) -> None:
         """Compile what is worth it, in place; called once, before the first step, where the settings say `compile`."""

@@ -4,7 +4,7 @@ path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from omnialpha import rgba
 from omnialpha.condition import Condition
 from omnialpha.data.bank import Bank
 from omnialpha.data.cache import CachedBatches
-from omnialpha.data.mixture import Mixture, examples
+from omnialpha.data.mixture import Mixture
 from omnialpha.data.stream import Stream
 from omnialpha.models import adapters
 from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.tasks import TASKS
 from omnialpha.training.loop import Objective
+from omnialpha.training.validation import FOLDER, HeldOut, chosen, validate
 
 Batches = Mixture | Stream | CachedBatches
 ENCODERS = ("vae", "instructor")
@@ -53,31 +52,43 @@ def draw_times(loss: FlowLoss, count: int, generator: torch.Generator) -> Tensor
     return (loss.shift * t / (1 + (loss.shift - 1) * t)).clamp(1e-3, 1)
 
 
-def flow_loss(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over a sample's target tokens, then over samples. velocity, wanted (B, Lt, C); weight (B,); mask (B, Lt) or
-    None.
+def flow_losses(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Of each sample (B,) the mean over its targets, which have one size. velocity, wanted (B, Lt, C); weight (B,);
+    mask (B, Lt) or None.
     """
     error = (velocity - wanted).square().mean(dim=-1)  # (B, Lt)
     if mask is None:
-        return (error.mean(dim=1) * weight).mean()
-    return ((error * mask).sum(dim=1) / mask.sum(dim=1) * weight).mean()
+        return error.mean(dim=1) * weight
+    return (error * mask).sum(dim=1) / mask.sum(dim=1) * weight
+
+
+def flow_loss(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of `flow_losses` over samples."""
+    return flow_losses(velocity, wanted, weight, mask).mean()
 
 
 class SFTObjective(Objective):
     """Trains the transformer and the instruction encoder, as far as they ask for gradients; the VAE stays frozen."""
 
     def __init__(
-        self, model: OmniAlpha, mixture: Batches, held_out: Bank, loss: FlowLoss, validation: int = 32
+        self,
+        model: OmniAlpha,
+        mixture: Batches,
+        held_out: Bank | Stream,
+        loss: FlowLoss,
+        validation: int = 32,
+        tasks: Sequence[str] = (),
     ) -> None:
+        """tasks: that are validated, by default one of every category that is trained."""
         super().__init__()
-        self.model, self.mixture, self.held_out, self.settings, self.validation = (
-            model,
-            mixture,
-            held_out,
-            loss,
-            validation,
-        )
+        self.model, self.mixture, self.held_out = model, mixture, HeldOut(held_out)
+        self.settings, self.validation, self.tasks = loss, validation, tasks
         self.model.vae.requires_grad_(False)
+
+    @property
+    def varied(self) -> bool:
+        """The encoder's vision tower is for tasks with pictures alone."""
+        return any(p.requires_grad for p in self.model.instructor.parameters())
 
     def compile_parts(self) -> None:
         self.model.transformer.compile_repeated_blocks(dynamic=True)
@@ -86,45 +97,54 @@ class SFTObjective(Objective):
         return self.losses(self.mixture, index)
 
     def losses(self, mixture: Batches, index: int) -> dict[str, Tensor]:
-        """Of batch `index` of a mixture, all together and under the name of its task."""
+        """Of batch `index` of a mixture, all together, and those of each task under its name."""
         # far from the mixture's own seeds: the same numbers would tie t to the task that they chose
         generator = torch.Generator().manual_seed(mixture.seed * 7_919 + index + TIME_STREAM)
-        cond, x0 = self.drawn(mixture, index)
+        cond, x0, share = self.drawn(mixture, index)
         t = draw_times(self.settings, len(x0), generator).to(x0.device)
         noise = self.model.noise(cond, [int(s) for s in torch.randint(1 << 62, (len(x0),), generator=generator)])
         x_t = torch.lerp(x0, noise, t.view(-1, 1, 1))
         velocity = self.model.velocity(x_t, t, cond)
         # |v error|^2 t^2 / max(t, .05) is |x0 error|^2 / max(t, .05): bounded, or the last steps would rule
         weight = t.square() / t.clamp_min(0.05) if self.settings.weight == "t" else torch.ones_like(t)
-        loss = flow_loss(velocity, noise - x0, weight, cond.positions.target_mask)
-        return {"loss": loss, f"loss/{cond.examples[0].task}": loss.detach()}
+        found = flow_losses(velocity, noise - x0, weight, cond.positions.target_mask)
+        owners = [e.task for e in cond.examples]
+        tasks = {name: [b for b, task in enumerate(owners) if task == name] for name in dict.fromkeys(owners)}
+        named = {f"loss/{name}": found.detach()[rows].mean() for name, rows in tasks.items()}
+        return {"loss": found.mean() * share} | named
 
-    def drawn(self, mixture: Batches, index: int) -> tuple[Condition, Tensor]:
-        """Of batch `index`, its condition and its clean latents (B, Lt, C): encoded now, or read."""
+    def drawn(self, mixture: Batches, index: int) -> tuple[Condition, Tensor, float]:
+        """Of batch `index`, its condition, its clean latents (B, Lt, C), and its weight: encoded now, or read."""
         if isinstance(mixture, CachedBatches):
             cond, x0 = mixture.draw(index, self.model)
-        else:
-            batch = mixture.batch(index)
-            cond = self.model.condition(batch.examples)
-            x0 = self.model.encode_targets(list(batch.targets), cond)
-        return cond, x0.float()
+            return cond, x0.float(), mixture.weight(index)
+        batch = mixture.batch(index)
+        cond = self.model.condition(batch.examples)
+        return cond, self.model.encode_targets(batch.targets, cond).float(), batch.weight
+
+    def validated(self) -> list[str]:
+        """The tasks that `validate` looks at; InputError where none can be."""
+        able = [name for name in self.held_out.serves() if not self.model.card.tasks or name in self.model.card.tasks]
+        return chosen(self.weights(), able, self.tasks)
+
+    def weights(self) -> dict[str, float]:
+        """Of the tasks that are trained; of a curriculum the highest of each."""
+        stages = self.mixture.stages if isinstance(self.mixture, Stream) else ()
+        rows: list[Mapping[str, float]] = [stage.tasks for stage in stages] or [self.mixture.weights]
+        return {name: max(row.get(name, 0.0) for row in rows) for row in rows for name in row}
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """Held-out figures by `run` on fixed scenes, untouched by `fidelity`: alpha MAD of matting, PSNR of removal."""
+        """Figures and a sheet of `validation` held-out examples a task, and the loss on as many of all that are
+        trained; always the same examples, times and noise.
+        """
+        names, drawn = self.validated(), self.mixture
         self.eval()
-        figures = {}
-        able = self.model.card.tasks
-        for name in (name for name in ("matting_auto", "matting_text", "removal_rough") if not able or name in able):
-            generator = torch.Generator().manual_seed(1)
-            batch = examples(TASKS[name], self.held_out, self.validation, self.mixture.sizes[0], generator)
-            made = torch.stack([stack[0].rgba for stack in self.model.run(batch.examples, raw=True)])
-            true = batch.targets[:, 0].cpu()
-            if name.startswith("matting"):
-                figures[f"val_{name}_mad"] = float((made[:, 3] - true[:, 3]).abs().mean())
-                # the least that one constant can reach is at the median
-                figures[f"val_{name}_constant_mad"] = float((true[:, 3] - true[:, 3].median()).abs().mean())
-            else:
-                figures[f"val_{name}_psnr"] = rgba.psnr(made[:, :3], true[:, :3])
+        path, size = folder / FOLDER / f"{step:06d}.png", drawn.sizes[0]
+        figures = validate(self.model, self.held_out, names, self.validation, drawn.batch_size, size, path)
+        unseen = self.held_out.mixture(self.weights(), drawn.sizes, drawn.batch_size, drawn.seed)
+        batches = range(max(1, self.validation // drawn.batch_size))
+        with torch.no_grad():
+            figures["val_loss"] = sum(float(self.losses(unseen, index)["loss"]) for index in batches) / len(batches)
         self.train()
         return figures
 
@@ -155,12 +175,13 @@ class LoraObjective(SFTObjective):
         self,
         model: OmniAlpha,
         mixture: Batches,
-        held_out: Bank,
+        held_out: Bank | Stream,
         loss: FlowLoss,
         validation: int,
         lora: LoraSettings,
+        tasks: Sequence[str] = (),
     ) -> None:
-        super().__init__(model, mixture, held_out, loss, validation)
+        super().__init__(model, mixture, held_out, loss, validation, tasks)
         model.requires_grad_(False)
         adapters.add(
             model.transformer, lora.rank, lora.alpha, lora.targets, lora.dropout, dora=lora.dora, name=self.NAME
@@ -183,22 +204,13 @@ class LoraObjective(SFTObjective):
         torch.manual_seed(self.mixture.seed * 104_729 + index)  # of dropout: a resumed run draws the same
         return super().forward(index)
 
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """And the loss on `validation` held-out examples, always the same times and noise."""
-        with self._encoders():
-            return self._validate(folder, step)
+    @property
+    def varied(self) -> bool:
+        return False
 
-    def _validate(self, folder: Path, step: int) -> dict[str, float]:
-        figures = super().validate(folder, step)
-        drawn = self.mixture
-        weights = drawn.weights or drawn.stages[0].tasks  # type: ignore[union-attr]
-        unseen = Mixture(self.held_out, weights, drawn.sizes, drawn.batch_size, drawn.seed)
-        self.eval()
-        with torch.no_grad():
-            batches = range(max(1, self.validation // unseen.batch_size))
-            figures["val_loss"] = sum(float(self.losses(unseen, index)["loss"]) for index in batches) / len(batches)
-        self.train()
-        return figures
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        with self._encoders():
+            return super().validate(folder, step)
 
     @contextmanager
     def _encoders(self) -> Iterator[None]:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnialpha import rgba
+from omnialpha import masks, rgba
+from omnialpha.evaluation import sheet
 from omnialpha.evaluation.backgrounds import BACKGROUNDS
 from omnialpha.models.codec import LAST, Codec
 from omnialpha.models.vae import AlphaVAE, write
@@ -23,6 +24,9 @@ from omnialpha.training.critic import Critic, adaptive_weight, hinge, pull
 from omnialpha.training.loop import Objective
 from omnialpha.training.perceptual import Distance, pyramid
 from omnialpha.training.sources import Pictures
+from omnialpha.training.validation import FOLDER
+
+SHOWN = 8  # held-out pictures on a sheet
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class VAEObjective(Objective):
             figures["val_psnr"].append(sum(each) / len(each))
             figures["val_alpha_mad"].append(float((x[:, 3] - out[:, 3]).abs().mean()))
             if index == 0:
-                _sheet(x[:8], out[:8]).save(folder / f"validation-{step:06d}.png")
+                _sheet(folder / FOLDER / f"{step:06d}.png", x[:SHOWN], out[:SHOWN])
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
     def _reconstructed(self, x: Tensor) -> Tensor:
@@ -209,14 +213,14 @@ def _differences(x: Tensor) -> Tensor:
     return torch.cat([(x[..., 1:] - x[..., :-1]).flatten(), (x[..., 1:, :] - x[..., :-1, :]).flatten()])
 
 
-def _sheet(true: Tensor, made: Tensor) -> Any:
-    """Truth above reconstruction on a checkerboard, then their alphas, as a PIL image."""
-    from PIL import Image
-
-    board = rgba.checkerboard(*true.shape[-2:]).to(true.device)
-    rows = [rgba.flatten(p, board) for p in (true, made)] + [p[:, 3:].expand(-1, 3, -1, -1) for p in (true, made)]
-    pixels = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-    return Image.fromarray((pixels.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy())
+def _sheet(path: Path, true: Tensor, made: Tensor) -> None:
+    """Pictures > reconstructions | the alpha of both."""
+    cards = []
+    for number, (x, out) in enumerate(zip(true.cpu(), made.cpu(), strict=True), start=1):
+        alphas = [(name, masks.as_picture(p[3])) for name, p in (("alpha", x), ("alpha made", out))]
+        cards.append(sheet.card(f"held-out picture {number}", [[("picture", x)], [("made", out)], alphas]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.write(path, cards)
 
 
 # ---- a codec of our own, from nothing -------------------------------------------------------------------------------

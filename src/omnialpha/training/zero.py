@@ -5,12 +5,53 @@ Its utilities put these together, one weight at a time, for checkpoints like eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from omnialpha.errors import InputError
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STEP = "step"
+
+
+def begin(wrapper: Any) -> None:
+    """Give DeepSpeed's optimizer the state that AdamW has before its first step, and let DeepSpeed find it.
+
+    Otherwise there is none before that step, and of several groups it would find the first one's alone.
+    """
+    base = wrapper.optimizer
+    for group in base.param_groups:
+        for piece in group["params"]:
+            base.state[piece] = {STEP: torch.tensor(0.0)} | {key: torch.zeros_like(piece) for key in MOMENTS}
+    wrapper._lazy_init_hp_params_optimizer_state()
+
+
+class Arrivals:
+    """The order in which gradients of a step come. DeepSpeed exchanges them by that, without a look at whose they are:
+    a process that used other weights than another would get that one's gradients for its own.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.order: list[int] = []
+        for number, parameter in enumerate(parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._note, number))
+
+    def _note(self, number: int, _: nn.Parameter) -> None:
+        self.order.append(number)
+
+    def check(self, everywhere: Callable[[list[Any]], list[Any]], step: int) -> None:
+        """InputError where the processes differ."""
+        found = everywhere([hash(tuple(self.order))])  # of whole numbers, so that it is the same everywhere
+        self.order.clear()
+        if len(set(found)) > 1:
+            raise InputError(
+                f"the processes used different weights in step {step}, whose gradients DeepSpeed mixes up: "
+                "use --use_fsdp or --multi_gpu, or train a LoRA ([lora])."
+            )
 
 
 def weights(named: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -31,7 +72,7 @@ def moments(groups: list[dict[str, Any]], base: torch.optim.Optimizer, step: int
         made.append(base.defaults | group | {"params": numbers})
         for number, p in zip(numbers, group["params"], strict=True):
             found = {key: safe_get_full_optimizer_state(p, key).cpu() for key in MOMENTS}
-            own[number] = {"step": torch.tensor(float(step))} | found
+            own[number] = {STEP: torch.tensor(float(step))} | found
     return {"state": own, "param_groups": made}
 
 
@@ -49,4 +90,4 @@ def restore(
         for key in MOMENTS:
             safe_set_full_optimizer_state(owners[number], own[key].to(owners[number].device), key)
     for piece in base.state.values():
-        piece["step"] = torch.full_like(piece["step"], state["step"])
+        piece[STEP] = torch.full_like(piece[STEP], state[STEP])
