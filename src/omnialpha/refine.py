@@ -41,7 +41,7 @@ def refine(image: Tensor, alpha: Tensor) -> Tensor:
     matte = _closed_form(small, _resample(coarse[None], working)[0], BAND * max(working[0] / coarse.shape[0], 1))
     if working != size:
         matte = guided_upsample(matte, small, rgb)
-    return torch.cat([_foreground(rgb, matte), matte[None]]).to(image.device, image.dtype)
+    return torch.cat([foreground(rgb, matte), matte[None]]).to(image.device, image.dtype)
 
 
 def working_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -122,7 +122,7 @@ def _box(maps: Tensor) -> Tensor:
     return F.avg_pool2d(maps, 2 * GUIDE_RADIUS + 1, 1, GUIDE_RADIUS, count_include_pad=False)
 
 
-def _foreground(rgb: Tensor, alpha: Tensor) -> Tensor:
+def foreground(rgb: Tensor, alpha: Tensor) -> Tensor:
     """(3, H, W) and (H, W) -> the subject's colours (3, H, W), free of the background's."""
     if min(alpha.shape) < 2:  # the pyramid has no level to begin with
         return rgb

@@ -116,7 +116,7 @@ def test_mse_never_exceeds_mad(seed: int) -> None:
 # ---- gradient -------------------------------------------------------------------------------------------------------
 
 
-SHAPES = [(21, 34), (3, 2), (1, 7)]  # less than the kernel has, too
+SHAPES = [(21, 34), (3, 2), (1, 7), (129, 6), (300, 9)]  # less than the kernel has, and several bands of rows
 
 
 def two(shape: tuple[int, int]) -> np.ndarray:

@@ -326,3 +326,37 @@ def test_rows_of_something_else(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ROWS).write_text(json.dumps([1, 2]) + "\n")
     with pytest.raises(InputError, match=r"rows\.jsonl, line 1, is no row"):
         run(Shifted(), folder, tmp_path / "out")
+
+
+# ---- codecs for RGB -------------------------------------------------------------------------------------------------
+
+
+class ShiftedRGB(Shifted):
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__(shift)
+        self.register_to_config(channels=3, z_dim=48)
+
+
+def test_a_codec_for_rgb_gets_every_composite(folder: Path, tmp_path: Path) -> None:
+    codec = ShiftedRGB()
+    rows = run(codec, folder, tmp_path / "out")
+    assert codec.seen == len(BACKGROUNDS) * 6
+    assert all(row["psnr"] > 90 and row["ssim"] > 0.999 for row in rows)
+    assert not any(name in row for row in rows for name in ("rgba_psnr", "alpha_mad", "color_error"))
+    white = torch.ones(1, 4, 16, 16)
+    (figures,), _ = compare({name: torch.full((1, 3, 16, 16), 0.9) for name in BACKGROUNDS}, white, Settings())
+    assert all(figures[f"psnr_{name}"] == pytest.approx(20, abs=1e-3) for name in BACKGROUNDS)
+
+
+def test_its_report_says_that_alpha_is_not_measured(folder: Path, tmp_path: Path) -> None:
+    benchmark = Benchmark(ShiftedRGB(0.1), folder, tmp_path / "out")
+    made = report(benchmark, list(benchmark.rows()), "shifted")
+    assert "alpha" in made.skipped["rgba_psnr, color_error, alpha_mad"]
+    assert any("nine times a picture" in note for note in made.notes)
+    total = next(row for row in made.summary if row["category"] == TOTAL)
+    assert total["psnr"] is not None and total["alpha_mad"] is None
+    case = made.cases[0].pictures
+    grey = BACKGROUNDS["grey"][0]
+    clear = case["truth"][3] == 0
+    assert float((case["reconstruction on grey"][:3, clear] - grey - 0.1).abs().max()) < 1e-5
+    made.write(tmp_path / "out")

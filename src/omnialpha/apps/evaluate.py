@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from omnialpha.apps import benchmark, judging, suite, table
 from omnialpha.apps.options import Options, command, whole
 from omnialpha.errors import InputError
 
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 RUNS = Path("runs", "eval-vae")  # where reports go if nothing is said
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a folder of pictures.")
-
-
-@app.callback()
-def _root() -> None:
-    pass  # with a callback, `vae` stays a command of its own even while it is the only one
 
 
 @command(app, "device", "quiet", "json")
@@ -160,3 +156,7 @@ def tell(benchmark: Benchmark, rows: list[Row], model: str, options: Options, be
         total = next(row for row in reversed(made.summary) if row["category"] == TOTAL)
         print(f"{len(rows)} pictures: {in_words(total)}")
         print(f"wrote {files['page']} in {duration(seconds)}")
+
+
+for module in (benchmark, suite, table, judging):
+    module.register(app)

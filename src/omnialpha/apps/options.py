@@ -80,7 +80,7 @@ class Options:
         str, _weights("--offload", help="none, model, group or disk: less memory on the device, more time")
     ] = "none"
     quantize: Annotated[
-        str | None, _weights("--quantize", help="int8, fp8 or nf4: approximate, half or a quarter of the memory")
+        str | None, _weights("--quantize", help="int8, fp8, nf4 or a transformer's FILE.gguf: approximate, less memory")
     ] = None
     attention: Annotated[
         str | None, _weights("--attention", metavar="NAME", help="attention back end; `omnialpha doctor` lists them")

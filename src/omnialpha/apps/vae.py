@@ -76,14 +76,14 @@ def stored_dtype(folder: Path) -> torch.dtype:
     import torch
 
     from omnialpha.models.checking import KINDS
-    from omnialpha.models.convert import DTYPES
+    from omnialpha.models.convert import TYPES
     from omnialpha.models.headers import read_weights
     from omnialpha.models.vae import KINDS as CODECS
     from omnialpha.models.vae import read_config
 
     read_config(folder, CODECS)  # another kind of model is refused as such, whatever its weights are called
     names = [entry.dtype for entry in read_weights(folder, KINDS["vae"].stem).values()]
-    return DTYPES.get(max(set(names), key=names.count), torch.float32)
+    return getattr(torch, TYPES.get(max(set(names), key=names.count), "float32"))
 
 
 def make(rgb: Codec, source: Path, destination: Path) -> dict[str, float]:

@@ -60,7 +60,7 @@ class HeldOut:
     """n scenes of K objects. layers (n, K, 4, H, W) back to front; background, composite (n, 4, H, W); straight alpha.
 
     subject (n,): which object is asked for; trimap, rough (n, H, W): its maps. Captions, worded as in training, names,
-    colours and places are [n][K].
+    colours and places are [n][K]; scenes, the words for the backgrounds, are [n].
     """
 
     layers: Tensor
@@ -73,6 +73,7 @@ class HeldOut:
     names: list[list[str]]
     colors: list[list[str]]
     places: list[list[str]]
+    scenes: list[str]
 
     def __len__(self) -> int:
         return len(self.composite)
@@ -156,6 +157,7 @@ def draw(source: Source, n: int, size: tuple[int, int], seed: int, objects: int 
         [[source.names[i] for i in picks[b]] for b in kept],
         [[source.colors[i] for i in picks[b]] for b in kept],
         [[_place(made.captions[b][k], made.layers[b, k, 3]) for k in range(objects)] for b in kept],
+        [made.scene_captions[b] for b in kept],
     )
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from omnialpha.models.checkpoints import TEXT, Parts
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
+
+BLOCK, BLOCKS = 2**20, 64  # bytes of a file that are read at once, and how many such blocks of a large one
 
 Make = Callable[[Sequence[Example], Sequence[int]], list[Tensor]]
 
@@ -29,12 +36,45 @@ class Method:
     batch: int = 1
 
 
-def of_model(model: OmniAlpha, name: str, identity: str, raw: bool = False, batch: int = 1) -> Method:
-    """The model's own steps and guidance. raw: without what `fidelity` copies from the input."""
+def of_model(
+    model: OmniAlpha,
+    name: str,
+    identity: str,
+    raw: bool = False,
+    batch: int = 1,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Method:
+    """raw: without what `fidelity` copies from the input. steps, guidance: the model's own if None."""
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
-        stacks = model.run(examples, seed=seeds, raw=raw)
+        stacks = model.run(examples, seed=seeds, raw=raw, steps=steps, guidance=guidance)
         return [torch.stack([layer.rgba for layer in stack]).clamp(0, 1) for stack in stacks]
 
     able = model.card.tasks
-    return Method(name, make, lambda task: not able or task in able, identity, batch=batch)
+    settings = {"raw": raw or None, "steps": steps, "guidance": guidance}
+    told = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+    return Method(name, make, lambda task: not able or task in able, identity, told, batch)
+
+
+def identity_of(parts: Parts, **settings: Any) -> str:
+    """Of a model by its files and what it runs with: the same for the same pictures. Of a large file its size and some
+    of its blocks count, as weights that differ do so everywhere.
+    """
+    told = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
+    folders = (parts.transformer, parts.vae, *(parts.instructor / name for name in TEXT[parts.card.family]))
+    for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
+        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        told += [f"{place.name} {weight}", *map(_digest, files)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+def _digest(path: Path) -> str:
+    size = path.stat().st_size
+    step = max(BLOCK, size // BLOCKS)
+    done = hashlib.sha256(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            done.update(file.read(BLOCK))
+    return done.hexdigest()

@@ -7,6 +7,7 @@ FOLDER/predictions/KEY/00.png, ...   by one of several, back to front
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,10 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from omnialpha.data.folders import has_alpha
 from omnialpha.errors import InputError
 from omnialpha.files import FORMATS, atomic_write, read_image, write_image
 
 SAMPLES, PREDICTIONS = "samples.jsonl", "predictions"
+GREY = 0.1  # channels of a grey JPEG differ by less
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def read_asked(folder: Path) -> dict[str, Asked]:
     if not path.is_file():
         raise InputError(f"{folder} holds no {SAMPLES}: give a folder that `omnialpha eval` has written.")
     made = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
             one = Asked(**json.loads(line))
         except (ValueError, TypeError):
@@ -70,25 +73,49 @@ def exists(folder: Path, key: str, count: int) -> bool:
     return all(path.is_file() for path in _paths(folder / PREDICTIONS, key, count))
 
 
-def read(folder: Path, key: str, count: int, size: tuple[int, int], grey_is_alpha: bool = False) -> Tensor:
+def read(folder: Path, key: str, count: int, size: tuple[int, int] | None, grey_is_alpha: bool = False) -> Tensor:
     """Predicted layers (m, 4, H, W) of a folder with KEY.png or KEY/00.png and so on, in any readable format.
 
-    grey_is_alpha: an opaque grey picture is an alpha, as mattes are published; its colour is 1.
-    InputError where one is missing or of another size.
+    size: the truth's; None: any. grey_is_alpha: a grey file without an alpha channel is a matte, as they are published;
+    its colour is 1. InputError where one is missing or of another size.
     """
     layers = []
     for path in _paths(folder, key, count):
-        found = next((p for suffix in FORMATS if (p := path.with_suffix(suffix)).is_file()), None)
+        found = _found(path)
         if found is None:
             raise InputError(f"{path} is missing: make it, or leave the sample out.")
         picture = read_image(found).rgba
-        if tuple(picture.shape[-2:]) != size:
-            height, width = picture.shape[-2:]
+        height, width = picture.shape[-2:]
+        size = size or (height, width)
+        if (height, width) != size:
             raise InputError(f"{found} is {width}x{height} px, the truth {size[1]}x{size[0]} px: resize it.")
-        if grey_is_alpha and bool((picture[3] == 1).all() and (picture[:1] == picture[:3]).all()):
-            picture = torch.cat((torch.ones_like(picture[:3]), picture[:1]))
-        layers.append(picture)
+        layers.append(_matte(found, picture) if grey_is_alpha else picture)
     return torch.stack(layers)
+
+
+def _matte(path: Path, picture: Tensor) -> Tensor:
+    """(4, H, W) of a file without an alpha channel: its grey as alpha, with colour 1. InputError for one in colour."""
+    if has_alpha(path):
+        return picture
+    if float((picture[:3] - picture[:1]).abs().max()) > GREY:
+        raise InputError(f"{path} is a colour picture without alpha: give the matte in grey, or the cut-out as RGBA.")
+    return torch.cat((torch.ones_like(picture[:3]), picture[:1]))
+
+
+def digest(folder: Path, key: str, count: int) -> str:
+    """Of the files of a prediction in a folder as `read` takes it; empty if one is missing."""
+    done = hashlib.sha256()
+    for path in _paths(folder, key, count):
+        found = _found(path)
+        if found is None:
+            return ""
+        done.update(hashlib.sha256(found.read_bytes()).digest())
+    return done.hexdigest()
+
+
+def _found(path: Path) -> Path | None:
+    """The file of that name in whatever format it is."""
+    return next((p for suffix in FORMATS if (p := path.with_suffix(suffix)).is_file()), None)
 
 
 def _paths(folder: Path, key: str, count: int) -> Sequence[Path]:

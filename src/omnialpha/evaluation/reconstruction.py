@@ -109,6 +109,8 @@ def find_items(folder: str | Path, limit: int | None = None) -> list[Item]:
 class Benchmark:
     """One codec on the pictures of a folder. What is finished is kept in `out`, and is not done again.
 
+    A codec for RGB gets the composite on each background as a picture of its own: nine encodings for one of RGBA, and
+    alpha is not measured.
     bad: name -> why it was passed over, filled by `rows`.
     """
 
@@ -119,7 +121,7 @@ class Benchmark:
     bad: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.codec.config.channels == 4, "a codec for RGB has no alpha to measure"
+        assert self.codec.config.channels in (3, 4), "a codec for RGB or RGBA"
         self.items = find_items(self.folder, self.settings.limit)
         self.shared = {"model": identity(self.codec), **self.settings.shared()}
         (self.out / FEATURES if self.settings.features else self.out).mkdir(parents=True, exist_ok=True)
@@ -168,10 +170,20 @@ class Benchmark:
             )
         return picture
 
+    @property
+    def sees_alpha(self) -> bool:
+        return self.codec.config.channels == 4
+
+    def predict(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        """(B, 4, H, W) there and back; from a codec for RGB the composites (B, 3, H, W) by background."""
+        if self.sees_alpha:
+            return self.reconstruct(x)
+        return {name: self.reconstruct(rgba.flatten(x, color)) for name, color in BACKGROUNDS.items()}
+
     @torch.inference_mode()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """(B, 4, H, W) there and back. Sides grow to multiples of the codec's ratio, by repeating the last row and
-        column, and are cut back.
+        """(B, C, H, W) there and back, C as the codec has. Sides grow to multiples of the codec's ratio, by repeating
+        the last row and column, and are cut back.
         """
         ratio, (height, width) = self.codec.ratio, (int(side) for side in x.shape[2:])
         padded = (ceil(height / ratio) * ratio, ceil(width / ratio) * ratio)
@@ -184,8 +196,9 @@ class Benchmark:
         if not waiting:
             return
         true = torch.stack([picture for _, _, picture in waiting]).to(self.codec.device)
-        predicted = self.reconstruct(true)
-        if not bool(predicted.isfinite().all()):
+        predicted = self.predict(true)
+        made = predicted.values() if isinstance(predicted, dict) else [predicted]
+        if not all(bool(pictures.isfinite().all()) for pictures in made):
             raise InputError(f"the model answers NaN for {waiting[0][0].path}: its weights are damaged.")
         figures, features = compare(predicted, true, self.settings)
         for i, (item, key, picture) in enumerate(waiting):
@@ -216,18 +229,24 @@ class Benchmark:
 
 
 @torch.inference_mode()
-def compare(predicted: Tensor, true: Tensor, settings: Settings) -> tuple[list[dict[str, float]], Tensor | None]:
+def compare(
+    predicted: Tensor | Mapping[str, Tensor], true: Tensor, settings: Settings
+) -> tuple[list[dict[str, float]], Tensor | None]:
     """RGBA batches (B, 4, H, W) -> figures by name, a dictionary a picture, and features (B, 9, 2, D) if any are asked
-    for: on each background of the prediction and of the truth.
+    for: on each background of the prediction and of the truth. predicted: or composites (B, 3, H, W) by background,
+    which have no alpha to compare.
     """
-    made = {
-        "rgba_psnr": image.psnr(predicted, true),
-        "color_error": image.color_error(predicted, true),
-        "alpha_mad": image.alpha_mad(predicted, true),
-    }
+    made: dict[str, Tensor] = {}
+    if isinstance(predicted, Tensor):
+        made = {
+            "rgba_psnr": image.psnr(predicted, true),
+            "color_error": image.color_error(predicted, true),
+            "alpha_mad": image.alpha_mad(predicted, true),
+        }
+        predicted = {name: rgba.flatten(predicted, color) for name, color in BACKGROUNDS.items()}
     features = []
     for name, color in BACKGROUNDS.items():
-        p, t = (STORED[settings.compat](rgba.flatten(x, color)) for x in (predicted, true))
+        p, t = (STORED[settings.compat](x) for x in (predicted[name], rgba.flatten(true, color)))
         made |= {f"psnr_{name}": image.psnr(p, t), f"ssim_{name}": image.ssim(p, t)}
         if settings.lpips:
             made[f"lpips_{name}"] = settings.lpips(2 * p - 1, 2 * t - 1)

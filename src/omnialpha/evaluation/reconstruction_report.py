@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import itemgetter
 
+import torch
+
+from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation import image
 from omnialpha.evaluation.backgrounds import BACKGROUNDS
@@ -36,6 +39,7 @@ WITHOUT = {
     "fid": NO_FEATURES,
     "kid": NO_FEATURES,
 }
+NO_ALPHA = "an autoencoder for RGB gets composites, so alpha and the colours under it cannot be measured"
 TOTAL, WEIGHTED = "total", "published weighting"
 QUIRKS = (
     "compat=alphavae: composites are cut down to 8 bits, not rounded, and stored as JPEG (quality 75, halved colour "
@@ -108,7 +112,8 @@ def report(benchmark: Benchmark, rows: Sequence[Row], model: str) -> Report:
         tables=_tables(summary),
         summary=summary,
         rows=rows,
-        skipped={name: WITHOUT[name] for name, yes in lacking.items() if yes},
+        skipped={name: WITHOUT[name] for name, yes in lacking.items() if yes}
+        | ({} if benchmark.sees_alpha else {", ".join(column.key for column in WHOLE): NO_ALPHA}),
         notes=_notes(benchmark, summary),
         cases=[_case(benchmark, items[row["name"]], row) for row in worst(rows)],
     )
@@ -152,14 +157,19 @@ def _notes(benchmark: Benchmark, summary: Sequence[Row]) -> list[str]:
         notes.append(f"rFID, rKID: {settings.features.name}; FID is biased upwards where n is small")
         alone = [row["category"] for row in summary if row["n"] == 1]
         notes += [f"rFID, rKID: none for {', '.join(alone)}, as one picture is no distribution"] if alone else []
+    notes += [] if benchmark.sees_alpha else ["for RGB: every background is encoded by itself, nine times a picture"]
     notes += [QUIRKS] if settings.compat else []
     return notes + [f"skipped: {why}" for why in benchmark.bad.values()]
 
 
 def _case(benchmark: Benchmark, item: Item, row: Row) -> Case:
     true = benchmark.read(item)
-    made = benchmark.reconstruct(true[None])[0]
-    return Case(item.name, in_words(row), {"truth": true, "reconstruction": made})
+    seen = true if benchmark.sees_alpha else rgba.flatten(true, BACKGROUNDS["grey"])
+    made = benchmark.reconstruct(seen[None])[0]
+    pictures = {"truth": true, "reconstruction": made}
+    if not benchmark.sees_alpha:
+        pictures = {"truth": true, "reconstruction on grey": torch.cat([made, torch.ones_like(made[:1])])}
+    return Case(item.name, in_words(row), pictures)
 
 
 def in_words(row: Row) -> str:

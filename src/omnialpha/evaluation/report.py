@@ -89,6 +89,7 @@ class Report:
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     cases: Sequence[Case] = ()
+    cases_title: str = "Worst cases"
 
     def __post_init__(self) -> None:
         missing = [name for name in HEADER if not self.header.get(name)]
@@ -123,10 +124,10 @@ class Report:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def append_row(path: Path, row: Row) -> None:
-    """One JSON line more, on the disk before this returns."""
+def append_row(path: Path, *rows: Row) -> None:
+    """A JSON line more for each, on the disk before this returns."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite(row)) + "\n")
+        file.write("".join(json.dumps(finite(row)) + "\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
 
@@ -177,13 +178,18 @@ def as_csv(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
 def markdown(report: Report) -> str:
     lines = [f"# {_plain(report.title)}", "", *(f"- {k}: {_plain(v)}" for k, v in report.header.items())]
     for table in report.tables:
-        rules = ["---" if c.digits is None else "---:" for c in table.columns]
-        cells = [[_plain(c.cell(row)) for c in table.columns] for row in table.rows]
-        body = [[c.heading for c in table.columns], rules, *cells]
-        lines += ["", f"## {table.title}", "", *("| " + " | ".join(row) + " |" for row in body)]
+        lines += ["", f"## {table.title}", "", markdown_table(table)]
     said = [f"- {name}: skipped, {_plain(why)}" for name, why in report.skipped.items()]
     said += [f"- {_plain(note)}" for note in report.notes]
     return "\n".join([*lines, *([""] if said else []), *said]) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """Without its title."""
+    rules = ["---" if c.digits is None else "---:" for c in table.columns]
+    cells = [[_plain(c.cell(row)) for c in table.columns] for row in table.rows]
+    body = [[c.heading for c in table.columns], rules, *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in body)
 
 
 def _plain(text: str) -> str:
@@ -251,7 +257,7 @@ def page(report: Report) -> str:
     if said:
         parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>")
     if report.cases:
-        parts += ["<h2>Worst cases</h2>", *(_case(case) for case in report.cases)]
+        parts += [f"<h2>{escape(report.cases_title)}</h2>", *(_case(case) for case in report.cases)]
     return PAGE.substitute(title=escape(report.title), style=STYLE, header=header, main="\n".join(parts))
 
 

@@ -1,0 +1,236 @@
+"""What is measured of the answers to a task, by the kind of task: a row a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.evaluation import crello, image, matting
+from omnialpha.evaluation.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.clip import Clip
+from omnialpha.evaluation.components import opencv
+from omnialpha.evaluation.features import Features
+from omnialpha.evaluation.lpips import LPIPS
+from omnialpha.evaluation.reconstruction import digest
+from omnialpha.evaluation.report import Column
+from omnialpha.evaluation.samples import Loaded
+from omnialpha.tasks import MAPS, Role
+
+Figures = dict[str, float]
+UNKNOWN = "unknown_"  # before the name of a figure: of the grey band of a trimap alone
+FG, BG = Role.FOREGROUND, Role.BACKGROUND
+
+SAD, MSE, MAD, GRAD, GRAD_AIM, CONN = (
+    Column("sad", "SAD", 3, "lower"), Column("mse", "MSE", 4, "lower"), Column("mad", "MAD", 4, "lower"),
+    Column("grad", "GRAD", 3, "lower"), Column("grad_aim", "GRAD (aim)", 3, "lower"),
+    Column("conn", "CONN", 3, "lower"),
+)  # fmt: skip
+PSNR, SSIM, LPIPS_ = (
+    Column("psnr", "PSNR (dB)", 2, "higher"), Column("ssim", "SSIM", 4, "higher"),
+    Column("lpips", "LPIPS", 4, "lower"),
+)  # fmt: skip
+LPIPS_OF = ("lpips", "background_lpips")
+CLIP_SCORE = Column("clip_score", "CLIP score", 4, "higher")
+FID, KID, CLIP_FID = (
+    Column("fid", "FID", 3, "lower"), Column("kid", "KID", 5, "lower"), Column("clip_fid", "CLIP-FID", 3, "lower")
+)  # fmt: skip
+SETS: Mapping[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {  # column -> whose features, and their distance
+    "fid": ("features", image.frechet),
+    "kid": ("features", image.kid),
+    "clip_fid": ("clip", image.frechet),
+}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What some figures need, and nothing brings by itself."""
+
+    lpips: LPIPS | None = None
+    features: Features | None = None
+    clip: Clip | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The same for the same figures."""
+        return {
+            "lpips": digest(self.lpips) if self.lpips else None,
+            "features": self.features.identity if self.features else None,
+            "clip": self.clip.identity if self.clip else None,
+        }
+
+    def lacking(self) -> dict[str, str]:
+        """Figures that cannot be had -> why."""
+        needs = {
+            LPIPS_OF: (self.lpips, "no backbone: give the weights of VGG16 or AlexNet (--lpips FILE)"),
+            ("fid", "kid"): (self.features, "no features: give a TorchScript file or package.module:function (--fid)"),
+            ("clip_fid", "clip_score"): (self.clip, "no CLIP: give its folder (--clip FOLDER)"),
+        }
+        made = {name: why for names, (network, why) in needs.items() if network is None for name in names}
+        try:
+            opencv()
+        except InputError as error:
+            made |= dict.fromkeys(("grad", "grad_aim", "conn"), str(error))
+        return made
+
+
+@dataclass(frozen=True)
+class Kind:
+    """figures: of a picture, those that tables show, the first one ranks them; score: these and more, as far as the
+    networks allow. sets: figures of all pictures, by features of what `seen` shows of answer and truth, (K, 3, H, W)
+    each. mattes: a prediction may be a grey matte.
+    """
+
+    figures: tuple[Column, ...]
+    score: Callable[[Loaded, Tensor, Networks], Figures]
+    sets: tuple[Column, ...] = ()
+    seen: Callable[[Loaded, Tensor], tuple[Tensor, Tensor] | None] = lambda loaded, made: None
+    mattes: bool = False
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (*self.figures, *self.sets)
+
+    @torch.inference_mode()
+    def features(self, loaded: Loaded, made: Tensor, networks: Networks) -> dict[str, Tensor]:
+        """By whose they are: (K, 2, D), of the answer and of the truth."""
+        pair = self.seen(loaded, made) if self.sets else None
+        if pair is None:
+            return {}
+        asked = {"features": networks.features, "clip": networks.clip.features if networks.clip else None}
+        both = torch.cat(pair)
+        return {name: torch.stack(f(both).chunk(2), dim=1) for name, f in asked.items() if f is not None}
+
+
+def layer(loaded: Loaded, made: Tensor, role: Role) -> Tensor:
+    """Of an answer (m, 4, H, W), the first layer of that role."""
+    return made[loaded.example.targets.index(role)]
+
+
+# ---- matting --------------------------------------------------------------------------------------------------------
+
+
+def score_matting(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
+    true = loaded.truth(FG)
+    assert true is not None, "matting is measured against a true foreground"
+    alpha, trimap = layer(loaded, made, FG)[3], loaded.trimap
+    grey = trimap is not None and bool(((trimap > matting.SURE) & (trimap < 1 - matting.SURE)).any())
+    names = [name for name in matting.METRICS if name not in networks.lacking()]
+    figures: Figures = {}
+    for region, prefix in (("whole", ""), ("unknown", UNKNOWN))[: 1 + grey]:
+        values = matting.measure(alpha, true[3], trimap, region, names=names)
+        if "grad" in names:
+            values["grad_aim"] = matting.measure(alpha, true[3], trimap, region, "aim", ("grad",))["grad"]
+        figures |= {prefix + name: float(value) for name, value in values.items()}
+    return figures
+
+
+# ---- removal --------------------------------------------------------------------------------------------------------
+
+
+def score_removal(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
+    pair = see_background(loaded, made)
+    assert pair is not None, "removal is measured against a true background"
+    figures = alike(*pair, networks)
+    mask = next((p[0] for r, p in zip(loaded.example.roles, loaded.example.inputs, strict=True) if r in MAPS), None)
+    if mask is not None and bool((mask > 0.5).any()):
+        figures["hole_psnr"] = min(image.PSNR_CEILING, rgba.psnr(pair[0][0], pair[1][0], mask > 0.5))
+    return figures
+
+
+def see_background(loaded: Loaded, made: Tensor) -> tuple[Tensor, Tensor] | None:
+    true = loaded.truth(BG)
+    return None if true is None else (rgba.flatten(layer(loaded, made, BG))[None], rgba.flatten(true)[None])
+
+
+def alike(predicted: Tensor, true: Tensor, networks: Networks) -> Figures:
+    """Of RGB (1, 3, H, W) in [0, 1]."""
+    figures = {"psnr": float(image.psnr(predicted, true)), "ssim": float(image.ssim(predicted, true))}
+    if networks.lpips:
+        device = networks.lpips.shift.device
+        figures["lpips"] = float(networks.lpips((2 * predicted - 1).to(device), (2 * true - 1).to(device)))
+    return figures
+
+
+# ---- decomposition --------------------------------------------------------------------------------------------------
+
+
+def score_decomposition(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
+    """Layers as `crello` compares them; the background by itself."""
+    composite = loaded.given(Role.COMPOSITE)
+    true = [layer for layer in loaded.truths if layer is not None]
+    assert composite is not None and len(true) == len(loaded.truths), "decomposition is measured against true layers"
+    figures = crello.measure(made, true) | {"recomposed_psnr": crello.recomposition(made, composite)}
+    pair = see_background(loaded, made)
+    assert pair is not None
+    return figures | {f"background_{name}": value for name, value in alike(*pair, networks).items()}
+
+
+# ---- generation -----------------------------------------------------------------------------------------------------
+
+
+def score_generation(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
+    """CLIP score, the mean over nine backgrounds; of a flat picture they are all the same."""
+    if networks.clip is None or not loaded.prompt:
+        return {}
+    colors = list(BACKGROUNDS.values()) if bool((made[:, 3] < 1).any()) else [rgba.WHITE]
+    seen = rgba.recompose(list(made))
+    scores = networks.clip.score(torch.stack([rgba.flatten(seen, c) for c in colors]), [loaded.prompt] * len(colors))
+    return {"clip_score": float(scores.mean())}
+
+
+def see_generated(loaded: Loaded, made: Tensor) -> tuple[Tensor, Tensor] | None:
+    true = loaded.truths[0]
+    if true is None:
+        return None
+    predicted, real = (image.composites(x[None], BACKGROUNDS.values())[:, 0] for x in (made[0], true))
+    return predicted, real
+
+
+KINDS: dict[str, Kind] = {
+    "matting": Kind((SAD, MSE, MAD, GRAD, GRAD_AIM, CONN), score_matting, mattes=True),
+    "removal": Kind(
+        (PSNR, SSIM, LPIPS_, Column("hole_psnr", "PSNR in the mask (dB)", 2, "higher")),
+        score_removal, (FID, KID, CLIP_FID), see_background,
+    ),
+    "decomposition": Kind(
+        (
+            Column("rgb_l1_0", "RGB L1", 4, "lower"), Column("alpha_iou_0", "alpha soft IoU", 4, "higher"),
+            Column("rgb_l1_5", "RGB L1, 5 merges", 4, "lower"), Column("alpha_iou_5", "IoU, 5 merges", 4, "higher"),
+            Column("recomposed_psnr", "PSNR recomposed (dB)", 2, "higher"),
+            Column("background_psnr", "PSNR of the background (dB)", 2, "higher"),
+            Column("background_ssim", "SSIM of the background", 4, "higher"),
+            Column("background_lpips", "LPIPS of the background", 4, "lower"),
+        ),
+        score_decomposition,
+    ),
+    "generation": Kind((CLIP_SCORE,), score_generation, (FID, KID, CLIP_FID), see_generated),
+    "completion": Kind((CLIP_SCORE,), score_generation),
+}  # fmt: skip
+
+
+def of_sets(pairs: Sequence[Mapping[str, Tensor]], kind: Kind) -> dict[str, float | None]:
+    """FID and its kin of many pictures' features (K, 2, D): the mean over the K ways to see them. None for fewer than
+    two pictures, which are no distribution.
+    """
+    made: dict[str, float | None] = {}
+    for column in kind.sets:
+        whose, distance = SETS[column.key]
+        stacked = torch.stack([f[whose] for f in pairs if whose in f]) if any(whose in f for f in pairs) else None
+        usable = stacked is not None and len(stacked) > 1
+        made[column.key] = _mean(distance(a, b) for a, b in _ways(stacked)) if usable and stacked is not None else None
+    return made
+
+
+def _ways(stacked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(N, K, 2, D) -> K times (N, D) of the answers and of the truths."""
+    return ((stacked[:, k, 0], stacked[:, k, 1]) for k in range(stacked.shape[1]))
+
+
+def _mean(values: Iterator[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)

@@ -1,0 +1,57 @@
+"""Figures of pictures, and what is made of them: means over pictures, and errors pooled over all their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, log10
+
+import torch
+from torch import Tensor
+
+from omnialpha.evaluation.report import Row, mean
+
+PSNR_CAP = 60.0  # dB of one picture, about what 8 bits can say: an untouched picture must not make a mean infinite
+ABOUT = ("category", "part", "task", "method", "told")
+SUM, COUNT, POOLED = "_sum", "_count", "_pooled"
+
+
+def by_picture(**figures: Tensor) -> list[Row]:
+    """Values (B,) by name -> a row each."""
+    columns = {name: values.double().tolist() for name, values in figures.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def error(name: str, a: Tensor, b: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Of pictures (B, C, H, W), where mask (B, H, W) says: PSNR of each, at most PSNR_CAP, and squared error and number
+    of values, which are pooled.
+    """
+    square = (a.double() - b.double()).square()
+    counted = torch.ones_like(square) if mask is None else mask[:, None].expand_as(square).double()
+    total, count = (square * counted).sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3))
+    psnr = (-10 * torch.log10(total / count)).clamp(max=PSNR_CAP)
+    return {name: psnr, f"{name}{SUM}": total, f"{name}{COUNT}": count}
+
+
+def mean_psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR of each picture (B, C, H, W), at most PSNR_CAP, then the mean in dB."""
+    return float(error("psnr", a, b)["psnr"].mean())
+
+
+def weighted(difference: Tensor, weight: Tensor) -> Tensor:
+    """Mean over channels of (B, C, H, W), then weighted by (B, H, W): (B,), NaN where nothing weighs."""
+    return (difference.double().mean(dim=1) * weight).sum(dim=(1, 2)) / weight.double().sum(dim=(1, 2))
+
+
+def summarise(rows: Sequence[Row]) -> Row:
+    """Of the rows of one method in one part: n, each figure's mean over the pictures that have it, and PSNR in dB of
+    what is pooled.
+    """
+    made: Row = {name: rows[0][name] for name in ABOUT} | {"n": len(rows)}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in (*ABOUT, "key", "picture")):
+        if name.endswith(SUM):
+            stem = name.removesuffix(SUM)
+            total, count = (sum(row[f"{stem}{what}"] for row in rows) for what in (SUM, COUNT))
+            made[f"{stem}{POOLED}"] = -10 * log10(total / count) if total else inf
+        elif not name.endswith(COUNT):
+            made[name] = mean(rows, name)
+    return made

@@ -1,0 +1,116 @@
+"""What the suite asks of mattes: of one object, found or marked, and of one of two that a text names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.evaluation.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.classical import has_anchors
+from omnialpha.evaluation.heldout import HeldOut
+from omnialpha.evaluation.matting import METRICS, POINTWISE, measure, soft_iou
+from omnialpha.evaluation.peers import best_constant
+from omnialpha.evaluation.suite import Figures, Part, Scenes
+from omnialpha.evaluation.suite_figures import by_picture, error
+from omnialpha.tasks import MAPS, Example, Role
+
+TWO = "two objects"
+ANCHORED = "matting_trimap: where there are anchors"
+BEST_CONSTANT = "best constant"
+WORDINGS = {  # what the text says; "" is the caption as training composes it: the name, often colour and place
+    "as composed": "", "name and place": "{name} at the {place}", "colour and name": "{color} {name}",
+    "name alone": "{name}", "colour alone": "{color} object",
+}  # fmt: skip
+
+
+def matting(scenes: Scenes) -> Iterable[Part]:
+    held = scenes.ones
+
+    def part(name: str, told: str, examples: Sequence[Example]) -> Part:
+        score, constant = partial(matte_figures, held), {BEST_CONSTANT: partial(constants, held)}
+        truth = lambda b: held.target[b][None]  # noqa: E731
+        best = "+composites" if told == Role.ALPHA else "mad"  # whose alpha is given
+        return Part(name, "matting", name, told, examples, score, constant, best, truth)
+
+    yield part("matting_auto", "nothing", scenes.examples("matting_auto", held))
+    for role in MAPS:
+        name = f"matting_{role}"
+        yield part(name, str(role), scenes.examples(name, held, scenes.maps(held, role)))
+    of_anchored = {BEST_CONSTANT: partial(constants, held, anchored=True)}
+    yield Part(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
+    yield from text(scenes)
+
+
+def text(scenes: Scenes) -> Iterable[Part]:
+    held = scenes.twos
+    for wording, pattern in WORDINGS.items():
+        phrases = held.phrases(pattern)
+        keep = [b for b, (asked, other) in enumerate(phrases) if not pattern or asked != other]
+        if not keep:
+            continue
+        whole = scenes.examples("matting_text", held, prompts=[asked for asked, _ in phrases])
+        first = not pattern
+        yield Part(
+            f"matting_text: {wording}",
+            "matting",
+            "matting_text",
+            f"text: {phrases[keep[0]][0]}",
+            [whole[b] for b in keep],
+            partial(_picked, held, keep, first),
+            {BEST_CONSTANT: partial(constants, held)} if first else {},
+            "mad" if first else "",
+            partial(_truth, held, keep),
+            peers=first,
+        )
+    for task, told, maps in (("matting_auto", "nothing", None), ("matting_trimap", "trimap", held.trimap)):
+        asked = scenes.examples(task, held, maps)
+        yield Part(f"{task}: {TWO}", "matting", task, told, asked, partial(matte_figures, held), models=False)
+
+
+def _truth(held: HeldOut, keep: Sequence[int], b: int) -> Tensor:
+    return held.target[keep[b]][None]
+
+
+def _picked(held: HeldOut, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:
+    return matte_figures(held, [keep[i] for i in which], out, whole)
+
+
+def matte_figures(held: HeldOut, which: Sequence[int], out: Tensor, whole: bool = True) -> Figures:
+    """Of foregrounds (B, 1, 4, H, W). whole: the errors, not only which object was picked."""
+    picks, alpha = list(which), out[:, 0, 3]
+    true, trimap = held.target[picks, 3], held.trimap[picks]
+    made: dict[str, Tensor] = {}
+    if whole:
+        made = measure(alpha, true, names=METRICS)
+        made |= {f"{name}_unknown": v for name, v in measure(alpha, true, trimap, "unknown").items()}
+        made["anchored"] = torch.tensor([float(has_anchors(t)) for t in trimap])
+        each = [
+            error("psnr", rgba.flatten(out[:, 0], color), rgba.flatten(held.target[picks], color))["psnr"]
+            for color in BACKGROUNDS.values()
+        ]
+        made["composites"] = torch.stack(each).mean(dim=0)
+    if held.layers.shape[1] == 2:
+        right = soft_iou(alpha, true) > soft_iou(alpha, held.other[picks, 3])
+        made["right"] = 100.0 * right
+    return by_picture(**made)
+
+
+def constants(held: HeldOut, anchored: bool = False) -> Figures:
+    """The one alpha for all pictures that makes the mean of a metric smallest. anchored: for those whose trimap has
+    anchors; the others get no figures.
+    """
+    bare = [anchored and not has_anchors(trimap) for trimap in held.trimap]
+    keep = [b for b, without in enumerate(bare) if not without]
+    true, trimap = held.target[keep, 3], held.trimap[keep]
+    made: dict[str, Tensor] = {}
+    for region, suffix in (("whole", ""), ("unknown", "_unknown")) if keep else ():
+        where = (trimap > 0) & (trimap < 1) if region == "unknown" else None
+        for metric in POINTWISE:
+            flat = torch.full_like(true, best_constant(true, 2 if metric == "mse" else 1, where))
+            made[f"{metric}{suffix}"] = measure(flat, true, trimap, region, names=(metric,))[metric]
+    rows = iter(by_picture(**made))
+    return [{} if without else next(rows) for without in bare]

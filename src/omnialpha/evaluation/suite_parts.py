@@ -1,0 +1,198 @@
+"""What the suite asks in each category, and which figures a picture gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnialpha import fidelity, rgba
+from omnialpha.evaluation import heldout
+from omnialpha.evaluation.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.heldout import HeldOut
+from omnialpha.evaluation.matting import measure
+from omnialpha.evaluation.reader import Reader, Request, requests
+from omnialpha.evaluation.suite import BATCH, Figures, Part, Scenes
+from omnialpha.evaluation.suite_figures import by_picture, error, weighted
+from omnialpha.evaluation.suite_matting import matting
+from omnialpha.masks import DEFINITE
+from omnialpha.tasks import MAPS, TASKS, Role
+
+SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
+
+
+# ---- autoencoder ----------------------------------------------------------------------------------------------------
+
+
+def autoencoder(scenes: Scenes) -> Iterable[Part]:
+    held, model = scenes.ones, scenes.model
+
+    def measured(pictures: Tensor) -> Figures:
+        again: list[Tensor] = []
+        for batch in pictures.split(BATCH):
+            like = [TASKS["text_to_image"].example(prompt="a picture", size=scenes.size)] * len(batch)
+            cond = model.condition(like)
+            again += model.pictures(model.encode_targets([[p] for p in batch], cond), cond)
+        back = torch.cat([p.cpu() for p in again]).clamp(0, 1)
+        each = {
+            name: error("psnr", rgba.flatten(back, color), rgba.flatten(pictures, color))["psnr"]
+            for name, color in BACKGROUNDS.items()
+        }
+        mean = torch.stack(list(each.values())).mean(dim=0)
+        return by_picture(**each, mean=mean, alpha_mad=measure(back[:, 3], pictures[:, 3], names=("mad",))["mad"])
+
+    for name, pictures in (("subject", held.target), ("background", held.background), ("composite", held.composite)):
+        made = {model.card.name: partial(measured, pictures)}
+        yield Part(f"autoencoder: {name}", "autoencoder", "text_to_image", name, references=made)
+
+
+# ---- removal --------------------------------------------------------------------------------------------------------
+
+
+def removal(scenes: Scenes) -> Iterable[Part]:
+    held = scenes.ones
+    for role in (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA, None):
+        name, maps = f"removal_{role or 'auto'}", None if role is None else scenes.maps(held, role)
+        guides = held.rough if maps is None else maps  # without a map nothing says where the hole is
+        holes = torch.stack([fidelity.hole(guide, role or Role.ROUGH) for guide in guides])
+
+        def score(which: range, out: Tensor, holes: Tensor = holes) -> Figures:
+            picks, rgb = list(which), out[:, 0, :3]
+            true, hole = held.background[picks, :3], holes[picks]
+            share = 100 * hole.float().mean(dim=(1, 2))
+            return by_picture(hole_share=share, **error("hole", rgb, true, hole), **error("whole", rgb, true))
+
+        examples = scenes.examples(name, held, maps)
+        truth = lambda b: held.background[b][None]  # noqa: E731
+        told = str(role or "nothing")
+        yield Part(name, "removal", name, told, examples, score, best="+hole", truth=truth)
+
+
+# ---- decomposition --------------------------------------------------------------------------------------------------
+
+
+def decomposition(scenes: Scenes) -> Iterable[Part]:
+    held = scenes.ones
+
+    def score(which: range, out: Tensor) -> Figures:
+        picks, front = list(which), out[:, 1]
+        true, back, seen = held.target[picks], held.background[picks], held.composite[picks, :3]
+        return by_picture(
+            background_l1=(out[:, 0, :3] - back[:, :3]).abs().double().mean(dim=(1, 2, 3)),
+            foreground_l1=weighted((front[:, :3] - true[:, :3]).abs(), true[:, 3]),
+            alpha_mad=measure(front[:, 3], true[:, 3], names=("mad",))["mad"],
+            foreground_seen=front[:, 3].mean(dim=(1, 2)),
+            **error("recomposed", rgba.recompose(list(out.unbind(1)))[:, :3], seen),
+        )
+
+    for role in (None, *MAPS):
+        name, maps = f"decompose_{role or 'auto'}", None if role is None else scenes.maps(held, role)
+        examples = scenes.examples(name, held, maps)
+        truth = lambda b: torch.stack([held.background[b], held.target[b]])  # noqa: E731
+        told = str(role or "nothing")
+        yield Part(name, "decomposition", name, told, examples, score, best="alpha_mad", truth=truth)
+
+
+# ---- completion -----------------------------------------------------------------------------------------------------
+
+
+def completion(scenes: Scenes) -> Iterable[Part]:
+    """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
+    held = scenes.ones
+    captions = [words[0] for words in held.captions]
+    full = [f"{words} in front of {scene}" for words, scene in zip(captions, held.scenes, strict=True)]
+    asks: dict[str, tuple[Sequence[str], Tensor, Callable[[HeldOut, list[int], Tensor], dict[str, Tensor]]]] = {
+        "foreground_to_full": (full, held.composite, _keeps_foreground),
+        "background_to_full": (full, held.composite, _keeps_background),
+        "foreground_to_background": (held.scenes, held.background, _new_background),
+        "background_to_foreground": (captions, held.target, _new_foreground),
+    }
+    for name, (prompts, true, figures) in asks.items():
+
+        def score(which: Sequence[int], out: Tensor, figures: Any = figures) -> Figures:
+            return by_picture(**figures(held, list(which), out[:, 0]))
+
+        examples = scenes.examples(name, held, prompts=prompts)
+        truths = {"the true layer": partial(score, range(scenes.n), true[:, None])}
+        truth = lambda b, true=true: true[b][None]  # type: ignore[misc]  # noqa: E731
+        best = "+kept" if name.endswith("full") else ""
+        yield Part(name, "completion", name, "text and layer", examples, score, truths, best, truth)
+
+
+def _keeps_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+    """The given layer where it is solid; in pictures where it is nowhere, where it is most."""
+    given = held.target[picks]
+    solid = given[:, 3] > DEFINITE * given[:, 3].amax(dim=(1, 2), keepdim=True)
+    return error("kept", out[:, :3], given[:, :3], solid) | {"opacity": 100 * out[:, 3].mean(dim=(1, 2))}
+
+
+def _keeps_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+    """The given scene in its better half: something was to be added, and nothing says where."""
+    given = held.background[picks]
+    apart = (out[:, :3] - given[:, :3]).abs().mean(dim=1)
+    better = apart <= apart.flatten(1).median(dim=1).values[:, None, None]
+    changed = torch.stack([fidelity.changed(a, b) for a, b in zip(out, given, strict=True)])
+    return error("kept", out[:, :3], given[:, :3], better) | {"changed": 100 * changed.float().mean(dim=(1, 2))}
+
+
+def _new_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+    """How far the scene is from the given layer where that would cover it: a copy of the layer is no background."""
+    given = held.target[picks]
+    away = weighted((out[:, :3] - given[:, :3]).abs(), given[:, 3])
+    return {"away": away, "opacity": 100 * out[:, 3].mean(dim=(1, 2))}
+
+
+def _new_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+    """Whether there is a layer with a shape of its own, and how far it is from the scene, over which it is laid."""
+    given, alpha = held.background[picks], out[:, 3]
+    shown = (alpha.amax(dim=(1, 2)) >= SEEN) & (alpha.amin(dim=(1, 2)) < SEEN)
+    away = (rgba.flatten(out, given[:, :3]) - given[:, :3]).abs().mean(dim=(1, 2, 3))
+    return {"shown": 100.0 * shown, "opacity": 100 * alpha.mean(dim=(1, 2)), "away": away}
+
+
+# ---- generation -----------------------------------------------------------------------------------------------------
+
+
+def generation(scenes: Scenes) -> Iterable[Part]:
+    asked = requests(scenes.n, scenes.seed + heldout.RECIPE_SEED + 1, scenes.size[0])
+    reader, row = Reader(scenes.seed), TASKS["text_to_image"]
+
+    def score(which: Sequence[int], out: Tensor) -> Figures:
+        return [_hits(asked[b], *reader.read(layers[0])) for b, layers in zip(which, out, strict=True)]
+
+    def chance() -> Figures:
+        words = {"colour": [r.color for r in asked], "shape": [r.shape for r in asked]}
+        words["both"] = [f"{r.color} {r.shape}" for r in asked]
+        common = {name: max(said, key=said.count) for name, said in words.items()}
+        return [{name: 100.0 * (said[b] == common[name]) for name, said in words.items()} for b in range(len(asked))]
+
+    drawings = torch.stack([r.drawing for r in asked])
+    yield Part(
+        "text_to_image",
+        "generation",
+        "text_to_image",
+        f"text: {'; '.join(r.prompt for r in asked[:3])}",
+        [row.example(prompt=r.prompt, size=scenes.size, wording=i) for i, r in enumerate(asked)],
+        score,
+        {"true drawings": lambda: score(range(scenes.n), drawings[:, None]), "chance": chance},
+        "+both",
+        lambda b: drawings[b][None],
+    )
+
+
+def _hits(asked: Request, color: str, shape: str) -> dict[str, float]:
+    right = color == asked.color, shape == asked.shape
+    return {"colour": 100.0 * right[0], "shape": 100.0 * right[1], "both": 100.0 * all(right)}
+
+
+CATEGORIES: dict[str, Callable[[Scenes], Iterable[Part]]] = {
+    "autoencoder": autoencoder,
+    "matting": matting,
+    "removal": removal,
+    "decomposition": decomposition,
+    "completion": completion,
+    "generation": generation,
+}

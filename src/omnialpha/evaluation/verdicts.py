@@ -1,0 +1,132 @@
+"""Verdicts of a comparison, and what follows from many of them: win rates, order bias, agreement.
+
+Every interval is a percentile bootstrap over samples. It is no wider than the samples show: where all verdicts are
+equal it is a point.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+A, TIE, B = VERDICTS = ("A", "tie", "B")
+RESAMPLES, LEVEL = 10_000, 0.95
+CHUNK = 4_000_000  # draws held at once
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered when a pair was shown once. first: the side that came first, or on the left.
+
+    verdict: one of VERDICTS, or "" for an error, which says why. rater: a person's name; a judge has none.
+    """
+
+    sample: str
+    aspect: str
+    first: str
+    verdict: str
+    rater: str = ""
+    reason: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def combine(verdicts: Sequence[str]) -> str:
+    """The one rule for several answers about a sample: what more than half of them say, otherwise a tie.
+
+    Of a judge's two orders: both A -> A, both B -> B, all else a tie. Of people: the majority.
+    """
+    verdict, count = Counter(verdicts).most_common(1)[0]
+    return verdict if 2 * count > len(verdicts) else TIE
+
+
+def by_sample(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """Answers about one aspect by sample; a sample with an error has no verdict and is left out."""
+    groups: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        groups[answer.sample].append(answer)
+    return {sample: group for sample, group in groups.items() if not any(answer.error for answer in group)}
+
+
+def rates(verdicts: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+    """The share of each of VERDICTS, and as "score" that of A where a tie counts as half."""
+    assert verdicts, "no verdicts"
+    given = np.array([[verdict == name for name in VERDICTS] for verdict in verdicts], dtype=float)
+    columns = dict(zip(VERDICTS, given.T, strict=True))
+    columns["score"] = columns[A] + columns[TIE] / 2
+    ones = np.ones(len(verdicts))
+    return {name: ratio(column, ones, seed) for name, column in columns.items()}
+
+
+def order_bias(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Estimate | None:
+    """The share of answers for what was shown first, of those that chose a side, minus half; None if none did.
+
+    0: the order does not matter, .5: always the first, -.5: always the second.
+    """
+    chosen = [[a for a in group if a.verdict != TIE] for group in groups.values()]
+    firsts = np.array([sum(a.verdict == a.first for a in group) for group in chosen], dtype=float)
+    sizes = np.array([len(group) for group in chosen], dtype=float)
+    if not sizes.sum():
+        return None
+    share = ratio(firsts, sizes, seed)
+    return Estimate(share.value - 0.5, share.low - 0.5, share.high - 0.5)
+
+
+def consistency(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Estimate | None:
+    """The share of samples, of those answered more than once, about which all answers are the same."""
+    several = [group for group in groups.values() if len(group) > 1]
+    if not several:
+        return None
+    same = np.array([len({a.verdict for a in group}) == 1 for group in several], dtype=float)
+    return ratio(same, np.ones(len(several)), seed)
+
+
+def ratio(parts: np.ndarray, wholes: np.ndarray, seed: int) -> Estimate:
+    """sum(parts) / sum(wholes) over samples (n,), with its interval; resamples without any whole say nothing."""
+    generator, n, drawn = np.random.default_rng(seed), len(parts), []
+    step = max(1, CHUNK // n)
+    for start in range(0, RESAMPLES, step):
+        picks = generator.integers(n, size=(min(step, RESAMPLES - start), n))
+        sums = wholes[picks].sum(1)
+        drawn.append(parts[picks].sum(1)[sums > 0] / sums[sums > 0])
+    low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(parts.sum() / wholes.sum()), float(low), float(high))
+
+
+def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """Cohen's kappa of two raters of the same samples: (p_o - p_e) / (1 - p_e) [Cohen 1960].
+
+    1: always the same, 0: as by chance. None without samples, or where both always say one and the same.
+    """
+    if not first:
+        return None
+    n, (ours, theirs) = len(first), (Counter(first), Counter(second))
+    observed = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    expected = sum(ours[name] * theirs[name] for name in VERDICTS) / n**2
+    return None if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def mean_kappa(groups: Mapping[str, Sequence[Answer]]) -> float | None:
+    """The mean of kappa over the pairs of raters that have one; each pair is compared where both answered."""
+    said: dict[str, dict[str, str]] = defaultdict(dict)
+    for sample, group in groups.items():
+        for answer in group:
+            said[answer.rater][sample] = answer.verdict
+    figures = []
+    for ours, theirs in combinations(said.values(), 2):
+        common = [sample for sample in ours if sample in theirs]
+        figure = kappa([ours[s] for s in common], [theirs[s] for s in common])
+        figures += [] if figure is None else [figure]
+    return sum(figures) / len(figures) if figures else None
