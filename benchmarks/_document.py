@@ -10,6 +10,11 @@ from pathlib import Path
 from _report import Table
 
 
+def grown(tables: Sequence[Table], table: Table) -> list[Table]:
+    """Tables so far and one more, unless it is one of them, with more rows by now."""
+    return [*tables, *([] if any(one is table for one in tables) else [table])]
+
+
 def write_block(path: Path, name: str, tables: Sequence[Table], command: str) -> None:
     """Put tables and the command that printed them between the marks of `name`, or at the end if it has none."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

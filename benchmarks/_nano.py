@@ -10,7 +10,6 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-from _bench import mean_psnr
 from _report import Cell, Table
 from _savings import Bench, spread
 from _timing import in_turn, medians
@@ -20,6 +19,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.evaluation import heldout
 from omnialpha.evaluation.heldout import HeldOut
+from omnialpha.evaluation.suite_figures import mean_psnr
 from omnialpha.models.approximate import Approximations
 from omnialpha.models.quantize import KINDS, quantize
 from omnialpha.pipeline import OmniAlpha
@@ -100,8 +100,8 @@ def examples_of(task: str, held: HeldOut, size: tuple[int, int]) -> list[Example
     return [TASKS[task].example(image=one) for one in held.composite]
 
 
-def approximate(bench: Bench, n: int, seed: int) -> list[Table]:
-    """Time and pictures of each approximation beside the exact run, by task."""
+def approximate(bench: Bench, n: int, seed: int) -> Iterator[Table]:
+    """One table: time and pictures of each approximation beside the exact run; again after each task."""
     model = bench.ours
     size = model.native_size()
     held = heldout.draw(heldout.open_source(), n, size, seed)
@@ -143,7 +143,7 @@ def approximate(bench: Bench, n: int, seed: int) -> list[Table]:
                 error = float((pictures[:, -1, 3] - held.target[:, 3]).abs().mean())
             psnr: Cell = None if name == EXACT.name else mean_psnr(flat, wanted)
             table.rows.append([task, name, seconds[name], seconds[EXACT.name] / seconds[name], psnr, error])
-    return [table]
+        yield table
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import sys
@@ -13,6 +14,10 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+
+# What other programs ask of the processor when this one begins; figures of a machine that is at work elsewhere say so
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+BUSY = 0.5
 
 Times = dict[str, list[float]]
 
@@ -55,8 +60,9 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def surroundings(device: torch.device, dtype: torch.dtype) -> str:
-    """dtype, device, threads and versions, as they stand above each table."""
+    """dtype, device, threads and versions, as they stand above each table, and whether the machine was shared."""
     cpu = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
-    return f"{str(dtype).removeprefix('torch.')}, {where}, {versions}"
+    shared = f", on a shared machine (load {LOAD:.1f} before)" if LOAD > BUSY else ""
+    return f"{str(dtype).removeprefix('torch.')}, {where}, {versions}{shared}"

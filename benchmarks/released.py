@@ -23,7 +23,7 @@ from typing import Any
 import _full
 import _nano
 import torch
-from _document import write_block
+from _document import grown, write_block
 from _released import MID, SMALL, load_ours, load_theirs, write
 from _report import Table, save
 from _runs import RUNNERS, Phases, example, placed, theirs_settings
@@ -59,6 +59,7 @@ class Sizes:
     scenes: int = 8
 
 
+SHORT = Sizes(px=256, steps=4, savings=128, runs=1, repeats=2, scenes=4)
 QUICK = Sizes(px=96, steps=2, check=64, savings=64, runs=1, repeats=1, scenes=2)
 
 
@@ -67,7 +68,8 @@ class Setup:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.device, self.dtype = torch.device(options.device), getattr(torch, options.dtype)
-        self.sizes, self.seed, self.folder = QUICK if options.quick else Sizes(), options.seed, folder
+        self.sizes = QUICK if options.quick else SHORT if options.short else Sizes()
+        self.seed, self.folder = options.seed, folder
         self.shape, self.kind = (SMALL, "tiny") if options.quick else (MID, "mid-size")
         self.where = f"{surroundings(self.device, self.dtype)}, seed {self.seed}"
 
@@ -99,10 +101,14 @@ class Setup:
 # ---- sections ----------------------------------------------------------------------------------------------------
 
 
-def mid(setup: Setup) -> list[Table]:
+# Each gives a table as soon as it is there, and may give it again with more rows.
+
+
+def mid(setup: Setup) -> Iterator[Table]:
     memory = peak_memory(setup)  # before anything is loaded here
-    equal = equality(setup)
-    return [equal, whole_run(setup), memory]
+    yield equality(setup)
+    yield whole_run(setup)
+    yield memory
 
 
 @torch.no_grad()
@@ -199,23 +205,25 @@ def peak_memory(setup: Setup) -> Table:
     return table
 
 
-def savings(setup: Setup) -> list[Table]:
+def savings(setup: Setup) -> Iterator[Table]:
     sizes, bench, nano = setup.sizes, setup.bench, setup.nano
     native = nano.ours.native_size()[0]
     models = [("nano", nano.ours, native, 4 * sizes.repeats), (setup.kind, bench.ours, sizes.savings, sizes.repeats)]
     models.append((setup.kind, bench.ours, sizes.px, sizes.runs))
-    return [*exact(bench, sizes.savings), *batching(bench, models), *blind(bench, sizes.savings)]
+    yield from exact(bench, sizes.savings)
+    yield from blind(bench, sizes.savings)
+    yield from batching(bench, models)
 
 
-def approximate(setup: Setup) -> list[Table]:
-    return _nano.approximate(replace(setup.nano, repeats=setup.sizes.runs), setup.sizes.scenes, setup.seed)
+def approximate(setup: Setup) -> Iterator[Table]:
+    yield from _nano.approximate(replace(setup.nano, repeats=setup.sizes.runs), setup.sizes.scenes, setup.seed)
 
 
-def nano(setup: Setup) -> list[Table]:
-    return _nano.step(setup.nano, setup.seed)
+def nano(setup: Setup) -> Iterator[Table]:
+    yield from _nano.step(setup.nano, setup.seed)
 
 
-SECTIONS: dict[str, Callable[[Setup], list[Table]]] = {f.__name__: f for f in (mid, savings, approximate, nano)}
+SECTIONS: dict[str, Callable[[Setup], Iterator[Table]]] = {f.__name__: f for f in (mid, savings, approximate, nano)}
 
 
 def full(options: argparse.Namespace) -> list[Table]:
@@ -234,6 +242,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The released layout beside diffusers, on the same weights.")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="which of them, with commas")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works: no figure to quote")
+    parser.add_argument("--short", action="store_true", help="smaller pictures and fewer repeats; tables say how many")
     parser.add_argument("--device", help="default: cpu, with --full cuda")
     parser.add_argument("--dtype", help="default: float32, with --full bfloat16")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
@@ -272,27 +281,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     document = options.document or (None if options.quick or partial else DOCUMENT)
     words = [Path(word).name if Path(word).is_absolute() else word for word in argv]  # names nobody's disk
     command = shlex.join(["python", "benchmarks/released.py", *words])
-    done: list[Table] = []
-    for name, tables in made(options):
-        for table in tables:
-            print(table.text(), end="\n\n", flush=True)
+    done: dict[str, list[Table]] = {}
+    for name, table in made(options):
+        done[name] = grown(done.get(name, []), table)
+        print(table.text(), end="\n\n", flush=True)
         if document:
-            write_block(document, name, tables, command)
-        done += tables
+            write_block(document, name, done[name], command)
         print(f"{name}: {time.perf_counter() - start:.0f} s so far", file=sys.stderr, flush=True)
     if not options.full:
-        save(done, {"seed": options.seed, "quick": options.quick}, options.json, None)
+        tables = [table for part in done.values() for table in part]
+        save(tables, {"seed": options.seed, "quick": options.quick, "short": options.short}, options.json, None)
 
 
-def made(options: argparse.Namespace) -> Iterator[tuple[str, list[Table]]]:
-    """Each section that was asked for, by its name, when its tables are there."""
+def made(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
+    """The tables of each section that was asked for, with its name."""
     if options.full:
-        yield "full", full(options)
+        yield from (("full", table) for table in full(options))
         return
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(options, Path(folder))
         for name in options.sections:
-            yield name if setup.device.type == "cpu" else f"{name}-{setup.device.type}", SECTIONS[name](setup)
+            block = name if setup.device.type == "cpu" else f"{name}-{setup.device.type}"
+            yield from ((block, table) for table in SECTIONS[name](setup))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The released shape with random weights and four channels, on the CPU in float32 and on a GPU in bfloat16. Outputs are
 compared before they are timed. Then what batches in pieces and tiles save, and what tiles cost in quality, on the
-bundled codec. What is printed goes into docs/performance.md.
+bundled codec. What is printed goes into docs/performance.md, row by row: a run that is cut off leaves what it has.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _document import write_block
+from _document import grown, write_block
 from _report import Cell, Table, save
 from _timing import in_turn, medians, surroundings
 from torch import Tensor
+
+from omnialpha.models import strips
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 GOALS = {"cpu": {"encode": 3.0, "decode": 5.0}, "cuda": {"encode": 2.0, "decode": 2.0}}  # times diffusers' speed
@@ -130,22 +133,26 @@ def task(how: str, size: int, batch: int, threads: int) -> dict[str, int | None]
         vae = set_how(own_vae(vae, "cpu"), how, size)
     for call in calls(vae, 64, 1, "cpu").values():
         call()
+    strips.kept.clear()  # what is kept of the weights counts, for its size is not known before
     return {what: rise(call, "cpu") for what, call in calls(vae, size, batch, "cpu").items()}
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, device: str) -> Table:
+def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, device: str) -> Iterator[Table]:
+    """One table, again after each size."""
     where = "torch.cuda.max_memory_allocated" if device == "cuda" else "resident set, in processes of their own"
     table = Table(
         "The codec beside diffusers', one RGBA picture",
         f"released shape, random weights, seed 0, {surroundings(torch.device(device), TYPES[device])}",
-        {"what": "", "px": "d", "diffusers, s": ".3f", "ours, s": ".3f", "ratio": ".2f", "required": "", "met": "",
-         "difference": ".1e", "diffusers, MiB": "d", "ours, MiB": "d"},
+        {"what": "", "px": "d", "n": "d", "diffusers, s": ".3f", "ours, s": ".3f", "ratio": ".2f", "required": "",
+         "met": "", "difference": ".1e", "diffusers, MiB": "d", "ours, MiB": "d"},
         notes=[
-            f"Seconds: medians of {repeats}, in turns. difference: of the outputs, root mean square, relative.",
-            f"MiB: the most that a call needs beyond weights and inputs ({where}).",
+            "Seconds: medians of n, in turns, after one unmeasured call. difference: of the outputs, root mean square, "
+            "relative.",
+            f"MiB: the most that a call needs beyond weights and inputs ({where}); ours holds transformed weights, at "
+            f"most {strips.LIMIT // 2**20} MiB on a CPU.",
         ],
     )  # fmt: skip
     for size in sizes:
@@ -158,19 +165,21 @@ def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, devic
                     f"{what} at {size} px differs from diffusers' by {difference:.1e}: no use in timing it."
                 )
             pair = {"diffusers": theirs[what], "ours": mine[what]}
-            slow, fast = medians(in_turn(pair, repeats, torch.device(device))).values()
+            slow, fast = medians(in_turn(pair, repeats, torch.device(device), warm=0)).values()
             ratio, used = slow / fast, [side[what] for side in use]
-            table.rows.append([what, size, slow, fast, ratio, f">= {goal:g}", ratio >= goal, difference, *used])
-    return table
+            table.rows.append(
+                [what, size, repeats, slow, fast, ratio, f">= {goal:g}", ratio >= goal, difference, *used]
+            )
+        yield table
 
 
-def batches(own: Any, sizes: Sequence[int], repeats: int, device: str) -> Table:
+def batches(own: Any, sizes: Sequence[int], repeats: int, device: str) -> Iterator[Table]:
     table = Table(
         f"The codec with {PICTURES} pictures",
         f"released shape, random weights, seed 0, {surroundings(torch.device(device), TYPES[device])}",
-        {"what": "", "px": "d", "how": "", "seconds": ".3f", "MiB": "d", "difference": ".1e"},
+        {"what": "", "px": "d", "n": "d", "how": "", "seconds": ".3f", "MiB": "d", "difference": ".1e"},
         notes=[
-            "One by one: max_batch_pixels. In tiles: of half the side, a quarter of it shared.",
+            "Seconds: medians of n. One by one: max_batch_pixels. In tiles: of half the side, a quarter of it shared.",
             "difference: to all together. Tiles are approximate; random weights do not tell what they cost in quality.",
         ],
     )
@@ -180,15 +189,17 @@ def batches(own: Any, sizes: Sequence[int], repeats: int, device: str) -> Table:
         for how in HOW:
             set_how(own, how, size)
             used = memory(own, how, size, PICTURES, device)
-            seconds = medians(in_turn(run, repeats, torch.device(device), warm=0))
-            for what, call in run.items():
-                difference = relative(call(), wanted[what])
-                table.rows.append([what, size, how, seconds[what], used[what], difference])
+            made: dict[str, Tensor] = {}
+            keep = {what: partial(lambda what: made.update({what: run[what]()}), what) for what in run}  # noqa: B023
+            seconds = medians(in_turn(keep, repeats, torch.device(device), warm=0))
+            for what in run:
+                row = [what, size, repeats, how, seconds[what], used[what], relative(made[what], wanted[what])]
+                table.rows.append(row)
         set_how(own, HOW[0], size)
-    return table
+    yield table
 
 
-def tile_quality(n: int, side: int = 384) -> Table:
+def tile_quality(n: int, side: int = 384) -> Iterator[Table]:
     from omnialpha import rgba
     from omnialpha.data import synthetic
     from omnialpha.models.checkpoints import BUNDLED
@@ -210,16 +221,17 @@ def tile_quality(n: int, side: int = 384) -> Table:
         back = [rgba.psnr(rgba.premultiply(vae.decode(vae.encode(x[None]))[0]), rgba.premultiply(x)) for x in layers]
         row: list[Cell] = [v if math.isfinite(v) else "same" for v in (statistics.mean(near), min(near))]
         table.rows.append([f"{sides[0]} px, {sides[1]} shared" if sides else "none", *row, statistics.mean(back)])
-    return table
+    yield table
 
 
 def measure(devices: Sequence[str], sizes: Sequence[int], repeats: int, pictures: int) -> Iterator[Table]:
+    """Tables as soon as they are there, and again when they have more rows."""
     for device in devices:
         stock = stock_vae(device)
         own = own_vae(stock, device)
-        yield side_by_side(stock, own, sizes, repeats, device)
-        yield batches(own, sizes[:1], repeats, device)  # how they compare depends little on the size
-    yield tile_quality(pictures)
+        yield from side_by_side(stock, own, sizes, repeats, device)
+        yield from batches(own, sizes[:1], repeats, device)  # how they compare depends little on the size
+    yield from tile_quality(pictures)
 
 
 @torch.inference_mode()
@@ -245,12 +257,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     sizes = [int(size) for size in options.sizes.split(",")]
     tables: list[Table] = []
+    command = shlex.join(["python", "benchmarks/vae.py", *argv])
     for table in measure(options.devices.split(","), sizes, options.repeats, options.pictures):
+        tables = grown(tables, table)
         print(table.text(), end="\n\n", flush=True)
-        tables.append(table)
-    save(tables, {"sizes": sizes, "threads": options.threads}, options.json, None)
-    if document:
-        write_block(document, "codec", tables, shlex.join(["python", "benchmarks/vae.py", *argv]))
+        save(tables, {"sizes": sizes, "threads": options.threads}, options.json, None)
+        if document:
+            write_block(document, "codec", tables, command)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def test_exact_savings_are_exact(setup: Any) -> None:
     assert len(table.rows) == 7 and max(column(table, "difference")) < 1e-5
     (table,) = _savings.batching(setup.bench, [("tiny", setup.bench.ours, 32, 1)])
     assert column(table, "difference")[0] < 1e-5 and column(table, "a run takes") == ["one batch"]
+    assert _savings.twin(setup.bench.ours, condition_attention="cached").transformer.sees_zero  # it is another model
     (table,) = _savings.blind(setup.bench, 32)
     assert [row[:2] for row in table.rows] == [[1, 1], [2, 1], [1, 2]]
 
@@ -113,6 +114,15 @@ def test_a_document_keeps_what_is_not_between_the_marks(script: ModuleType, tmp_
     write_block(document(tmp_path), "other", [table], "python it.py")
     added = document(tmp_path).read_text().removeprefix(text)
     assert added.startswith("\n<!-- other: begin -->") and added.endswith("<!-- other: end -->\n")
+
+
+def test_a_table_that_has_grown_takes_its_own_place(script: ModuleType) -> None:
+    from _document import grown
+    from _report import Table
+
+    one, two = Table("one", "", {"a": ""}), Table("two", "", {"a": ""})
+    tables = grown(grown(grown([], one), two), one)
+    assert [table.title for table in tables] == ["one", "two"] and tables[0] is one
 
 
 def test_calls_take_turns_in_both_directions(script: ModuleType) -> None:

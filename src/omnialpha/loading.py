@@ -17,9 +17,9 @@ from omnialpha.models.card import Card, Family
 from omnialpha.models.checking import check
 from omnialpha.models.checkpoints import LoraLike, Parts, resolve
 from omnialpha.models.estimate import Estimate, Job, check_fits, estimate, measure_speed
-from omnialpha.models.offload import OFFLOADS
 from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, place
 from omnialpha.models.positions import Layout
+from omnialpha.models.quantize import GGUF, load_gguf
 from omnialpha.models.vae import load_vae
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import ALWAYS
@@ -31,13 +31,12 @@ __all__ = ["Setup", "load", "pick_device", "swap"]
 @dataclass(frozen=True)
 class Kind:
     """What is known of a family of models before it is loaded. words: text tokens of a run, beside those of pictures.
-    offloads, refused: the ways of waiting that know its parts, and settings that do not.
+    refused: settings that do not know it.
     """
 
-    check: Callable[[Parts], None]
+    check: Callable[..., None]
     anatomy: Callable[..., Anatomy]
     words: Callable[[Card], int]
-    offloads: tuple[str, ...] = tuple(OFFLOADS)
     refused: tuple[str, ...] = ()
 
 
@@ -47,8 +46,7 @@ KINDS: dict[Family, Kind] = {
         flux_files.check,
         flux_files.read_anatomy,
         lambda card: card.max_tokens,  # to which every prompt is padded
-        offloads=("none", "model"),
-        refused=("quantize", "vision"),
+        refused=("gguf", "vision"),
     ),
 }
 
@@ -71,9 +69,9 @@ def load(
 
     where: a bundled name (None: nano), a model folder, or an id that `omnialpha pull` has stored; base, vae and lora
     fill in or replace its parts, see `checkpoints.resolve`. dtype: float32, bfloat16 or float16, by default the
-    checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, an approximation. attention: a
-    back end of diffusers. compile: the transformer's block, with torch.compile. See `placement`. approximate: names
-    and values, see `approximate`. Nothing here uses the network.
+    checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the name of a GGUF file that
+    holds the transformer; approximations. attention: a back end of diffusers. compile: the transformer's block, with
+    torch.compile. See `placement`. approximate: names and values, see `approximate`. Nothing here uses the network.
     """
     named = None if dtype is None else str(dtype).removeprefix("torch.")
     placement = Placement(device, named, offload, quantize, attention, compile)
@@ -92,10 +90,8 @@ class Setup:
 
     def __post_init__(self) -> None:
         """InputError for a setting that this family of models does not have."""
-        name, kind, way = self.parts.card.name, self.kind, self.placement.offload
-        if way not in kind.offloads:
-            raise InputError(f"offload={way} does not work with {name}: use {' or '.join(kind.offloads)}.")
-        given = {"quantize": self.placement.quantize, "vision": self.approximate.vision}
+        name, kind = self.parts.card.name, self.kind
+        given = {"gguf": self.placement.gguf, "vision": self.approximate.vision}
         refused = [setting for setting in kind.refused if given[setting] is not None]
         if self.approximate.guidance != ALWAYS and self.parts.card.guidance == "embedded":
             refused.append("guidance")  # there is no second pass to leave out
@@ -109,10 +105,13 @@ class Setup:
     def forecast(self, example: Example, steps: int, guided: bool) -> Estimate:
         """What a run will take, before weights are read. InputError where it cannot fit, with a setting that would."""
         self.parts.card.check_task(example.task)
-        self.kind.check(self.parts)
+        self._check()
         device = self.placement.torch_device
         vae = load_vae(self.parts.vae, widen=True)  # small beside the rest
         anatomy = self.kind.anatomy(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
+        if self.placement.gguf:
+            stored = replace(anatomy.transformer, bits=GGUF.read(self.placement.gguf).bits)
+            anatomy = replace(anatomy, transformer=stored)
         canvas = plan(example.size, len(example.inputs) + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // anatomy.side, canvas.size[1] // anatomy.side)
         layout = Layout((size,) * len(example.targets), (size,) * len(example.inputs))
@@ -123,12 +122,20 @@ class Setup:
         check_fits(made)
         return made
 
+    def _check(self) -> None:
+        """InputError for what is missing, damaged or does not fit."""
+        file = self.placement.gguf
+        self.kind.check(self.parts, file) if file else self.kind.check(self.parts)
+
     def load(self) -> OmniAlpha:
         """Ready to run."""
         parts, placement = self.parts, self.placement
         device = placement.torch_device  # a wrong name is refused before anything is read
-        self.kind.check(parts)
-        model = OmniAlpha.from_parts(parts, DTYPES[placement.dtype or parts.card.dtype])
+        self._check()
+        dtype = DTYPES[placement.dtype or parts.card.dtype]
+        model = OmniAlpha.from_parts(parts, dtype, whole=not placement.gguf)
+        if placement.gguf:
+            model.transformer = load_gguf(placement.gguf, parts.transformer, dtype).eval().requires_grad_(False)
         adapters.apply(model.transformer, parts.adapters)
         model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
         model.placed = place(model, placement)

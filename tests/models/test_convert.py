@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from omnialpha.errors import InputError
-from omnialpha.models.adapters import AdapterFile, apply
+from omnialpha.models.adapters import AdapterFile, apply, fuse
 from omnialpha.models.checkpoints import Card, Parts, resolve
 from omnialpha.models.convert import convert
 from omnialpha.models.transformer import MultiImageTransformer
@@ -89,6 +90,37 @@ def test_a_fused_lora_is_in_the_weights(release: Parts, tmp_path: Path) -> None:
     assert "_name_or_path" not in json.loads((kept / "transformer" / "config.json").read_text())
 
 
+def test_a_fused_model_is_never_in_memory(release: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of at most the limit, each gone before the next is read; equal to the sum by the model in memory."""
+    wanted = MultiImageTransformer.from_pretrained(release.transformer, torch_dtype=torch.float32)
+    apply(wanted, release.adapters)
+    fuse(wanted)
+    expected = {key: value.bfloat16() for key, value in wanted.state_dict().items()}
+    limit = 40_000
+    largest = max(value.nbytes for value in expected.values())
+    assert largest < limit < sum(value.nbytes for value in expected.values()) / 4
+    del wanted
+    monkeypatch.setattr("omnialpha.models.convert.SHARD", limit)
+    written: list[int] = []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        assert not any(reference() is not None for reference in references), "an earlier shard is still in memory"
+        references[:] = [weakref.ref(tensor) for tensor in tensors.values()]
+        written.append(sum(tensor.nbytes for tensor in tensors.values()))
+        save_file(tensors, path, metadata)
+
+    references: list[Any] = []
+    monkeypatch.setattr("omnialpha.models.convert.save_file", save)
+    made = convert(release, tmp_path / "fused", fuse=True)
+    after = state(made / "transformer")
+    assert max(written) <= limit and len(written) > 4
+    assert len(list((made / "transformer").glob("*-of-*.safetensors"))) == len(written)
+    assert after.keys() == expected.keys()
+    assert all(torch.equal(after[key], value) for key, value in expected.items())
+    model = MultiImageTransformer.from_pretrained(made / "transformer", torch_dtype=torch.bfloat16)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
 def test_a_kept_lora_does_what_a_fused_one_does(release: Parts, tmp_path: Path) -> None:
     def transformer(parts: Parts) -> MultiImageTransformer:
         model = MultiImageTransformer.from_pretrained(parts.transformer, torch_dtype=torch.float32)
@@ -117,7 +149,9 @@ def test_peft_settings_stay_beside_their_lora(release: Parts, tmp_path: Path) ->
     assert set(model.get_submodule(KEY).scaling.values()) == {2.0}
 
 
-def test_half_precision_a_shard_at_a_time(release: Parts, tmp_path: Path) -> None:
+def test_half_precision_a_shard_at_a_time(release: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = 2 * sum(value.numel() for value in state(release.transformer).values())
+    monkeypatch.setattr("omnialpha.models.convert.SHARD", total // 2 + 10_000)
     made = convert(release, tmp_path / "half", dtype=torch.float16)
     before, after = state(release.transformer), state(made / "transformer")
     assert all(torch.equal(after[key], value.half()) for key, value in before.items())

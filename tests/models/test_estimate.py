@@ -27,6 +27,15 @@ from released import write_base
 ONE = Layout(((64, 64),), ((64, 64),))  # two pictures of 1024 x 1024 px
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What counts tensors and operations sees those of this thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Peak(TorchDispatchMode):
     """The most bytes that the tensors made inside hold at one time. Counts no workspace inside an operation."""
 

@@ -2,7 +2,10 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -123,7 +126,7 @@ def test_disk_holds_all_weights_but_those_at_work(model, whole, monkeypatch, tmp
         assert torch.allclose(make(model), whole, atol=1e-5)
     assert all(lacks(part) == len(list(part.parameters())) for part in groups)
     placed.undo.close()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("run-*"))
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.allclose(make(model), whole, atol=1e-6)
@@ -241,3 +244,35 @@ def test_what_fails_leaves_nothing_behind(model, whole, monkeypatch):
         place(model, Placement(device="cpu", offload="model", attention="_native_math", compile=True))
     assert "encode" not in vars(model.vae) and not model.transformer._forward_pre_hooks
     assert model.transformer.transformer_blocks[0].attn.processor._attention_backend is None
+
+
+KILLED = """
+import os, sys
+from contextlib import ExitStack
+from pathlib import Path
+from omnialpha.models.offload import _own_folder
+undo = ExitStack()
+place = _own_folder(Path(sys.argv[1]), 1000, undo)
+(place / "0").mkdir()
+(place / "0" / "group.safetensors").write_bytes(b"weights")
+print(place, flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_run_left_goes_and_what_a_living_one_uses_stays(model, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        held = Path(other.stdout.readline().strip()) / "0" / "group.safetensors"
+        placed = place(model, Placement(device="cpu", offload="disk", folder=tmp_path))
+        assert held.is_file() and len(list(tmp_path.glob("run-*"))) == 2
+        placed.undo.close()
+        other.stdin.close()
+        other.wait()
+    assert held.is_file() and other.returncode == -9
+    placed = place(model, Placement(device="cpu", offload="disk", folder=tmp_path))
+    assert not held.exists() and len(list(tmp_path.glob("run-*"))) == 1
+    placed.undo.close()
+    assert not list(tmp_path.glob("run-*"))

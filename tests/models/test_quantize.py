@@ -2,17 +2,22 @@
 
 import copy
 import importlib.util
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
+import omnialpha
 from omnialpha.errors import InputError
+from omnialpha.loading import Setup, swap
+from omnialpha.models import adapters
 from omnialpha.models import quantize as quantizing
+from omnialpha.models.checkpoints import resolve
 from omnialpha.models.offload import size_of
 from omnialpha.models.placement import Placement, place
 from omnialpha.models.positions import Layout, batch_positions
-from omnialpha.models.quantize import KINDS, linears, load_gguf, quantize
+from omnialpha.models.quantize import GGUF, KINDS, linears, load_gguf, quantize
 from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.tasks import TASKS
 
@@ -179,5 +184,74 @@ def test_gguf_that_is_none_is_refused(tmp_path):
         load_gguf(tmp_path / "x.gguf", tmp_path)
     MultiImageTransformer(**CONFIG).save_config(tmp_path)
     (tmp_path / "x.gguf").write_bytes(b"GGUF but not really")
-    with pytest.raises(InputError, match=r"x\.gguf cannot be read as a transformer in GGUF"):
+    with pytest.raises(InputError, match=r"x\.gguf cannot be read as GGUF"):
         load_gguf(tmp_path / "x.gguf", tmp_path)
+
+
+@pytest.fixture
+def gguf_file(released_base, tmp_path):
+    """The transformer of the released layout under the names of its checkpoint, in 8 bits."""
+    file = tmp_path / "edit-Q8_0.gguf"
+    write_gguf(omnialpha.load(released_base, dtype="float32").transformer, file)
+    return file
+
+
+@needs("gguf")
+def test_a_model_runs_with_its_transformer_from_gguf(released_base, gguf_file, tmp_path):
+    example = TASKS["matting_auto"].example(composite=torch.full((4, 32, 32), 0.5))
+    exact = omnialpha.load(released_base, dtype="float32").run([example], steps=2, raw=True)[0][0].rgba
+    base = tmp_path / "base"
+    shutil.copytree(released_base, base)
+    for path in (base / "transformer").glob("*.safetensors*"):
+        path.unlink()  # 40 GB that nobody has to download
+    with pytest.raises(InputError, match="transformer has neither"):
+        omnialpha.load(base)
+    made = {}
+    for offload in ("none", "model"):
+        model = omnialpha.load(base, dtype="float32", quantize=str(gguf_file), offload=offload)
+        made[offload] = model.run([example], steps=2, raw=True)[0][0].rgba
+    assert 0 < distance(made["none"], exact) < 0.02
+    assert torch.equal(made["model"], made["none"])
+
+
+@needs("gguf")
+def test_a_lora_goes_on_top_of_gguf(released_base, released_omnialpha, gguf_file):
+    lora = released_omnialpha / "lora"
+    models = [
+        omnialpha.load(released_base, dtype="float32", lora=given, quantize=quantized)
+        for given in ((), lora)
+        for quantized in (None, str(gguf_file))
+    ]
+    example = TASKS["matting_auto"].example(composite=torch.full((4, 32, 32), 0.5))
+    plain, rounded, adapted, both = (model.run([example], steps=2, raw=True)[0][0].rgba for model in models)
+    assert distance(adapted, plain) > 3 * distance(rounded, plain)
+    assert distance(both, adapted) < 0.02
+    with pytest.raises(InputError, match="is quantised"):
+        adapters.fuse(models[-1].transformer)
+    swap(models[-1])
+    assert torch.equal(models[-1].run([example], steps=2, raw=True)[0][0].rgba, rounded)
+
+
+@needs("gguf")
+def test_gguf_that_does_not_fit_is_refused(released_base, gguf_file, tmp_path):
+    other = tmp_path / "other.gguf"
+    write_gguf(MultiImageTransformer(**CONFIG), other)
+    with pytest.raises(InputError, match=r"other\.gguf (lacks|holds) "):
+        omnialpha.load(released_base, quantize=str(other))
+    with pytest.raises(InputError, match=r"cannot be used with offload=group: use none or model"):
+        omnialpha.load(released_base, quantize=str(gguf_file), offload="group")
+    with pytest.raises(InputError, match=r"quantize='gguf' is not known: .* FILE\.gguf"):
+        omnialpha.load(released_base, quantize="gguf")
+
+
+@needs("gguf")
+def test_the_estimate_knows_the_size_of_gguf(released_base, gguf_file):
+    example = TASKS["matting_auto"].example(composite=torch.full((4, 32, 32), 0.5))
+    parts = resolve(released_base)
+    bits = GGUF.read(gguf_file).bits
+    assert 8.5 < bits < 32  # 8.5 in the blocks
+    peaks = [
+        Setup(parts, Placement("cpu", "float32", quantize=kind)).forecast(example, 2, True).weights_bytes
+        for kind in (None, str(gguf_file))
+    ]
+    assert peaks[1] < peaks[0]

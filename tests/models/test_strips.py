@@ -1,18 +1,53 @@
 """The strip-wise convolution against torch's own, in double precision."""
 
+import copy
+import gc
+import os
+import pickle
+from functools import partial
+from threading import get_ident
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from omnialpha.models import strips
-from omnialpha.models.codec_blocks import RMSNorm, activated, convolved
+from omnialpha.models import strips, workers
+from omnialpha.models.codec_blocks import Doubling, RMSNorm, activated, convolved
 from omnialpha.models.vae import AlphaVAE
 
 
-@pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 64), (64, 12), (132, 40), (20, 2048)])
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    strips.kept.clear()
+    yield
+    strips.kept.clear()
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def close(made, wanted):
+    return (made - wanted).square().mean().sqrt() < 5e-6 * wanted.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("taps", [2, 3])
+def test_the_transforms_make_a_correlation(taps):
+    data, filters, sums = strips.winograd(taps)
+    d, g = torch.randn(strips.TILE + taps - 1).double(), torch.randn(taps).double()
+    wanted = torch.stack([d[i : i + taps] @ g for i in range(strips.TILE)])
+    assert (sums @ ((filters @ g) * (data @ d)) - wanted).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 64), (64, 12), (132, 40), (8, 1028)])
 @pytest.mark.parametrize("channels", [(64, 64), (96, 192)])
 @torch.no_grad()
-def test_equals_the_plain_convolution(height, width, channels):
+def test_equals_the_plain_convolution(threads, height, width, channels):
     conv, norm = nn.Conv2d(*channels, 3, padding=1), RMSNorm(channels[0])
     nn.init.normal_(norm.gamma)
     x = torch.randn(2, channels[0], height, width)
@@ -20,8 +55,19 @@ def test_equals_the_plain_convolution(height, width, channels):
     assert strips.suits(x, conv)
     wanted = conv.double()(activated(norm.double(), x.double()))
     made = convolved(norm.float(), conv.float(), x)
-    assert (made - wanted).square().mean().sqrt() < 5e-6 * wanted.square().mean().sqrt()
+    assert close(made, wanted)
     torch.testing.assert_close(convolved(norm, conv, x, add.clone()), made + add)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 64), (132, 20)])
+@torch.no_grad()
+def test_doubling_equals_upsampling_then_convolution(threads, height, width):
+    layer, x = Doubling(128), torch.randn(2, 128, height, width)
+    assert strips.suits(x, layer)
+    grown = F.interpolate(x.double(), scale_factor=2.0, mode="nearest-exact")
+    wanted = F.conv2d(grown, layer.weight.double(), layer.bias.double(), padding=1)
+    made = layer(x)
+    assert made.is_contiguous(memory_format=torch.channels_last) and close(made, wanted)
 
 
 @torch.no_grad()
@@ -43,3 +89,94 @@ def test_only_where_it_is_exact_and_worth_it():
     assert not strips.suits(x, nn.Conv2d(64, 4, 3, padding=1))
     with torch.enable_grad():
         assert not strips.suits(x, conv)
+
+
+# ---- kept weights ---------------------------------------------------------------------------------------------------
+
+
+def same(x):
+    return x.clone()
+
+
+CHANGES = {
+    "a step in place": lambda conv: conv.weight.mul_(1.5),
+    "data in place, unseen by autograd": lambda conv: conv.weight.data.mul_(1.5),
+    "other data": lambda conv: setattr(conv.weight, "data", conv.weight * 1.5),
+    "another parameter": lambda conv: setattr(conv, "weight", nn.Parameter(conv.weight * 1.5)),
+    "a checkpoint": lambda conv: conv.load_state_dict({"weight": conv.weight * 1.5, "bias": conv.bias}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_changed_weights_are_transformed_anew(change, mode):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 8, 8)
+    with mode():
+        strips.convolve(x, conv, same)
+        assert len(strips.kept) == 1
+    with torch.no_grad():
+        CHANGES[change](conv)
+    with mode():
+        assert close(strips.convolve(x, conv, same), conv(x))
+
+
+@torch.no_grad()
+def test_what_is_kept_is_used_counted_limited_and_let_go(monkeypatch):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 8, 8)
+    first = strips.convolve(x, conv, same)
+    size = (36 + 9) * 64 * 64 * 4
+    assert strips.kept_bytes() == size
+    made = strips.kept[conv][1][0]
+    made.zero_()  # what is kept is what counts
+    assert (strips.convolve(x, conv, same) - conv.bias[:, None, None]).abs().max() == 0
+    made = copy.deepcopy(conv)
+    assert torch.equal(strips.convolve(x, made, same), first) and len(pickle.dumps(made)) < size  # not taken along
+    assert strips.kept_bytes() == 2 * size
+    del made
+    gc.collect()
+    assert strips.kept_bytes() == size  # nor left behind
+    monkeypatch.setattr(strips, "LIMIT", 2 * size - 1)
+    strips.convolve(x, nn.Conv2d(64, 64, 3, padding=1), same)
+    other = nn.Conv2d(64, 64, 3, padding=1)
+    strips.convolve(x, other, same)
+    assert other not in strips.kept and conv in strips.kept
+    strips.kept.clear()
+    strips.convolve(torch.randn(1, 64, 68, 64), conv, same)  # so large that making them is little of the work
+    monkeypatch.setattr(strips, "LIMIT", 0)
+    strips.convolve(x, conv, same)
+    assert not strips.kept
+
+
+# ---- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_done_once_each_by_threads_that_compute_alone(threads):
+    done, seen = [], set()
+
+    def work(jobs):
+        for job in jobs:
+            seen.add((get_ident(), torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            done.append(job)
+
+    with torch.inference_mode():
+        workers.share(range(100), work)
+        assert sorted(done) == list(range(100))
+        assert {case[1:] for case in seen} == {(1, False, True)}
+        assert (get_ident() in {case[0] for case in seen}) == (threads == 1)
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ZeroDivisionError), torch.no_grad():
+        workers.share(range(100), lambda jobs: [1 // (job - 70) for job in jobs])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes of this kind here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@torch.no_grad()
+def test_a_forked_process_has_threads_of_its_own(threads):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 256, 64)
+    wanted = strips.convolve(x, conv, partial(F.silu))
+    child = os.fork()
+    if not child:
+        os._exit(workers._pool.cache_info().currsize)
+    assert os.waitpid(child, 0)[1] == 0
+    assert threads == 1 or workers._pool.cache_info().currsize
+    assert torch.equal(strips.convolve(x, conv, partial(F.silu)), wanted)

@@ -15,6 +15,7 @@ from omnialpha.models.headers import read_header
 from omnialpha.models.modulation import PARTS
 from omnialpha.models.placement import Placement
 from omnialpha.models.quantize import KINDS, linears
+from omnialpha.models.strips import will_keep
 from omnialpha.models.transformer import MultiImageTransformer
 
 if TYPE_CHECKING:
@@ -27,16 +28,17 @@ GROUPS = 2  # on the device at once: one at work, one on its way
 @dataclass(frozen=True)
 class Weights:
     """Numbers of parameters: all, those that quantisation shrinks, and for streaming those that stay on the device and
-    those of the largest group that moves; group 0: is not streamed.
+    those of the largest group that moves; group 0: is not streamed. bits: of a weight in a file that keeps it small.
     """
 
     total: int
     linear: int = 0
     kept: int = 0
     group: int = 0
+    bits: float = 0.0
 
     def bytes(self, placement: Placement, e: int) -> int:
-        bits = KINDS[placement.quantize].bits if placement.quantize else 8 * e
+        bits = self.bits or (KINDS[placement.quantize].bits if placement.quantize in KINDS else 8 * e)
         return int((self.total - self.linear) * e + self.linear * bits / 8)
 
     def streamed(self, placement: Placement, e: int) -> int:
@@ -65,6 +67,7 @@ class Anatomy:
     token: int
     patch: int
     picture_tokens: int  # that the instruction encoder sees of a picture
+    kept: int  # bytes that the codec keeps for small pictures on a CPU, at most
     side: int  # pixels that a transformer's token spans, each way
 
     @classmethod
@@ -73,28 +76,29 @@ class Anatomy:
         vae, transformer, instructor = model.vae, model.transformer, model.instructor
         text, language, tower = instructor.model, instructor.model.config.text_config, instructor.model.visual.config
         blocks, table = list(transformer.transformer_blocks), getattr(transformer, "table", None)
-        modules, streamed = table.modules if table else [()], [_count(block) for block in blocks]
-        tower_blocks = [_count(block) for block in text.visual.blocks]
-        layers = [_count(block) for block in text.language_model.layers]
+        modules, streamed = table.modules if table else [()], [count(block) for block in blocks]
+        tower_blocks = [count(block) for block in text.visual.blocks]
+        layers = [count(block) for block in text.language_model.layers]
         values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
         channels = next(m for name, m in vae.named_modules() if name.endswith("decoder.conv_out")).in_channels
         return cls(
-            vae=Weights(_count(vae)),
-            transformer=_weights(transformer, _count(transformer) - sum(streamed), max(streamed)),
-            text=_weights(text, _count(text.visual) - sum(tower_blocks), max(layers + tower_blocks)),
+            vae=Weights(count(vae)),
+            transformer=weights(transformer, count(transformer) - sum(streamed), max(streamed)),
+            text=weights(text, count(text.visual) - sum(tower_blocks), max(layers + tower_blocks)),
             dtype=dtype or str(transformer.dtype).removeprefix("torch."),
             layers=len(blocks),
             width=transformer.inner_dim,
             head=transformer.config.attention_head_dim,
             context=language.hidden_size,
             table=12 * transformer.inner_dim * len(blocks) if table else 0,
-            visiting=max(sum(map(_count, pair)) for pair in modules),
+            visiting=max(sum(map(count, pair)) for pair in modules),
             channels=channels,
             patch_size=vae.config.patch_size,
             pixel=MAPS * channels / vae.config.patch_size**2,
             token=6 * language.hidden_size + 3 * language.intermediate_size,
             patch=12 * tower.hidden_size + 3 * tower.intermediate_size + values,
             picture_tokens=instructor.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
+            kept=will_keep(vae),
             side=vae.ratio * transformer.config.patch_size,
         )
 
@@ -120,9 +124,10 @@ class Anatomy:
         return replace(self, transformer=wider)
 
 
-def _count(module: nn.Module) -> int:
+def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _weights(part: nn.Module, kept: int, group: int) -> Weights:
-    return Weights(_count(part), sum(layer.weight.numel() for *_, layer in linears(part)), kept, group)
+def weights(part: nn.Module, kept: int, group: int) -> Weights:
+    """Of a part, whose largest moving group and all that stays have so many parameters."""
+    return Weights(count(part), sum(layer.weight.numel() for *_, layer in linears(part)), kept, group)

@@ -130,10 +130,14 @@ SMALL = {
 }
 
 
-def check(parts: Parts) -> None:
-    """InputError for the first thing that would keep the parts from loading, or from fitting each other."""
-    folders = {"transformer": parts.transformer, "vae": parts.vae, "text_encoder": parts.instructor / "text_encoder"}
-    configs = {name: check_component(folder, KINDS[name]) for name, folder in folders.items()}
+def check(parts: Parts, gguf: Path | None = None) -> None:
+    """InputError for the first thing that would keep the parts from loading, or from fitting each other.
+
+    gguf: holds the transformer's weights, in the place of those in its folder.
+    """
+    folders = {"vae": parts.vae, "text_encoder": parts.instructor / "text_encoder"}
+    configs = {"transformer": check_component(parts.transformer, KINDS["transformer"], gguf)}
+    configs |= {name: check_component(folder, KINDS[name]) for name, folder in folders.items()}
     for name, files in SMALL.items():
         if not any((parts.instructor / name / file).is_file() for file in files):
             raise InputError(f"{parts.instructor / name} holds no {' and no '.join(files)}: {AGAIN}.")
@@ -150,15 +154,24 @@ def check(parts: Parts) -> None:
             raise InputError(f"{one} takes {takes} channels and {other} gives {gives}: use parts of one model.")
 
 
-def check_component(folder: Path, kind: Kind) -> Any:
-    """Check a component's files against its config.json, and give the configuration of the module they fill."""
+def check_component(folder: Path, kind: Kind, gguf: Path | None = None) -> Any:
+    """Check a component's files, or a GGUF one, against its config.json; the configuration of the module they fill."""
     config = read_json(folder / "config.json")
     cls = str(config.get(kind.key))
     if cls not in kind.builders:
         raise InputError(f"{folder / 'config.json'} is of a {cls}: use one of {', '.join(kind.builders)}.")
-    named = {kind.name(key): entry for key, entry in read_weights(folder, kind.stem).items()}
+    entries = _gguf_entries(gguf) if gguf else read_weights(folder, kind.stem)
+    named = {kind.name(key): entry for key, entry in entries.items()}
     found = {key: entry for key, entry in named.items() if key is not None}
     with torch.device("meta"):
         module = kind.builders[cls](config, found)
-    compare(folder, found, {kind.name(key) or key: tuple(value.shape) for key, value in module.state_dict().items()})
+    wanted = {kind.name(key) or key: tuple(value.shape) for key, value in module.state_dict().items()}
+    compare(gguf or folder, found, wanted)
     return module.config
+
+
+def _gguf_entries(file: Path) -> dict[str, Entry]:
+    """Whatever the bits, the loader takes them."""
+    from omnialpha.models.quantize import GGUF
+
+    return {name: Entry(FLOATS[0], shape, file) for name, shape in GGUF.read(file).shapes.items()}

@@ -1,7 +1,8 @@
 """From any folders that make a model to one folder: ours, or one that is a diffusers pipeline as well.
 
 Weights that stay as they are become hard links where the file system allows, copies elsewhere: 58 GB take a moment and
-no room. What changes is written a shard at a time; only fusing a LoRA holds the whole transformer in memory.
+no room. What changes, also by a LoRA that is added to it, is read a tensor and written a shard at a time: memory holds
+a shard, and the LoRA.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from omnialpha.errors import InputError
-from omnialpha.models import adapters, lora_files
-from omnialpha.models.card import CARD, INDEX, Card, forget_origin, read_json, write_json
+from omnialpha.models import lora_files, lora_layers
+from omnialpha.models.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checking import KINDS, check
 from omnialpha.models.checkpoints import INSTRUCTOR, Parts, resolve
 from omnialpha.models.folding import unfold
@@ -27,7 +30,9 @@ from omnialpha.models.headers import read_weights, weight_files
 
 Layout = Literal["ours", "diffusers"]
 SMALL = (".json", ".txt", ".jinja", ".model")  # suffixes of the files that go with weights
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+SHARD = 5 * 10**9  # bytes of a file that is written, a tensor at least
+Additions = dict[str, list[tuple[lora_files.Factors, float]]]  # LoRAs and their weights, by the name of a weight
+TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 PIPELINE = {
     "_class_name": "QwenImageEditPlusPipeline",
     "processor": ["transformers", "Qwen2VLProcessor"],
@@ -70,10 +75,7 @@ def convert(
         say("vae")
         (_copy if layout == "ours" else _diffusers_vae)(parts.vae, new / "vae", dtype)
         say("transformer")
-        if fuse and parts.adapters:
-            _fuse(parts, new / "transformer", dtype)
-        else:
-            _copy(parts.transformer, new / "transformer", dtype)
+        _copy(parts.transformer, new / "transformer", dtype, _additions(parts) if fuse else {})
         changes: dict[str, Any] = {"adapters": {} if fuse else _keep_adapters(parts, new)}
         if dtype is not None:
             changes["dtype"] = str(dtype).removeprefix("torch.")
@@ -122,8 +124,8 @@ def _check_expressible(parts: Parts, fuse: bool) -> None:
 # ---- the parts -------------------------------------------------------------------------------------------------
 
 
-def _copy(source: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """The files of a component: weights linked, or written as `dtype`; all others copied."""
+def _copy(source: Path, target: Path, dtype: torch.dtype | None, additions: Additions | None = None) -> None:
+    """The files of a component: weights linked, or written as `dtype` and with additions; all others copied."""
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if path.suffix in SMALL:
@@ -131,24 +133,54 @@ def _copy(source: Path, target: Path, dtype: torch.dtype | None) -> None:
     if target.name not in KINDS:
         return
     stem = KINDS[target.name].stem
-    for path in weight_files(source, stem):
-        if dtype is None:
+    if dtype is None and not additions:
+        for path in weight_files(source, stem):
             link(path, target / path.name)
-        else:
-            save_file(_cast(load_file(path), dtype), target / path.name, {"format": "pt"})
-    if dtype is not None:
-        _say_dtype(target, stem, dtype)
+        return
+    _rewrite(source, target, stem, dtype, additions or {})
+    if dtype is not None:  # of which a file beside the weights may speak
+        config = read_json(target / "config.json")
+        stale = dict.fromkeys(config.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch."))
+        write_json(target / "config.json", config | stale)
 
 
-def _say_dtype(folder: Path, stem: str, dtype: torch.dtype) -> None:
-    """Put the size and the dtype that the weights now have where the files beside them say so."""
-    config, index = folder / "config.json", folder / f"{stem}.safetensors.index.json"
-    stale = read_json(config).keys() & {"dtype", "torch_dtype"}
-    write_json(config, read_json(config) | {key: str(dtype).removeprefix("torch.") for key in stale})
-    if index.is_file():
-        entries, table = read_weights(folder, stem).values(), read_json(index)
-        size = sum(math.prod(entry.shape) * dtype.itemsize for entry in entries)
-        write_json(index, table | {"metadata": table.get("metadata", {}) | {"total_size": size}})
+def _rewrite(source: Path, target: Path, stem: str, dtype: torch.dtype | None, additions: Additions) -> None:
+    """Weights with additions, summed in float32 and rounded once, in new shards with their index."""
+    entries = read_weights(source, stem)
+    plan = split_state_dict_into_shards_factory(
+        entries,
+        get_storage_size=lambda entry: math.prod(entry.shape) * (dtype or getattr(torch, TYPES[entry.dtype])).itemsize,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=SHARD,
+    )
+    index = target / f"{stem}.safetensors.index.json"
+    index.unlink(missing_ok=True)
+    for name, keys in plan.filename_to_tensors.items():
+        state = {}
+        for key in keys:
+            with safe_open(entries[key].file, framework="pt") as file:
+                weight = file.get_tensor(key)
+            if change := additions.get(key):
+                exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+                weight = (exact + sum(one.delta(exact, scale) for one, scale in change)).to(dtype or weight.dtype)
+            state[key] = weight
+        save_file(_cast(state, dtype), target / name, {"format": "pt"})
+    if plan.is_sharded:
+        write_json(index, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+
+
+def _additions(parts: Parts) -> Additions:
+    """What the adapters add, by the name of the weight."""
+    from omnialpha.models.transformer import MultiImageTransformer
+
+    with torch.device("meta"):
+        model = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
+    shapes = {name: (own.out_features, own.in_features) for name, own in lora_layers.linears(model).items()}
+    found: Additions = {}
+    for adapter in parts.adapters:
+        for module, factors in lora_files.read(adapter.path, shapes).items() if adapter.weight else ():
+            found.setdefault(f"{module}.weight", []).append((factors, adapter.weight))
+    return found
 
 
 def link(source: Path, target: Path) -> None:
@@ -161,19 +193,6 @@ def link(source: Path, target: Path) -> None:
 
 def _cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     return {key: value.to(dtype) if dtype and value.is_floating_point() else value for key, value in state.items()}
-
-
-def _fuse(parts: Parts, target: Path, dtype: torch.dtype | None) -> None:
-    """The transformer with its adapters added to the weights, which are summed in float32."""
-    from omnialpha.models.transformer import MultiImageTransformer
-
-    names = [entry.dtype for entry in read_weights(parts.transformer, KINDS["transformer"].stem).values()]
-    stored = DTYPES[max(set(names), key=names.count)]
-    model = MultiImageTransformer.from_pretrained(parts.transformer, torch_dtype=dtype or stored, local_files_only=True)
-    adapters.apply(model, parts.adapters)
-    adapters.fuse(model)
-    model.save_pretrained(target)
-    forget_origin(target / "config.json")
 
 
 def _keep_adapters(parts: Parts, new: Path) -> dict[str, float]:

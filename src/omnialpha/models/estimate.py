@@ -25,7 +25,7 @@ from omnialpha.errors import InputError
 from omnialpha.models.anatomy import MAPS, Anatomy
 from omnialpha.models.placement import DTYPES, Placement, pick_device
 from omnialpha.models.positions import Layout
-from omnialpha.models.strips import NARROW, TILE, TILES
+from omnialpha.models.strips import NARROW, SMALL, TILE, TILES
 from omnialpha.sampling import TOGETHER
 
 MARGIN = 1.05
@@ -122,6 +122,7 @@ def _widest(job: Job, e: int) -> dict[str, int]:
     table = max(TIMES, job.steps + 1) * a.table * e + a.visiting * e
     tiles = min(TILES, int(area * a.pixel / a.channels / MAPS) // TILE**2)
     strips = 4 * 2 * a.channels * (36 * 2 * a.channels + STRIP * tiles)
+    strips += a.kept * (area <= SMALL * (TILE * a.side) ** 2)
     strips *= e == 4 and a.channels >= NARROW and pick_device(job.placement.device) == "cpu"
     return {
         "codec": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnialpha.errors import InputError
 from omnialpha.models.blocks import Rotary, rotate
+from omnialpha.models.packing import active_backend
 from omnialpha.models.positions import THETA, Layout, Positions, TargetOrder
 from omnialpha.models.transformer import NO_MASK, Shared
 
@@ -188,8 +189,8 @@ class FluxTransformer(FluxTransformer2DModel):
         mask = positions.target_mask
         if mask is None:
             return None
-        processor: Any = self.transformer_blocks[0].attn.processor  # type: ignore[union-attr]
-        name = (processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]).value
+        processor: Any = self.get_submodule("transformer_blocks.0.attn").processor
+        name = active_backend(processor._attention_backend)
         if name in NO_MASK:
             raise InputError(f"Attention back end {name!r} cannot mix sample sizes: use 'native' or equal ones.")
         return F.pad(mask, (positions.text_cos.shape[1], 0), value=True)[:, None, None]

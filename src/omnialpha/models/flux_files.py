@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from omnialpha.errors import InputError
 from omnialpha.models import checking
-from omnialpha.models.anatomy import MAPS, Anatomy, Weights
+from omnialpha.models.anatomy import MAPS, Anatomy, Weights, count, weights
 from omnialpha.models.card import AGAIN
 from omnialpha.models.checking import DIFFUSERS_STEM, TRANSFORMERS_STEM, Config, Found, Kind, check_component
 from omnialpha.models.checkpoints import Parts
@@ -92,15 +93,17 @@ def read_anatomy(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulat
         transformer: Any = _transformer(dict(config), {})
         clip = check_component(parts.instructor / "text_encoder", KINDS["text_encoder"])
         t5 = check_component(parts.instructor / "text_encoder_2", KINDS["text_encoder_2"])
-        texts = (_clip(clip.to_dict(), {}), _t5(t5.to_dict(), {}))
+        text: Any = nn.ModuleDict({"clip": _clip(clip.to_dict(), {}), "t5": _t5(t5.to_dict(), {})})  # as in FluxText
+    blocks = [count(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
     adapters = [read_header(file.path).entries.values() for file in parts.adapters]
     factors = sum(math.prod(entry.shape) for entries in adapters for entry in entries)
+    streamed = weights(transformer, count(transformer) - sum(blocks), max(blocks))
     network: Any = vae
     channels = next(m for name, m in network.named_modules() if name.endswith("decoder.conv_out")).in_channels
     return Anatomy(
-        vae=Weights(_count(vae)),
-        transformer=Weights(_count(transformer) + factors),
-        text=Weights(sum(map(_count, texts))),
+        vae=Weights(count(vae)),
+        transformer=replace(streamed, total=streamed.total + factors, group=streamed.group + factors // len(blocks)),
+        text=weights(text, count(text["clip"]), max(map(count, text["t5"].encoder.block))),
         dtype=dtype or parts.card.dtype,
         layers=config.num_layers + config.num_single_layers,
         width=transformer.inner_dim,
@@ -114,9 +117,6 @@ def read_anatomy(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulat
         token=6 * t5.d_model + 3 * t5.d_ff,
         patch=0,
         picture_tokens=0,
+        kept=0,  # it is diffusers' own network
         side=network.ratio * PATCH,
     )
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from omnialpha.errors import InputError
 from omnialpha.models.instructor import save_parts
+from omnialpha.models.offload import Streams
 
 Encoded = tuple[Tensor, Tensor, Tensor]  # tokens (B, T, D), their mask (B, T) bool, pooled vectors (B, P)
 
@@ -40,6 +41,11 @@ class FluxText(nn.Module):
     def model(self) -> nn.Module:
         """All that holds weights."""
         return self
+
+    @property
+    def streams(self) -> Streams:
+        """CLIP is small beside T5."""
+        return Streams((self.t5.encoder,), (self.clip,), self.t5.encoder.embed_tokens)
 
     def tokenize(
         self,
@@ -70,7 +76,7 @@ class FluxText(nn.Module):
 
         Padding counts as text, as in the published pipeline: no mask goes into T5 or out of it.
         """
-        device = self.t5.device
+        device = self.clip.device  # T5's word embedding may wait elsewhere
         tokens = self.t5(batch.t5.to(device)).last_hidden_state
         pooled = self.clip(batch.clip.to(device)).pooler_output
         encoded = (tokens, torch.ones_like(batch.t5, dtype=torch.bool, device=device), pooled)

@@ -65,7 +65,8 @@ class FluxVAE(Codec):
 
     @torch.no_grad()
     def widened(self) -> Self:
-        config = dict(self.network.config) | {"in_channels": 4, "out_channels": 4}
+        config = {k: v for k, v in self.network.config.items() if not k.startswith("_")}
+        config |= {"in_channels": 4, "out_channels": 4}
         made = type(self)(_network(config, opaque(self.network.state_dict()), self.dtype, "the VAE"))
         return made.eval().to(self.device)
 

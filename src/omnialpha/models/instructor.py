@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qw
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omnialpha.errors import InputError
+from omnialpha.models.offload import Streams
 from omnialpha.models.vision import patchify_all, speed_up, tower_inputs
 
 PAD = "<|image_pad|>"
@@ -95,6 +96,12 @@ class Instructor(nn.Module):
         self.reserved = [token for token in tokenizer.get_added_vocab() if token.startswith(RESERVED)]
         self._rows: dict[tuple[str, tuple[tuple[int, int], ...]], tuple[Tensor, Tensor]] = {}
         speed_up(tower)
+
+    @property
+    def streams(self) -> Streams:
+        """The patch embedding has the first weights: they say where the text model computes."""
+        text, tower = self.model.language_model, self.model.visual
+        return Streams((tower, text), (tower.patch_embed,), text.embed_tokens)  # type: ignore[arg-type]
 
     @property
     def settings(self) -> dict[str, Any]:

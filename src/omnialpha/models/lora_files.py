@@ -42,6 +42,15 @@ class Factors:
     def rank(self) -> int:
         return self.down.shape[0]
 
+    def delta(self, weight: Tensor, scale: float = 1.0) -> Tensor:
+        """What so much of it adds to the weight W (out, in), where that is and in its dtype."""
+        down, up = self.down.to(weight), self.up.to(weight)
+        low_rank = scale * self.alpha / self.rank * (up @ down)
+        if self.magnitude is None:
+            return low_rank
+        changed = weight + low_rank
+        return (self.magnitude.to(weight) / changed.norm(dim=1))[:, None] * changed - weight
+
 
 def find_file(path: Path) -> Path:
     """The weights that a path means: a file, or the one in a folder."""

@@ -112,14 +112,10 @@ def dead(transformer: nn.Module) -> frozenset[str]:
 
 
 def delta(layer: LoraLayer, name: str, weight: Tensor) -> Tensor:
-    """What an adapter adds to the weight (out, in), in its dtype."""
-    down, up = (group[name].weight.to(weight.dtype) for group in (layer.lora_A, layer.lora_B))
-    low_rank = layer.scaling[name] * (up @ down)
-    if name not in layer.lora_magnitude_vector:
-        return low_rank
-    changed = weight + low_rank
-    lengths = layer.lora_magnitude_vector[name].weight.to(weight.dtype) / changed.norm(dim=1)
-    return lengths[:, None] * changed - weight
+    """What an adapter, as it is weighed, adds to the weight (out, in), in its dtype."""
+    lengths, alpha = layer.lora_magnitude_vector, layer.scaling[name] * layer.r[name]
+    magnitude = lengths[name].weight if name in lengths else None
+    return Factors(layer.lora_A[name].weight, layer.lora_B[name].weight, alpha, magnitude).delta(weight)
 
 
 def factors(transformer: nn.Module, name: str) -> dict[str, Factors]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from diffusers.hooks.group_offloading import (
     _LAYER_EXECUTION_TRACKER,
     _LAZY_PREFETCH_GROUP_OFFLOADING,
 )
+from filelock import FileLock, Timeout
 from torch import nn
 
 from omnialpha.errors import InputError
@@ -28,6 +30,7 @@ OFFLOADS = {
     "group": "one block on the device at a time, the next one on its way, the others in main memory",
     "disk": "as group, the others in files; main memory stays free",
 }
+LOCK = "lock"  # file that a process holds for as long as it uses the folder
 CPU = torch.device("cpu")
 
 
@@ -37,6 +40,15 @@ class Model(Protocol):
     vae: Any
     transformer: Any
     instructor: Any
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Of an instruction encoder: models whose blocks move, modules that stay on the device, the word embedding."""
+
+    groups: tuple[nn.Module, ...]
+    small: tuple[nn.Module, ...]
+    words: nn.Module
 
 
 def offload(way: Offload, model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
@@ -97,16 +109,15 @@ def _after(first: Callable[[], None], call: Callable[..., Any]) -> Callable[...,
 
 
 def _in_groups(model: Model, device: torch.device, undo: ExitStack, folder: Path | None) -> None:
-    """Streams the blocks of the transformer and of both halves of the text model, each with what lies around them.
+    """Streams the blocks of the transformer and of the text models, each with what lies around them.
 
-    Small modules that are used outside their parents' forward stay on the device; the weights of the patch embedding,
-    the first ones, also say where the text model computes. The word embedding stays in main memory, where a look-up
-    costs nothing.
+    Small modules that are used outside their parents' forward stay on the device. The word embedding stays in main
+    memory, where a look-up costs nothing.
     """
-    text = model.instructor.model
-    words = text.language_model.embed_tokens
-    small = (model.vae, model.transformer.time_text_embed, text.visual.patch_embed)
-    groups = (model.transformer, text.visual, text.language_model)
+    streams: Streams = model.instructor.streams
+    words = streams.words
+    small = (model.vae, model.transformer.time_text_embed, *streams.small)
+    groups = (model.transformer, *streams.groups)
     weights = sum(size_of(module) for module in groups)
     place = _own_folder(folder, weights, undo) if folder else None
     stream = device.type == "cuda"
@@ -153,14 +164,26 @@ def _can_pin(weights: int) -> bool:
 
 
 def _own_folder(folder: Path, weights: int, undo: ExitStack) -> Path:
-    """A new one inside: diffusers would take files that lie there for its own."""
+    """A new one inside: diffusers would take files that lie there for its own. What runs that were killed have left
+    there goes: no living process holds its lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):
+        for left in folder.glob("run-*"):
+            with suppress(Timeout), FileLock(left / LOCK, timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        _check_room(folder, weights)
+        made = undo.enter_context(TemporaryDirectory(prefix="run-", dir=folder, ignore_cleanup_errors=True))
+        undo.enter_context(FileLock(Path(made, LOCK), thread_local=False))
+    return Path(made)
+
+
+def _check_room(folder: Path, weights: int) -> None:
     if weights > (free := shutil.disk_usage(folder).free):
         raise InputError(
             f"offload=disk needs {weights / 1e9:.1f} GB in {folder}, but only {free / 1e9:.1f} GB are free there: "
             "make room, or set OMNIALPHA_HOME to a folder on another disk."
         )
-    return Path(undo.enter_context(TemporaryDirectory(prefix="run-", dir=folder)))
 
 
 def _ungroup(module: nn.Module) -> None:

@@ -6,6 +6,7 @@ No way of offloading changes a picture. Another attention back end and compilati
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from omnialpha.errors import InputError
 from omnialpha.models import attention, hub
 from omnialpha.models.offload import CPU, OFFLOADS, Model, Offload, offload
-from omnialpha.models.quantize import KINDS, quantize
+from omnialpha.models.quantize import GGUF_OFFLOADS, KINDS, SUFFIX, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GRAPHS = 64  # of a block, before torch takes it for a mistake
@@ -25,7 +26,10 @@ GRAPHS = 64  # of a block, before torch takes it for a mistake
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is to run. dtype None: as it was loaded; attention None: torch's own choice; folder: of "disk"."""
+    """How a model is to run. dtype None: as it was loaded; attention None: torch's own choice; folder: of "disk".
+
+    quantize: one of KINDS, or the name of a GGUF file that the transformer is read from.
+    """
 
     device: str = "auto"
     dtype: str | None = None
@@ -40,11 +44,17 @@ class Placement:
         if self.dtype is not None:
             _one_of("dtype", self.dtype, DTYPES)
         if self.quantize is not None:
-            _one_of("quantize", self.quantize, KINDS)
-            if self.offload not in (fit := KINDS[self.quantize].offloads):
+            if not self.gguf:
+                _one_of("quantize", self.quantize, [*KINDS, f"FILE{SUFFIX}"])
+            if self.offload not in (fit := GGUF_OFFLOADS if self.gguf else KINDS[self.quantize].offloads):
                 raise InputError(
                     f"quantize={self.quantize} cannot be used with offload={self.offload}: use {' or '.join(fit)}."
                 )
+
+    @property
+    def gguf(self) -> Path | None:
+        """The file to read the transformer from."""
+        return Path(self.quantize).expanduser() if self.quantize and self.quantize.endswith(SUFFIX) else None
 
     @property
     def torch_device(self) -> torch.device:
@@ -80,7 +90,7 @@ def place(model: Model, placement: Placement) -> Placed:
         if placement.dtype is not None:
             for part in parts:
                 nn.Module.to(part, placement.torch_dtype)
-        if placement.quantize is not None:
+        if placement.quantize is not None and not placement.gguf:
             stay = device if placement.offload == "none" else CPU
             quantize(model.transformer, placement.quantize, device, stay)
             quantize(model.instructor.model, placement.quantize, device, stay)
@@ -114,6 +124,6 @@ def _compile(transformer: Any, whole: bool, undo: ExitStack) -> None:
     transformer.compile_repeated_blocks(fullgraph=whole, dynamic=True)
 
 
-def _one_of(name: str, value: str, known: dict[str, Any]) -> None:
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise InputError(f"{name}={value!r} is not known: use one of {', '.join(known)}.")

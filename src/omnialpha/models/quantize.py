@@ -16,10 +16,14 @@ import torch
 from torch import nn
 
 from omnialpha.errors import InputError
+from omnialpha.models.card import AGAIN
 from omnialpha.models.transformer import MultiImageTransformer
 
 ADAPTERS = ("lora_A", "lora_B")  # small, and added to the output at full precision
-BLOCKS = ("transformer_blocks.", "language_model.layers.")  # the rest is small, and what everything passes through
+SUFFIX = ".gguf"  # of a file that a transformer is read from as it is stored there
+GGUF_OFFLOADS = ("none", "model")
+BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "language_model.layers.", "t5.encoder.block.")
+WHOLE = (*ADAPTERS, ".wo")  # T5's last layer of a block, which needs range; what is not in BLOCKS is small
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,39 @@ def linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
         for name, child in parent.named_children():
             full = f"{path}.{name}"
             plain = type(child) is nn.Linear and type(child.weight) is nn.Parameter
-            if plain and full.startswith(BLOCKS) and not any(adapter in full for adapter in ADAPTERS):
+            if plain and full.startswith(BLOCKS) and not any(part in full for part in WHOLE):
                 yield parent, name, child  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """What a file in GGUF holds: shapes by name, and the bits of a weight on average."""
+
+    shapes: dict[str, tuple[int, ...]]
+    bits: float
+
+    @classmethod
+    def read(cls, file: Path) -> GGUF:
+        """From the header. InputError where it is none."""
+        require("gguf")
+        from gguf import GGUFReader
+
+        if not file.is_file():
+            raise InputError(f"{file} is no file: give a transformer in GGUF.")
+        try:
+            tensors = GGUFReader(file).tensors
+            shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in tensors}
+            bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+        except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
+            raise InputError(f"{file} cannot be read as GGUF ({error}): {AGAIN}.") from error
+        return cls(shapes, bits)
 
 
 def load_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> MultiImageTransformer:
     """A transformer from a GGUF file with diffusers' names; `folder` holds its config.json. Computes in `dtype`."""
-    require("gguf")
+    GGUF.read(file)
     from diffusers import GGUFQuantizationConfig
 
-    if not file.is_file():
-        raise InputError(f"{file} is no file: give a transformer in GGUF.")
     try:
         return MultiImageTransformer.from_single_file(
             str(file),
@@ -82,7 +108,7 @@ def load_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> 
             local_files_only=True,
         )
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{file} cannot be read as a transformer in GGUF ({error}): download it again.") from error
+        raise InputError(f"{file} cannot be read as a transformer in GGUF ({error}): {AGAIN}.") from error
 
 
 def require(package: str) -> None:

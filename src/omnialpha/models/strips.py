@@ -1,42 +1,51 @@
 """3x3 convolutions of the codec on a CPU: strip by strip in the cache, with a quarter of the multiplications.
 
 A strip of rows is normalised, activated, convolved and added to while it is in the cache, so that nothing of the
-picture's size but input and output goes through memory. Wide layers use Winograd's F(4x4, 3x3) (Lavin & Gray, arXiv
-1509.09308): 36 products for 16 output pixels in place of 144, with sums that round to about 2e-6 of the result.
+picture's size but input and output goes through memory. Wide layers use Winograd's transforms (Lavin & Gray, arXiv
+1509.09308): 36 products for 16 output pixels in place of 144, with sums that round to about 2e-6 of the result. After a
+doubling of the picture a 3x3 filter is four filters of 2x2, one for each place in a doubled pixel: 25 products in place
+of 64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import product
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-TILE, REACH = 4, 6  # pixels of a side that a tile writes and reads
+from omnialpha.models.workers import share
+
+TILE, REACH = 4, 6  # pixels of a side that a tile writes (doubled: in each of the four places) and reads
 TILES = 256  # of a strip: as many as fit the cache with their 36 products
 NARROW = 64  # channels; below, the transforms cost more than they save
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0)  # where the polynomials are evaluated
 
-# 1-D transforms of a tile's data, of the filter and of the products; in 2-D each acts on rows and on columns
-DATA = (
-    (4.0, 0.0, -5.0, 0.0, 1.0, 0.0), (0.0, -4.0, -4.0, 1.0, 1.0, 0.0), (0.0, 4.0, -4.0, -1.0, 1.0, 0.0),
-    (0.0, -2.0, -1.0, 2.0, 1.0, 0.0), (0.0, 2.0, -1.0, -2.0, 1.0, 0.0), (0.0, 4.0, 0.0, -5.0, 0.0, 1.0),
-)  # fmt: skip
-FILTER = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))  # divided by 24
-PRODUCT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+# Filters of a layer along one axis, each as sums of its three taps; that of number p starts to read at pixel p
+PLAIN = (((1, 0, 0), (0, 1, 0), (0, 0, 1)),)
+DOUBLED = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
+
+LIMIT = 2**29  # bytes of transformed weights that are kept between calls, of all codecs together; 0: none
+SMALL = 64  # tiles of a picture; in larger ones making the transformed weights takes less than a tenth of the time
 
 Change = Callable[[Tensor], Tensor]
+Kind = tuple[tuple[tuple[int, ...], ...], ...]
+kept: WeakKeyDictionary[nn.Conv2d, tuple[Tensor, list[Tensor]]] = WeakKeyDictionary()  # weights, and transformed
 
 
 def suits(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether `convolve` is for this case: float32 on a CPU without gradients, whole tiles, wide layers."""
+    """Whether this module is for this case: float32 on a CPU without gradients, whole tiles, wide layers."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-    wide = min(conv.in_channels, conv.out_channels) >= NARROW
-    return plain and wide and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
+    return plain and _is_wide(conv) and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
 
 
-def two_dimensional(rows: tuple[tuple[float, ...], ...]) -> Tensor:
-    matrix = torch.tensor(rows, dtype=torch.float32)
-    return torch.kron(matrix, matrix)
+def _is_wide(conv: nn.Conv2d) -> bool:
+    return min(conv.in_channels, conv.out_channels) >= NARROW
 
 
 def convolve(x: Tensor, conv: nn.Conv2d, prepare: Change, add: Tensor | None = None) -> Tensor:
@@ -44,34 +53,122 @@ def convolve(x: Tensor, conv: nn.Conv2d, prepare: Change, add: Tensor | None = N
 
     conv: 3x3, stride 1, padding 1. prepare: a function of single pixels, given strips of x.
     """
+    y = x.new_empty(len(x), *x.shape[2:], conv.out_channels) if add is None else add.movedim(1, -1)
+    return _run(x, conv, PLAIN, prepare, y, add is not None).movedim(-1, 1)
+
+
+def double(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(x doubled by nearest neighbour), as `convolve`."""
+    y = x.new_empty(len(x), 2 * x.shape[2], 2 * x.shape[3], conv.out_channels)
+    return _run(x, conv, DOUBLED, lambda strip: strip, y, False).movedim(-1, 1)
+
+
+def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Change, y: Tensor, adds: bool) -> Tensor:
+    """Into y, (B, H, W, C) or twice as high and wide."""
     height, width = x.shape[2:]
-    channels, channels_out = conv.in_channels, conv.out_channels
+    channels, channels_out, grown = conv.in_channels, conv.out_channels, len(kind)
     across = width // TILE
-    deep = min(height // TILE, max(1, TILES // across))  # tiles of a strip, from top to bottom
-    data, product = two_dimensional(DATA), two_dimensional(PRODUCT)
-    taps = (two_dimensional(FILTER) / 24**2) @ conv.weight.permute(2, 3, 1, 0).reshape(9, -1)
-    taps = taps.view(REACH**2, channels, channels_out)
-    assert conv.bias is not None
-    bias = conv.bias.repeat(deep * across)
-    y = torch.empty(len(x), height, width, channels_out) if add is None else add.movedim(1, -1)
-    strip = torch.zeros(deep * TILE + 2, width + 2, channels)  # with a border of zeros
-    row, column, _ = strip.stride()
-    tiles = strip.as_strided((REACH, REACH, deep, across, channels), (row, column, TILE * row, TILE * column, 1))
-    spread = torch.empty(REACH**2, deep * across * channels)
-    seen = torch.empty(REACH**2, deep * across, channels)
-    products = torch.empty(REACH**2, deep * across, channels_out)
-    out = torch.empty(TILE**2, deep * across * channels_out)
-    for picture, target in zip(x, y, strict=True):
-        for first in range(0, height, deep * TILE):
+    deep = _depth(height // TILE, across)
+    taps = _taps(conv, kind, height // TILE * across)
+    places, count, bias = list(product(range(grown), repeat=2)), len(taps[0]), conv.bias
+    assert bias is not None
+
+    def work(jobs: Iterable[tuple[tuple[Tensor, Tensor], int]]) -> None:
+        strip = x.new_zeros(deep * TILE + 2, width + 2, channels)  # with a border of zeros
+        row, column, _ = strip.stride()
+        tiles = strip.as_strided((REACH, REACH, deep, across, channels), (row, column, TILE * row, TILE * column, 1))
+        spread = x.new_empty(REACH**2, deep * across * channels)
+        seen = x.new_empty(count, deep * across, channels)
+        products = x.new_empty(count, deep * across, channels_out)
+        out = x.new_empty(TILE**2, deep * across * channels_out)
+        for (picture, target), first in jobs:
             top, end = max(0, first - 1), min(height, first + deep * TILE + 1)
             strip[0] = 0
             strip[top - first + 1 : end - first + 1, 1:-1] = prepare(picture[None, :, top:end])[0].movedim(0, -1)
             strip[end - first + 1 :] = 0
             spread.view(tiles.shape).copy_(tiles)
-            torch.mm(data, spread, out=seen.view(REACH**2, -1))
-            torch.bmm(seen, taps, out=products)
-            torch.addmm(bias, product, products.view(REACH**2, -1), out=out)
-            rows = target[first : first + deep * TILE].unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE))
-            pixels = out.view(TILE, TILE, deep, across, -1).permute(2, 0, 3, 1, 4)[: len(rows)]
-            rows.copy_(pixels) if add is None else rows.add_(pixels)
-    return y.movedim(-1, 1)
+            made = target[grown * first : grown * (first + deep * TILE)]
+            for (down, right), (data, _, sums), tap in zip(places, transforms(kind), taps, strict=True):
+                torch.mm(data, spread, out=seen.view(count, -1))
+                torch.bmm(seen, tap, out=products)
+                products[math.isqrt(count) + 1].add_(bias)  # what is at (1, 1) counts once in every pixel
+                torch.mm(sums, products.view(count, -1), out=out)
+                rows = made[down::grown, right::grown].unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE))
+                pixels = out.view(TILE, TILE, deep, across, -1).permute(2, 0, 3, 1, 4)[: len(rows)]
+                rows.add_(pixels) if adds else rows.copy_(pixels)
+
+    share(list(product(zip(x, y, strict=True), range(0, height, deep * TILE))), work)
+    return y
+
+
+def _depth(rows: int, across: int) -> int:
+    """Tiles of a strip from top to bottom: fewer where that makes a strip for each thread."""
+    threads = torch.get_num_threads()
+    own = max(1, max(TILES // 4, TILES // threads) // across)
+    return own if rows >= own * threads else min(rows, max(1, TILES // across))
+
+
+def _taps(conv: nn.Conv2d, kind: Kind, tiles: int) -> list[Tensor]:
+    """The transformed weights (products, C, C out) of each place; those for pictures of few tiles are kept.
+
+    A layer's are in use for as long as its weights are bit for bit those they were made of.
+    """
+    known = kept.get(conv)
+    if known and torch.equal(known[0], conv.weight):
+        return known[1]
+    kept.pop(conv, None)
+    flat = conv.weight.permute(2, 3, 1, 0).reshape(9, -1)
+    made = [(fold @ flat).view(-1, conv.in_channels, conv.out_channels) for _, fold, _ in transforms(kind)]
+    if tiles <= SMALL and kept_bytes() + sum(t.nbytes for t in (conv.weight, *made)) <= LIMIT:
+        kept[conv] = conv.weight.detach().clone(), made
+    return made
+
+
+def will_keep(codec: nn.Module) -> int:
+    """Bytes that its weights take for small pictures, transformed and as they are; at most."""
+    wide = [
+        m for m in codec.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)
+    ]  # what doubles its picture has products for four places
+    sizes = [(100 if m.in_channels == 2 * m.out_channels else 36) + 9 for m in wide]
+    numbers = sum(n * m.in_channels * m.out_channels for n, m in zip(sizes, wide, strict=True) if _is_wide(m))
+    return min(LIMIT, 4 * numbers)
+
+
+def kept_bytes() -> int:
+    return sum(tensor.nbytes for weight, taps in list(kept.values()) for tensor in (weight, *taps))
+
+
+@cache
+def transforms(kind: Kind) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each place of a pixel the float32 matrices of data (P, 36), weights (P, 9) and products (16, P)."""
+    one = []
+    for start, folds in enumerate(kind):
+        data, taps, sums = winograd(len(folds))
+        data = F.pad(data, (start, REACH - len(data) - start))
+        one.append((data, taps @ torch.tensor(folds, dtype=torch.float64), sums))
+    return [tuple(torch.kron(a, b).float() for a, b in zip(*pair, strict=True)) for pair in product(one, repeat=2)]  # type: ignore[misc]
+
+
+def winograd(taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices D (P, P), G (P, taps), S (TILE, P), P = TILE + taps - 1, float64: S (G g * D d) is the filter g at
+    TILE places of d (P,).
+
+    Toom and Cook's product of polynomials, turned round: their values at P - 1 points and at infinity.
+    """
+    points = POINTS[: TILE + taps - 2]
+
+    def polynomial(roots: list[float]) -> Tensor:
+        """Coefficients of the product of (x - root), the constant first, filled up to P."""
+        made = torch.ones(1, dtype=torch.float64)
+        for root in roots:
+            made = F.pad(made, (1, 0)) - root * F.pad(made, (0, 1))
+        return F.pad(made, (0, len(points) + 1 - len(made)))
+
+    def powers(degree: int) -> Tensor:
+        rows = [[p**i for i in range(degree)] for p in points]
+        return torch.tensor([*rows, [0.0] * (degree - 1) + [1.0]], dtype=torch.float64)
+
+    others = [[q for q in points if q != p] for p in points]
+    data = torch.stack([polynomial(roots) for roots in (*others, list(points))])
+    shares = [1 / math.prod(p - q for q in roots) for p, roots in zip(points, others, strict=True)]
+    return data, powers(taps) * torch.tensor([*shares, 1.0], dtype=torch.float64)[:, None], powers(TILE).T
