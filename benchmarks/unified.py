@@ -32,6 +32,7 @@ from omnialpha.training.sources import load_banks
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/nano-small.toml"
 ALL, CACHED = "one model for all tasks", 'the same, condition_attention = "cached"'
 ONE = "one model a category"
+COLUMNS = ("category", "model", "steps", "loss", "from noise", "alpha MAD", "PSNR, dB")
 BATCHES = 6  # of held-out examples of each task, for the loss
 
 
@@ -52,6 +53,23 @@ def train(folder: Path, overrides: Sequence[str], tasks: dict[str, float], trans
         recipe = config.build(SFTRecipe, tree)
         fit(recipe.objective(), recipe.fit)
     return folder / "model"
+
+
+@torch.no_grad()
+def from_noise(model: OmniAlpha, bank: Bank, size: tuple[int, int], category: str, loss: FlowLoss) -> float:
+    """Mean squared error of the clean latents that the model answers to noise alone, on the examples of `losses`: what
+    it makes of the pictures and the instruction, before anything of the answer is to be seen.
+    """
+    found = []
+    for name in tasks_of(category):
+        mixture = Mixture(bank, {name: 1.0}, [size], 16, seed=5)
+        objective = SFTObjective(model, mixture, bank, loss)
+        for index in range(BATCHES):
+            cond, x0, _ = objective.drawn(mixture, index)
+            noise = model.noise(cond, index * 16)
+            clean = noise - model.velocity(noise, torch.ones(len(noise)), cond)
+            found.append(float((clean - x0).square().mean()))
+    return sum(found) / len(found)
 
 
 @torch.no_grad()
@@ -131,9 +149,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "One model beside five, at equal total compute",
         f"n={count} held-out scenes of {size[0]} px a task, {'the folder given' if options.data else 'drawn layers'}, "
         f"region: whole; {steps} steps of {recipe.batch} in all, from nothing, seed {recipe.fit.seed}, CPU, float32",
-        {"category": "", "model": "", "steps": "d", "loss": ".4f", "alpha MAD": ".4f", "PSNR, dB": ".2f"},
+        {
+            "category": "",
+            "model": "",
+            "steps": "d",
+            "loss": ".4f",
+            "from noise": ".4f",
+            "alpha MAD": ".4f",
+            "PSNR, dB": ".2f",
+        },
         notes=[
             "loss: of held-out examples of all tasks of the category, the same times and noise for every model.",
+            "from noise: mean squared error of the latents answered to noise alone (t = 1), on those examples.",
             "alpha MAD and PSNR: of foregrounds and of backgrounds, as the network made them, by matting_auto, "
             "removal_rough and decompose_auto. Completion and text to picture have no one right answer.",
         ],
@@ -144,8 +171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, model in models.items():
             if name in (category, "all", "cached"):
                 loss = losses(model, held_out, size, category, recipe.loss)
+                blind = from_noise(model, held_out, size, category, recipe.loss)
                 found = figures(model, held_out, size, category, count)
-                table.rows.append([category, labels.get(name, ONE), plans[name][1], loss, *found])
+                table.rows.append([category, labels.get(name, ONE), plans[name][1], loss, blind, *found])
     print(table.text(), flush=True)
     save([table], {"steps": steps, "pictures": count}, options.json, None)
     if options.document:
