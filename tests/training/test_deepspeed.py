@@ -1,14 +1,12 @@
 """ZeRO by DeepSpeed itself, two processes on a CPU: as one process, and what it would get wrong is refused."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+from processes import run_two
 
 pytestmark = [
     pytest.mark.slow,
@@ -84,27 +82,7 @@ def two(request, ours, tmp_path_factory):
     """The folder that two processes wrote with a stage of ZeRO, and what each of them said."""
     folder = tmp_path_factory.mktemp("two")
     ours["fit"](ours["Pair"](), ours["settings"](folder / "plain last", steps=3, accumulate=2), quiet=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), request.param],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = []
-    try:
-        for worker in workers:
-            said.append(worker.communicate(timeout=600)[0])
-            assert worker.returncode == 0, said[-1]
-    finally:
-        for worker in workers:
-            worker.kill()
-    return folder, said
+    return folder, run_two(WORKER, folder, request.param, LOCAL_WORLD_SIZE="2")
 
 
 @pytest.fixture(scope="module")

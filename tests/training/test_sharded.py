@@ -1,15 +1,12 @@
 """FSDP2 on two processes equals one process, checkpoints pass between them, and what is exported is whole."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from omnialpha.errors import InputError
+from processes import run_two
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is not built for it")
 
@@ -84,27 +81,7 @@ def two(tmp_path_factory, ours):
     """The folder that two processes wrote, and what they said."""
     folder = tmp_path_factory.mktemp("two")
     ours["fit"](ours["Branches"](), ours["settings"](folder / "plain first", steps=3, accumulate=2), quiet=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = []
-    try:
-        for worker in workers:
-            said.append(worker.communicate(timeout=900)[0])
-            assert worker.returncode == 0, said[-1]
-    finally:
-        for worker in workers:
-            worker.kill()
-    return folder, said
+    return folder, run_two(WORKER, folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,13 @@
 """Two processes on gloo equal one process that accumulates over the same global batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from processes import run_two
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is not built for it")
 
@@ -111,26 +109,8 @@ def ours():
 def two(tmp_path_factory, tiny_model_folder):
     """The folder that two processes wrote, what they said in said.txt; both ended well."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tiny_model_folder), str(folder)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = []
-    try:
-        for worker in workers:
-            said.append(worker.communicate(timeout=900)[0])
-            assert worker.returncode == 0 and "two gloo" in said[-1], said[-1]
-    finally:
-        for worker in workers:
-            worker.kill()
+    said = run_two(WORKER, tiny_model_folder, folder)
+    assert all("two gloo" in words for words in said)
     (folder / "said.txt").write_text("".join(said))
     return folder
 

@@ -1,0 +1,31 @@
+"""Two processes that train together, on one machine."""
+
+import os
+import socket
+import subprocess
+import sys
+
+
+def run_two(code, *arguments, **environment):
+    """What each of two processes that ran this Python code said; both have ended well, or it fails with that."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=os.environ | common | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = []
+    try:
+        for worker in workers:
+            said.append(worker.communicate(timeout=900)[0])
+            assert worker.returncode == 0, said[-1]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return said
