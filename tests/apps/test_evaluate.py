@@ -53,6 +53,24 @@ def test_the_bundled_model(call: Call, pictures: Path) -> None:
     assert len((out / "rows.jsonl").read_text().splitlines()) == 4
 
 
+def test_diffusers_own_autoencoder_beside_ours(call: Call, pictures: Path) -> None:
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4, input_channels=4,
+    ).save_pretrained("tiny")  # fmt: skip
+    found = []
+    for model in ("tiny", "diffusers:tiny"):
+        result = call("eval", "vae", model, pictures, "--device", "cpu", "--json")
+        assert result.exit_code == 0, result.stderr
+        found.append(json.loads(result.stdout))
+    assert [data["output"] for data in found] == ["runs/eval-vae/tiny-in", "runs/eval-vae/diffusers-tiny-in"]
+    ours, theirs = (data["summary"][-1] for data in found)
+    assert ours["psnr"] == pytest.approx(theirs["psnr"], abs=1e-3) and ours["psnr"] < 30
+
+
 def test_options_reach_the_benchmark(call: Call, pictures: Path) -> None:
     told = ["--size", 24, "--limit", 1, "--batch", 2, "--compat", "alphavae", "--quiet", "-o", "out", "--device", "cpu"]
     result = call("eval", "vae", "nano", pictures, *told)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from omnialpha.evaluation.report import Row
     from omnialpha.models.codec import Codec
 
+MODEL = "name, model folder or VAE folder; diffusers:FOLDER runs diffusers' own"
 RUNS = Path("runs", "eval-vae")  # where reports go if nothing is said
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a folder of pictures.")
@@ -26,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure a model on a folder of pic
 
 @command(app, "device", "quiet", "json")
 def vae(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, model folder or VAE folder", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)],
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="RGBA pictures, a category a subfolder", show_default=False)
     ],
@@ -90,9 +91,12 @@ def prepare(model: str, folder: Path, output: Path, settings: Settings, device: 
 
 def load_codec(model: str) -> Codec:
     """The RGBA codec of a bundled name, a model folder, a VAE folder or a stored id, in float32."""
+    from omnialpha.evaluation.vae_peers import PREFIX, of_diffusers_vae
     from omnialpha.models import checkpoints
     from omnialpha.models.vae import load_vae
 
+    if model.startswith(PREFIX):  # as diffusers runs it, for RGB too
+        return of_diffusers_vae(model.removeprefix(PREFIX)).requires_grad_(False)  # type: ignore[return-value]
     where = checkpoints.vae_folder(model)
     codec = load_vae(where)
     if codec.config.channels != 4:
@@ -105,7 +109,8 @@ def load_codec(model: str) -> Codec:
 
 def default_output(model: str, folder: Path, settings: Settings) -> Path:
     """A folder below RUNS for each kind of run."""
-    words = [Path(model).resolve().name, folder.resolve().name]
+    theirs = ["diffusers"] if model.startswith("diffusers:") else []
+    words = [*theirs, Path(model.removeprefix("diffusers:")).resolve().name, folder.resolve().name]
     words += [str(settings.size)] if settings.size else []
     words += [settings.compat] if settings.compat else []
     return RUNS / "-".join(words)
