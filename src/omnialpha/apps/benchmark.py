@@ -22,7 +22,7 @@ from omnialpha.evaluation.benchmarks import BENCHMARKS, Benchmark
 
 if TYPE_CHECKING:
     from omnialpha.evaluation.methods import Method
-    from omnialpha.evaluation.report import Report
+    from omnialpha.evaluation.report import Report, Row
     from omnialpha.evaluation.runner import Entrant, Runner
     from omnialpha.evaluation.scoring import Networks
 
@@ -235,30 +235,13 @@ def _model(options: Options, batch: int) -> Method:
 # ---- running and telling --------------------------------------------------------------------------------------------
 
 
-def measure(runner: Runner, entrant: Entrant, quiet: bool) -> list[dict[str, object]]:
+def measure(runner: Runner, entrant: Entrant, quiet: bool) -> list[Row]:
     """All rows of an entrant, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from torch import OutOfMemoryError
+    from omnialpha.apps.progress import Talk, collect
 
-    from omnialpha.apps.progress import Talk
-
-    console = Console(stderr=True)
-    Talk(quiet).say(f"{entrant.name}: {len(runner)} samples, {entrant.task}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rows: list[dict[str, object]] = []
-    try:
-        with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-            for row in bar.track(runner.rows(entrant), total=len(runner), description=entrant.name):
-                rows.append(row)
-    except KeyboardInterrupt:
-        done = f"{len(rows)} of {len(runner)} samples of {entrant.name} are kept in {runner.out}"
-        raise KeyboardInterrupt(f"stopped, {done}: run it again to go on") from None
-    except OutOfMemoryError as error:
-        raise InputError(
-            f"{entrant.name} has too little memory for these pictures; use a smaller --batch or --size."
-        ) from error
-    return rows
+    name = entrant.name
+    Talk(quiet).say(f"{name}: {len(runner)} samples, {entrant.task}")
+    return collect(runner.rows(entrant), len(runner), name, f"samples of {name}", runner.out, name, quiet)
 
 
 def tell(made: Report, runner: Runner, options: Options, began: float) -> None:

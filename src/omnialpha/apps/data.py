@@ -246,11 +246,8 @@ def settings(source: str, root: str, task: str, columns: list[str] | None) -> Da
 @contextmanager
 def progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, moved by calls with what is done and the total."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from omnialpha.apps.progress import open_bar
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with open_bar(quiet) as bar:
         line = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)

@@ -118,25 +118,10 @@ def default_output(model: str, folder: Path, settings: Settings) -> Path:
 
 def measure(benchmark: Benchmark, quiet: bool) -> list[Row]:
     """All rows, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from torch import OutOfMemoryError
+    from omnialpha.apps.progress import collect
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rows: list[Row] = []
-    try:
-        with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-            for row in bar.track(benchmark.rows(), total=len(benchmark), description="pictures"):
-                rows.append(row)
-    except KeyboardInterrupt:
-        done = f"{len(rows)} of {len(benchmark)} pictures are kept in {benchmark.out}"
-        raise KeyboardInterrupt(f"stopped, {done}: run it again to go on") from None
-    except OutOfMemoryError as error:
-        raise InputError(
-            f"{benchmark.codec.device} has too little memory for these pictures; use a smaller --batch or --size."
-        ) from error
-    return rows
+    who = str(benchmark.codec.device)
+    return collect(benchmark.rows(), len(benchmark), "pictures", "pictures", benchmark.out, who, quiet)
 
 
 def tell(benchmark: Benchmark, rows: list[Row], model: str, options: Options, began: float) -> None:

@@ -158,17 +158,13 @@ def _note_missing(pairs: Pairs, quiet: bool) -> None:
 
 def _ask(judge: Judge, pairs: Pairs, folder: Path, quiet: bool) -> list[Answer]:
     """All answers, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from omnialpha.apps.progress import open_bar
     from omnialpha.evaluation.judge import count
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     total, done = count(pairs.pairs, judge.aspects), 0
     _note_missing(pairs, quiet)
     try:
-        with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        with open_bar(quiet) as bar:
             line = bar.add_task("answers", total=total)
 
             def told(answer: Answer, kept: bool) -> None:

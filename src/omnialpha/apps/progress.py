@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from omnialpha.errors import InputError
+
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from omnialpha.condition import Condition
+    from omnialpha.evaluation.report import Row
     from omnialpha.sampling import Step
 
 
@@ -41,13 +47,7 @@ class Talk:
         The first step is timed with all that comes before it, so that the estimate errs on the long side. `after`: what
         follows the last step.
         """
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        shown = not self.quiet and console.is_terminal
-        with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        with open_bar(self.quiet) as bar:
             line, began = bar.add_task("steps", total=total), time.monotonic()
 
             def watch(step: Step, cond: Condition, /) -> None:
@@ -57,6 +57,37 @@ class Talk:
                 bar.update(line, completed=step.index, description=after if step.index == total else "steps")
 
             yield watch
+
+
+@contextmanager
+def open_bar(quiet: bool) -> Iterator[Progress]:
+    """A bar with the time left, on a terminal alone, that goes when all is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        yield bar
+
+
+def collect(rows: Iterable[Row], total: int, label: str, what: str, where: Path, who: str, quiet: bool) -> list[Row]:
+    """All rows of a measurement, with a bar called `label`. A stop says how many (`what`) are kept in `where`, too
+    little memory whose (`who`) it is.
+    """
+    from torch import OutOfMemoryError
+
+    made: list[Row] = []
+    try:
+        with open_bar(quiet) as bar:
+            for row in bar.track(rows, total=total, description=label):
+                made.append(row)
+    except KeyboardInterrupt:
+        done = f"{len(made)} of {total} {what} are kept in {where}"
+        raise KeyboardInterrupt(f"stopped, {done}: run it again to go on") from None
+    except OutOfMemoryError as error:
+        raise InputError(f"{who} has too little memory for these pictures; use a smaller --batch or --size.") from error
+    return made
 
 
 def duration(seconds: float) -> str:

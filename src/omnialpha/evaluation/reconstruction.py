@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from omnialpha.evaluation.features import Features
 from omnialpha.evaluation.lpips import LPIPS
 from omnialpha.evaluation.report import Row, append_row, read_rows
 from omnialpha.files import atomic_write, read_image
-from omnialpha.models.codec import Codec
+
+if TYPE_CHECKING:
+    from omnialpha.models.codec import Codec
 
 ROWS, FEATURES = "rows.jsonl", "features"
 ROOT = "all"  # the category of pictures that lie in no subfolder

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from omnialpha.errors import InputError
+from omnialpha.files import swap
 from omnialpha.models import lora_files, lora_layers
 from omnialpha.models.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checking import KINDS, check
@@ -83,7 +84,7 @@ def convert(
         if layout == "diffusers":
             _finish_pipeline(parts.card, new)
         check(resolve(new))
-        _put(new, destination)
+        swap(new, destination)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return destination
@@ -269,16 +270,3 @@ def _finish_pipeline(card: Card, new: Path) -> None:
     for path in (new / "tokenizer").iterdir():  # diffusers' processor brings its own
         if not (new / "processor" / path.name).exists():
             shutil.copyfile(path, new / "processor" / path.name)
-
-
-# ---- after -----------------------------------------------------------------------------------------------------
-
-
-def _put(new: Path, destination: Path) -> None:
-    """Give the finished folder its name; one that is there goes only once the new one is complete."""
-    old = destination.with_name(f".{destination.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        destination.rename(old)
-    new.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
