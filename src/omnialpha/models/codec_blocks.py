@@ -7,6 +7,7 @@ reordering.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -39,10 +40,17 @@ def activated(norm: RMSNorm, x: Tensor) -> Tensor:
     return F.silu(norm(x), inplace=True)
 
 
+def activate(norm: RMSNorm, pixels: Tensor, out: Tensor) -> None:
+    """out = silu(norm(pixels)), both (.., C)."""
+    lengths = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True).clamp_(min=NORM_FLOOR)
+    torch.mul(pixels, lengths.reciprocal_(), out=out)
+    F.silu(out.mul_(norm.gamma.flatten() * math.sqrt(len(norm.gamma))), inplace=True)
+
+
 def convolved(norm: RMSNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = None) -> Tensor:
     """conv(silu(norm(x))) + add, which may be overwritten."""
     if strips.suits(x, conv):
-        return strips.convolve(x, conv, partial(activated, norm), add)
+        return strips.convolve(x, conv, partial(activate, norm), add)
     y = conv(activated(norm, x))
     return y if add is None else y.add_(add)
 
@@ -186,4 +194,4 @@ class Decoder(Chain):
         x = self.through((self.mid_block,), self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(activated(self.norm_out, x))
+        return convolved(self.norm_out, self.conv_out, x)

@@ -10,7 +10,7 @@ of 64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import product
 from weakref import WeakKeyDictionary
@@ -24,6 +24,8 @@ from omnialpha.models.workers import share
 TILE, REACH = 4, 6  # pixels of a side that a tile writes (doubled: in each of the four places) and reads
 TILES = 256  # of a strip: as many as fit the cache with their 36 products
 NARROW = 64  # channels; below, the transforms cost more than they save
+FEW = 8  # channels, at most, of a layer that writes pictures: products of pixels and taps first, then shifted sums
+ROWS = 16  # of its strips
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0)  # where the polynomials are evaluated
 
 # Filters of a layer along one axis, each as sums of its three taps; that of number p starts to read at pixel p
@@ -33,26 +35,34 @@ DOUBLED = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 LIMIT = 2**29  # bytes of transformed weights that are kept between calls, of all codecs together; 0: none
 SMALL = 64  # tiles of a picture; in larger ones making the transformed weights takes less than a tenth of the time
 
-Change = Callable[[Tensor], Tensor]
+Prepare = Callable[[Tensor, Tensor], object]  # writes a function of single pixels: of the first, into the second
+Job = tuple[int, int]  # which picture, and the first row of the strip
 Kind = tuple[tuple[tuple[int, ...], ...], ...]
 kept: WeakKeyDictionary[nn.Conv2d, tuple[Tensor, list[Tensor]]] = WeakKeyDictionary()  # weights, and transformed
 
 
 def suits(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether this module is for this case: float32 on a CPU without gradients, whole tiles, wide layers."""
+    """Whether this module is for it: float32 on a CPU without gradients, whole tiles, a wide layer or the last one."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-    return plain and _is_wide(conv) and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
+    return plain and (_is_wide(conv) or _is_last(conv)) and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
 
 
 def _is_wide(conv: nn.Conv2d) -> bool:
     return min(conv.in_channels, conv.out_channels) >= NARROW
 
 
-def convolve(x: Tensor, conv: nn.Conv2d, prepare: Change, add: Tensor | None = None) -> Tensor:
-    """conv(prepare(x)), or add += conv(prepare(x)). x (B, C, H, W), sides multiples of TILE, channels last in memory.
+def _is_last(conv: nn.Conv2d) -> bool:
+    return conv.in_channels >= NARROW and conv.out_channels <= FEW
 
-    conv: 3x3, stride 1, padding 1. prepare: a function of single pixels, given strips of x.
+
+def convolve(x: Tensor, conv: nn.Conv2d, prepare: Prepare, add: Tensor | None = None) -> Tensor:
+    """conv(prepared x), or add += conv(prepared x). x (B, C, H, W), sides multiples of TILE, channels last in memory.
+
+    conv: 3x3, stride 1, padding 1. prepare: given rows (.., W, C) of x and where to write; not that what it reads.
     """
+    if _is_last(conv):
+        y = _run_last(x, conv, prepare)
+        return y if add is None else add.add_(y)
     y = x.new_empty(len(x), *x.shape[2:], conv.out_channels) if add is None else add.movedim(1, -1)
     return _run(x, conv, PLAIN, prepare, y, add is not None).movedim(-1, 1)
 
@@ -60,10 +70,10 @@ def convolve(x: Tensor, conv: nn.Conv2d, prepare: Change, add: Tensor | None = N
 def double(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """conv(x doubled by nearest neighbour), as `convolve`."""
     y = x.new_empty(len(x), 2 * x.shape[2], 2 * x.shape[3], conv.out_channels)
-    return _run(x, conv, DOUBLED, lambda strip: strip, y, False).movedim(-1, 1)
+    return _run(x, conv, DOUBLED, lambda rows, to: to.copy_(rows), y, False).movedim(-1, 1)
 
 
-def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Change, y: Tensor, adds: bool) -> Tensor:
+def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Prepare, y: Tensor, adds: bool) -> Tensor:
     """Into y, (B, H, W, C) or twice as high and wide."""
     height, width = x.shape[2:]
     channels, channels_out, grown = conv.in_channels, conv.out_channels, len(kind)
@@ -73,32 +83,63 @@ def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Change, y: Tensor, add
     places, count, bias = list(product(range(grown), repeat=2)), len(taps[0]), conv.bias
     assert bias is not None
 
-    def work(jobs: Iterable[tuple[tuple[Tensor, Tensor], int]]) -> None:
-        strip = x.new_zeros(deep * TILE + 2, width + 2, channels)  # with a border of zeros
-        row, column, _ = strip.stride()
-        tiles = strip.as_strided((REACH, REACH, deep, across, channels), (row, column, TILE * row, TILE * column, 1))
+    def work(jobs: Iterable[Job]) -> None:
         spread = x.new_empty(REACH**2, deep * across * channels)
         seen = x.new_empty(count, deep * across, channels)
         products = x.new_empty(count, deep * across, channels_out)
         out = x.new_empty(TILE**2, deep * across * channels_out)
-        for (picture, target), first in jobs:
-            top, end = max(0, first - 1), min(height, first + deep * TILE + 1)
-            strip[0] = 0
-            strip[top - first + 1 : end - first + 1, 1:-1] = prepare(picture[None, :, top:end])[0].movedim(0, -1)
-            strip[end - first + 1 :] = 0
-            spread.view(tiles.shape).copy_(tiles)
-            made = target[grown * first : grown * (first + deep * TILE)]
+        pixels = out.view(TILE, TILE, deep, across, -1).permute(2, 0, 3, 1, 4)
+        for index, first, strip in _filled(x, deep * TILE, prepare, jobs):
+            row, column, _ = strip.stride()
+            tiles = REACH, REACH, deep, across, channels
+            spread.view(tiles).copy_(strip.as_strided(tiles, (row, column, TILE * row, TILE * column, 1)))
+            made = y[index, grown * first : grown * (first + deep * TILE)]
             for (down, right), (data, _, sums), tap in zip(places, transforms(kind), taps, strict=True):
                 torch.mm(data, spread, out=seen.view(count, -1))
                 torch.bmm(seen, tap, out=products)
                 products[math.isqrt(count) + 1].add_(bias)  # what is at (1, 1) counts once in every pixel
                 torch.mm(sums, products.view(count, -1), out=out)
                 rows = made[down::grown, right::grown].unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE))
-                pixels = out.view(TILE, TILE, deep, across, -1).permute(2, 0, 3, 1, 4)[: len(rows)]
-                rows.add_(pixels) if adds else rows.copy_(pixels)
+                rows.add_(pixels[: len(rows)]) if adds else rows.copy_(pixels[: len(rows)])
 
-    share(list(product(zip(x, y, strict=True), range(0, height, deep * TILE))), work)
+    share(_jobs(x, deep * TILE), work)
     return y
+
+
+def _run_last(x: Tensor, conv: nn.Conv2d, prepare: Prepare) -> Tensor:
+    """(B, C, H, W): each strip's pixels times all taps at once, then for each tap its products, shifted, added up."""
+    width, bias = x.shape[3], conv.bias
+    assert bias is not None
+    y = x.new_empty(len(x), conv.out_channels, *x.shape[2:])
+    taps = conv.weight.permute(2, 3, 0, 1).flatten(0, 2)
+
+    def work(jobs: Iterable[Job]) -> None:
+        products = x.new_empty(len(taps), (ROWS + 2) * (width + 2))
+        shifted = products.view(3, 3, -1, ROWS + 2, width + 2)
+        for index, first, strip in _filled(x, ROWS, prepare, jobs):
+            torch.mm(taps, strip.flatten(0, 1).T, out=products)
+            made = y[index, :, first : first + ROWS].copy_(bias[:, None, None])
+            for down, right in product(range(3), repeat=2):
+                made.add_(shifted[down, right, :, down : down + made.shape[1], right : right + width])
+
+    share(_jobs(x, ROWS), work)
+    return y
+
+
+def _jobs(x: Tensor, rows: int) -> list[Job]:
+    return list(product(range(len(x)), range(0, x.shape[2], rows)))
+
+
+def _filled(x: Tensor, rows: int, prepare: Prepare, jobs: Iterable[Job]) -> Iterator[tuple[int, int, Tensor]]:
+    """The strip (rows + 2, W + 2, C) of each job, prepared, with a border of zeros around the picture."""
+    _, channels, height, width = x.shape
+    strip = x.new_zeros(rows + 2, width + 2, channels)
+    for index, first in jobs:
+        top, end = max(0, first - 1), min(height, first + rows + 1)
+        strip[0] = 0
+        prepare(x[index, :, top:end].movedim(0, -1), strip[top - first + 1 : end - first + 1, 1:-1])
+        strip[end - first + 1 :] = 0
+        yield index, first, strip
 
 
 def _depth(rows: int, across: int) -> int:
@@ -117,8 +158,17 @@ def _taps(conv: nn.Conv2d, kind: Kind, tiles: int) -> list[Tensor]:
     if known and torch.equal(known[0], conv.weight):
         return known[1]
     kept.pop(conv, None)
-    flat = conv.weight.permute(2, 3, 1, 0).reshape(9, -1)
-    made = [(fold @ flat).view(-1, conv.in_channels, conv.out_channels) for _, fold, _ in transforms(kind)]
+    folds = [fold for _, fold, _ in transforms(kind)]
+    made = [conv.weight.new_empty(len(fold), *conv.weight.shape[:2]) for fold in folds]
+
+    def work(jobs: Iterable[tuple[tuple[Tensor, Tensor], slice]]) -> None:
+        for (fold, to), part in jobs:
+            torch.mm(fold, conv.weight[part].reshape(-1, 9).T, out=to[:, part].flatten(1))
+
+    step = math.ceil(conv.out_channels / torch.get_num_threads())
+    parts = (slice(first, first + step) for first in range(0, conv.out_channels, step))
+    share(list(product(zip(folds, made, strict=True), parts)), work)  # by the threads that use them: see `workers`
+    made = [tap.mT for tap in made]
     if tiles <= SMALL and kept_bytes() + sum(t.nbytes for t in (conv.weight, *made)) <= LIMIT:
         kept[conv] = conv.weight.detach().clone(), made
     return made
