@@ -25,6 +25,7 @@ from omnialpha.sampling import guide, schedule
 
 PICTURE_TOKENS, PROMPT_TOKENS = 196, (34, 14)  # of a text, for each input of 384 x 384 px; with and without instruction
 STEPS, GUIDANCE = 50, 4.0
+WHEN = torch.full((1,), TIME)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def prepare(model: OmniAlpha, method: Method) -> float | None:
             torch.cuda.empty_cache()
         start = now(model.device)
         times = torch.cat([schedule(STEPS, 1024, model.card.shift)[:-1], torch.tensor([TIME, 0.0])])
-        transformer.foresee(times.to(model.device))
+        transformer.foresee(times)
         took = now(model.device) - start
     if method.quantize:
         quantize(transformer, method.quantize, model.device, model.device)
@@ -131,7 +132,7 @@ def request(model: OmniAlpha, case: Case, seed: int) -> tuple[Condition, Tensor,
         return Condition(asked, (), (layout,), inputs, text, (tokens,), positions, Shared(), negative)
 
     long, short = case.texts
-    return made(long, made(short)), x, torch.full((1,), TIME, device=model.device)
+    return made(long, made(short)), x, WHEN
 
 
 def stepper(model: OmniAlpha, method: Method, cond: Condition, x: Tensor, t: Tensor) -> Make:
@@ -156,7 +157,7 @@ def published(theirs: Any, cond: Condition, case: Case) -> tuple[Callable[..., T
 
     def branch(x: Tensor, t: Tensor, text: Tensor = cond.text) -> Tensor:
         rows = torch.cat((x.to(text.dtype), cond.inputs), dim=1)
-        out = theirs(rows, text, None, t.to(text.dtype), img_shapes=shapes, return_dict=False)[0]
+        out = theirs(rows, text, None, t.to(text), img_shapes=shapes, return_dict=False)[0]
         return out[:, : x.shape[1]].float()
 
     other = cond.negative.text

@@ -277,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
     start = time.perf_counter()
-    partial = options.full and not options.figures and (options.layers, options.heads) != (60, 24)
+    shape = (options.layers, options.heads) if options.device.startswith("cuda") else (60, options.heads)
+    partial = options.full and not options.figures and shape != (60, 24)
     document = options.document or (None if options.quick or partial else DOCUMENT)
     words = [Path(word).name if Path(word).is_absolute() else word for word in argv]  # names nobody's disk
     command = shlex.join(["python", "benchmarks/released.py", *words])
@@ -296,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def made(options: argparse.Namespace) -> Iterator[tuple[str, Table]]:
     """The tables of each section that was asked for, with its name."""
     if options.full:
-        yield from (("full", table) for table in full(options))
+        block = "full" if options.device.startswith("cuda") else "full-cpu"
+        yield from ((block, table) for table in full(options))
         return
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(options, Path(folder))

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+import torch
+
 
 def run_two(code, *arguments, **environment):
     """What each of two processes that ran this Python code said; both have ended well, or it fails with that."""
@@ -29,3 +31,14 @@ def run_two(code, *arguments, **environment):
         for worker in workers:
             worker.kill()
     return said
+
+
+def in_this_process(objectives):
+    """What a worker's source defines, by name."""
+    names = {}
+    exec(objectives, names)
+    return names
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)

@@ -1,8 +1,6 @@
 """The benchmark of the released layout on tiny sizes: what it compares is equal, and it goes on where it stopped."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,19 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from scripts import benchmark
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """benchmarks/released.py under a name of its own: tests have a `released` too."""
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("released_benchmark", BENCHMARKS / "released.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("released")
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +128,27 @@ def test_calls_take_turns_in_both_directions(script: ModuleType) -> None:
 def test_every_section_has_its_place_in_the_document(script: ModuleType) -> None:
     text = script.DOCUMENT.read_text()
     assert all(f"<!-- {name}: begin -->" in text for name in (*script.SECTIONS, "full", "codec"))
+
+
+def test_what_a_device_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted weights are those of the shapes; the larger the pictures, the wider the stages."""
+    footprint, width, text = benchmark("footprint"), 128, 32
+    words = {"vocab_size": 1000, "hidden_size": text, "intermediate_size": 64, "num_hidden_layers": 2}
+    words |= {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    tower = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": text}
+    small = {"text_config": words, "vision_config": tower}
+    monkeypatch.setattr(footprint, "TEXT", small)
+    cases = [footprint.Case(1, 1, 64), footprint.Case(1, 1, 128)]
+    theirs, ours = (footprint.measure(side, cases, layers=2, heads=1) for side in footprint.SIDES)
+    with torch.device("meta"):
+        stock = footprint.AutoencoderKLQwenImage(input_channels=4)
+        own = footprint.AlphaVAE()
+    codecs = [sum(weight.numel() for weight in vae.parameters()) for vae in (stock, own)]
+    block = 2 * 6 * width * (width + 1)  # modulation of image and text
+    table = 2 * footprint.STEPS * 2 * 6 * width
+    less = codecs[0] - codecs[1] + 1000 * text + 2 * block - table
+    assert (theirs[cases[0]].weights - ours[cases[0]].weights) / 2 == pytest.approx(less, rel=1e-3)
+    for held in (theirs, ours):
+        near, far = (held[case].stages for case in cases)
+        assert all(far[stage] > near[stage] > held[cases[0]].weights for stage in near)
+    assert all(ours[case].peak < theirs[case].peak for case in cases)

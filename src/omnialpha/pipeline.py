@@ -211,7 +211,7 @@ class OmniAlpha(nn.Module, Verbs):
         branch = "conditional" if cond.negative else "unconditional"  # step caches keep them apart
         with self.transformer.cache_context(branch) if self.transformer.is_cache_enabled else nullcontext():
             out = self.transformer(x_t.to(dtype), inputs, text, t, cond.positions, cond.shared, **extra).float()
-        return (x_t - out) / t.view(-1, 1, 1) if self.card.prediction == "x0" else out
+        return (x_t - out) / t.to(out.device).view(-1, 1, 1) if self.card.prediction == "x0" else out
 
     def guided(self, cond: Condition, scale: float) -> Velocity:
         """The velocity (x_t, t) -> (B, Lt, C) of a condition made with `guided`, under classifier-free guidance, or
@@ -303,7 +303,7 @@ class OmniAlpha(nn.Module, Verbs):
             self.transformer._reset_stateful_cache()  # of the run before
         # one schedule a sample, by its own length: a picture is the same alone and in a batch
         times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
-        self.transformer.foresee(times[:, :-1].unique().to(self.device))
+        self.transformer.foresee(times[:, :-1].unique())
         for step in sample(velocity, self.noise(cond, seed), times):
             if on_step:
                 on_step(step, cond)

@@ -1,8 +1,8 @@
 """From noise to latents: time schedules, the Euler step, guidance, and one generator that all who sample share.
 
 Rectified flow: x_t = (1 - t) x_0 + t noise, velocity = noise - x_0, t from 1 to 0. Nothing here knows a model:
-`velocity` is any
-callable (x, t) -> v on tensors (B, L, C) and times (B,).
+`velocity` is any callable (x, t) -> v on tensors
+(B, L, C), wherever they are, and times (B,) in main memory.
 """
 
 from __future__ import annotations
@@ -89,15 +89,15 @@ def guide(
     low, high = interval
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        inside = (t >= low) & (t <= high)
-        if not inside.any():
+        inside = ((t >= low) & (t <= high)).tolist()
+        if not any(inside):
             return conditional(x, t)
         wanted, other = both(x, t)
         mixed = other + scale * (wanted - other)
         norm = mixed.norm(dim=-1, keepdim=True)
         # a zero velocity (padding, or an exact start) has no direction to rescale
         rescaled = torch.where(norm > 0, mixed * (wanted.norm(dim=-1, keepdim=True) / norm.clamp_min(1e-12)), mixed)
-        return torch.where(inside.view(-1, 1, 1), rescaled, wanted)
+        return torch.where(torch.tensor(inside, device=x.device).view(-1, 1, 1), rescaled, wanted)
 
     return velocity
 
@@ -125,7 +125,7 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Iterator[Step]:
     rows = times.float().cpu().expand(len(x), -1)
     for index in range(1, total + 1):
         t, t_next = (rows[:, i].to(x.device).view(-1, 1, 1) for i in (index - 1, index))
-        v = velocity(x, t.flatten()).float()
+        v = velocity(x, rows[:, index - 1]).float()
         x0 = x - t * v
         x = torch.where(t_next > 0, euler_step(x, v, t, t_next), x0)
         yield Step(index, total, float(rows[0, index]), x, x0)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import small
 from omnialpha.errors import InputError
 from omnialpha.models import adapters, lora_files
 from omnialpha.models.adapters import PRESETS, AdapterFile, Settings
@@ -23,17 +24,9 @@ from omnialpha.models.lora_names import ATTENTION, MLP, Modules, find_targets
 from omnialpha.models.positions import Layout, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, dead_parameters
 from omnialpha.sampling import Shift, schedule
+from small import AXES
 
-AXES = (4, 6, 6)
-CONFIG = {
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "axes_dims_rope": AXES,
-    "joint_attention_dim": 24,
-    "in_channels": 16,
-    "out_channels": 4,
-}
+CONFIG = small.CONFIG | {"num_layers": 2}
 LAYOUT = Layout(((4, 6),), ((3, 5),))
 # Of everything a LoRA may touch, with ranks and alphas that differ: (module, rank, alpha).
 MODULES = [
@@ -74,7 +67,9 @@ def stock(model):
 
 def run(model, dtype=torch.float32):
     g = torch.Generator().manual_seed(1)
-    targets, inputs, text = (torch.randn(2, n, c, generator=g).to(dtype) for n, c in ((24, 16), (15, 16), (7, 24)))
+    targets, inputs, text = (
+        torch.randn(2, n, c, generator=g).to(dtype) for n, c in ((24, 16), (15, 16), (7, CONFIG["joint_attention_dim"]))
+    )
     t = torch.tensor([0.25, 0.875], dtype=dtype)
     with torch.no_grad():
         if isinstance(model, MultiImageTransformer):
@@ -426,7 +421,7 @@ def test_settings_travel_in_the_header_and_those_given_win(model, base, tmp_path
 
 def velocity(model):
     g = torch.Generator().manual_seed(2)
-    parts = [torch.randn(1, n, c, generator=g) for n, c in ((24, 16), (15, 16), (7, 24))]
+    parts = [torch.randn(1, n, c, generator=g) for n, c in ((24, 16), (15, 16), (7, CONFIG["joint_attention_dim"]))]
     return model(*parts, torch.tensor([0.5]), batch_positions([LAYOUT], [7], "paper", AXES))
 
 

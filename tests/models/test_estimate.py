@@ -1,14 +1,11 @@
 """Estimates against what runs really hold, and against the published sizes of the large model."""
 
 import copy
-import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
@@ -23,6 +20,9 @@ from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.models.vae import AlphaVAE
 from omnialpha.tasks import TASKS
 from released import write_base
+from scripts import benchmark
+
+Peak = benchmark("_counting").Peak
 
 ONE = Layout(((64, 64),), ((64, 64),))  # two pictures of 1024 x 1024 px
 
@@ -34,35 +34,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that the tensors made inside hold at one time. Counts no workspace inside an operation."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.most = 0
-        self.known = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {id_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for x in tree_leaves(made):
-            if isinstance(x, torch.Tensor) and id_of(x) not in given | self.known:
-                storage = x.untyped_storage()
-                self.known.add(id_of(x))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.gone, id_of(x), storage.nbytes())
-        self.most = max(self.most, self.now)
-        return made
-
-    def gone(self, key, size):
-        self.now -= size
-        self.known.discard(key)
-
-
-def id_of(tensor):
-    return tensor.untyped_storage()._cdata
 
 
 def test_the_counter_counts():

@@ -13,17 +13,8 @@ from omnialpha.errors import InputError
 from omnialpha.models import packing
 from omnialpha.models.positions import Layout, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, Shared
+from small import AXES, CONFIG
 
-AXES = (4, 6, 6)
-CONFIG = {
-    "num_layers": 3,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "axes_dims_rope": AXES,
-    "joint_attention_dim": 32,
-    "in_channels": 16,
-    "out_channels": 4,
-}
 KINDS = [{}, {"zero_cond_t": True}, {"condition_attention": "cached"}]
 LAYOUTS = [
     Layout(((4, 6), (5, 5)), ((3, 5),)),

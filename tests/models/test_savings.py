@@ -10,17 +10,8 @@ from torch.nn import functional as F
 from omnialpha.errors import InputError
 from omnialpha.models.positions import Layout, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, Shared
+from small import AXES, CONFIG
 
-AXES = (4, 6, 6)
-CONFIG = {
-    "num_layers": 3,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "axes_dims_rope": AXES,
-    "joint_attention_dim": 32,
-    "in_channels": 16,
-    "out_channels": 4,
-}
 LAYOUTS = [Layout(((4, 6), (5, 5)), ((3, 5),)), Layout(((6, 2),), ((3, 5), (7, 2))), Layout(((4, 6),))]
 LENGTHS = [7, 3, 5]
 TIMES = (1.0, 0.7, 0.2)

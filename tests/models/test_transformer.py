@@ -9,21 +9,14 @@ import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName
 
+import small
 from omnialpha.errors import InputError
 from omnialpha.models.blocks import rotate
 from omnialpha.models.positions import Layout, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, dead_parameters, pack, unpack
+from small import AXES
 
-AXES = (4, 6, 6)
-CONFIG = {
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "axes_dims_rope": AXES,
-    "joint_attention_dim": 32,
-    "in_channels": 16,
-    "out_channels": 4,
-}
+CONFIG = small.CONFIG | {"num_layers": 2}
 ONE = Layout(((4, 6),), ((3, 5),))
 TWO = Layout(((4, 6), (5, 5)), ((3, 5),))
 MIXED = [ONE, Layout(((6, 2), (5, 5)), ((3, 5), (7, 2))), Layout(((4, 6),))]

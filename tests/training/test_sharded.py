@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnialpha.errors import InputError
-from processes import run_two
+from processes import checkpoint, in_this_process, run_two
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is not built for it")
 
@@ -64,16 +64,9 @@ torch.distributed.destroy_process_group()
 )
 
 
-def checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
 @pytest.fixture(scope="module")
 def ours():
-    """The objectives of the worker, in this process."""
-    names = {}
-    exec(OBJECTIVES, names)
-    return names
+    return in_this_process(OBJECTIVES)
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ class FluxTransformer(FluxTransformer2DModel):
     def _time(self, t: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:
         """What modulates every block, (B, D): time, guidance and the pooled text together."""
         # in the dtype of the weights, as published, but never in autocast's: bf16 garbles the high frequencies
-        numbers = [t.to(pooled.dtype) * 1000]
+        numbers = [t.to(pooled.device, pooled.dtype) * 1000]
         if self.config.guidance_embeds:
             told = torch.full_like(numbers[0], UNGUIDED) if guidance is None else guidance
             numbers.append(told.to(pooled.dtype) * 1000)

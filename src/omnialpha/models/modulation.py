@@ -42,19 +42,18 @@ class ModulationTable:
             for part, module in zip(PARTS, modules, strict=True):
                 setattr(block, part, module.to(device))
 
-    def at(self, t: Tensor, embed: Callable[[Tensor], Tensor]) -> list[Modulation]:
-        """Every block's (B, 6 D) for image and for text at times t (B,), computed where new. embed: (N,) -> (N, D)."""
-        wanted = t.float().tolist()
-        if missing := sorted(set(wanted) - self.index.keys()):
-            self._add(missing, embed, t.device)
-        rows = torch.tensor([self.index[time] for time in wanted], device=t.device)
+    def at(self, times: list[float], embed: Callable[[Tensor], Tensor]) -> list[Modulation]:
+        """Every block's (B, 6 D) for image and for text at B times, computed where new. embed: (N,) -> (N, D)."""
+        if missing := sorted(set(times) - self.index.keys()):
+            self._add(missing, embed)
+        rows = torch.tensor([self.index[time] for time in times], device=self.values[0][0].device)
         return [(image[rows], text[rows]) for image, text in self.values]
 
     @torch.no_grad()
-    def _add(self, times: list[float], embed: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    def _add(self, times: list[float], embed: Callable[[Tensor], Tensor]) -> None:
         if len(self.index) + len(times) > MOST_TIMES:
             self.forget()
-        embedded = embed(torch.tensor(times, device=device))
+        embedded = embed(torch.tensor(times))
         for number, modules in enumerate(self.modules):
             image, text = (_visit(module, embedded) for module in modules)
             if self.index:

@@ -133,7 +133,8 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         positions: Positions,
         shared: Shared | None = None,
     ) -> Tensor:
-        """Velocity (B, Lt, patch * patch * out_channels) of noisy targets (B, Lt, C) at time t (B,) in [0, 1].
+        """Velocity (B, Lt, patch * patch * out_channels) of noisy targets (B, Lt, C) at time t (B,) in [0, 1], on any
+        device: with a table, one in main memory spares a wait.
 
         Inputs (B, Li, C), Li may be 0; text (B, T, joint_attention_dim). Rows of the output that are padding hold
         arbitrary finite values. shared: what the steps of a run have in common.
@@ -240,13 +241,14 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
 
         def embed(times: Tensor) -> Tensor:
             # In the dtype of the weights, as published, but never in autocast's: bf16 garbles the high frequencies.
-            return self.time_text_embed(times.to(self.txt_norm.weight.dtype), like)  # type: ignore[union-attr]
+            return self.time_text_embed(times.to(like.device, self.txt_norm.weight.dtype), like)  # type: ignore[union-attr]
 
-        time, zero, count = embed(t), t.new_zeros(1), len(self.transformer_blocks)
+        time, count = embed(t), len(self.transformer_blocks)
         if self.table is not None:
             assert not torch.is_grad_enabled(), "training needs the modulation in its blocks: call tabulate(False)"
-            return self.table.at(t, embed), self.table.at(zero, embed) if self.sees_zero else [None] * count, time
-        return [time] * count, [embed(zero) if self.sees_zero else None] * count, time
+            zeros = self.table.at([0.0], embed) if self.sees_zero else [None] * count
+            return self.table.at(t.float().tolist(), embed), zeros, time
+        return [time] * count, [embed(t.new_zeros(1)) if self.sees_zero else None] * count, time
 
     @property
     def sees_zero(self) -> bool:
