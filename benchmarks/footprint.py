@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -30,7 +31,12 @@ from diffusers import AutoencoderKLQwenImage
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from omnialpha.models import estimate as estimating
+from omnialpha.models.anatomy import Anatomy, count
+from omnialpha.models.estimate import Job
 from omnialpha.models.modulation import PARTS
+from omnialpha.models.placement import Placement
+from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.models.vae import AlphaVAE
 from omnialpha.sampling import schedule
 
@@ -38,6 +44,18 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 DEVICE, DTYPE = torch.device("meta"), torch.bfloat16
 PICTURES = ((1, 1), (2, 1), (1, 2))  # inputs, targets
 GB, LESS, CARD = 1e9, 13.0, 48.0  # required: GB under diffusers', and of the card that holds everything
+CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)  # GB
+MODES: tuple[dict[str, Any], ...] = (
+    {},
+    {"offload": "model"},
+    {"offload": "group"},
+    {"offload": "disk"},
+    {"quantize": "int8"},
+    {"quantize": "int8", "offload": "model"},
+    {"quantize": "int8", "offload": "group"},
+    {"quantize": "nf4"},
+    {"quantize": "nf4", "offload": "model"},
+)
 TEXT = {  # Qwen2.5-VL-7B-Instruct
     "text_config": {
         "vocab_size": 152064,
@@ -71,11 +89,9 @@ class Held:
 # ---- both sides -----------------------------------------------------------------------------------------------------
 
 
-def text_numbers(head: bool) -> int:
-    """Weights of the text model, with or without its language model's head."""
+def text_model() -> Any:
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**TEXT))
-    return sum(weight.numel() for weight in (model if head else model.model).parameters())
+        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**TEXT))
 
 
 def codec(kind: Callable[[], Any]) -> Any:
@@ -141,7 +157,8 @@ def as_on_a_gpu() -> Iterator[None]:
 @torch.inference_mode()
 def measure(side: str, cases: Sequence[Case], layers: int = 60, heads: int = 24) -> dict[Case, Held]:
     """What one side holds at most, in each stage of each case."""
-    text = text_numbers(head=side == "diffusers")
+    model = text_model()
+    text = count(model if side == "diffusers" else model.model)  # ours without the language model's head
     with Peak(DEVICE.type) as peak, as_on_a_gpu():
         held_text = torch.empty(text, dtype=DTYPE, device=DEVICE)
         parts, stages = SIDES[side](layers, heads)
@@ -157,6 +174,37 @@ def measure(side: str, cases: Sequence[Case], layers: int = 60, heads: int = 24)
             held[case] = Held(weights, most)
         del parts, held_text
     return held
+
+
+# ---- ways of placing ours --------------------------------------------------------------------------------------------
+
+
+def modes(side: int, layers: int, heads: int) -> Table:
+    """What each way needs by `estimate`, which is what a run says before it starts."""
+    with torch.device(DEVICE):
+        transformer = MultiImageTransformer(num_layers=layers, num_attention_heads=heads)
+    taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
+    transformer.table = SimpleNamespace(modules=taken)
+    instructor = SimpleNamespace(model=text_model().model, picture_pixels=384 * 384)
+    whole = SimpleNamespace(vae=codec(AlphaVAE), transformer=transformer, instructor=instructor)
+    anatomy = Anatomy.of(whole, "bfloat16")
+    result = Table(
+        f"The same by way of placing it: a picture of {side} px from one of {side} px",
+        f"estimated, as a run does before it starts; bfloat16, {STEPS} guided steps, a batch of one",
+        {"setting": "", "GPU, GB": ".1f", "main memory, GB": ".1f", "smallest card, GB": "d", "same picture": ""},
+        notes=[
+            "Main memory: beside weights that need not leave their files, modulation and with --offload disk all.",
+            f"Cards of {', '.join(map(str, CARDS))} GB. Adapters and other programs come on top.",
+        ],
+    )
+    with patch.object(estimating, "pick_device", lambda name: name):  # that there is none here does not matter
+        for mode in MODES:
+            job = Job(anatomy, Case(1, 1, side).layout, Placement(device="cuda", **mode), STEPS, guided=True)
+            made = estimating.estimate(job)
+            words = " ".join(f"--{name} {value}" for name, value in mode.items()) or "none"
+            fits = next(card for card in CARDS if made.peak_bytes < card * GB)
+            result.rows.append([words, made.peak_bytes / GB, made.host_bytes / GB, fits, "quantize" not in mode])
+    return result
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -200,10 +248,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", default=60, type=int)
     parser.add_argument("--heads", default=24, type=int)
     options = parser.parse_args(argv)
-    made = table([int(side) for side in options.sides.split(",")], options.layers, options.heads)
-    print(made.text())
+    sides = [int(side) for side in options.sides.split(",")]
+    tables = [table(sides, options.layers, options.heads), modes(max(sides), options.layers, options.heads)]
+    print("\n\n".join(made.text() for made in tables))
     if (options.layers, options.heads) == (60, 24):
-        write_block(DOCUMENT, "footprint", [made], shlex.join(["python", "benchmarks/footprint.py", *argv]))
+        write_block(DOCUMENT, "footprint", tables, shlex.join(["python", "benchmarks/footprint.py", *argv]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +61,30 @@ def from_noise(model: OmniAlpha, bank: Bank, size: tuple[int, int], category: st
     it makes of the pictures and the instruction, before anything of the answer is to be seen.
     """
     found = []
-    for name in tasks_of(category):
-        mixture = Mixture(bank, {name: 1.0}, [size], 16, seed=5)
-        objective = SFTObjective(model, mixture, bank, loss)
-        for index in range(BATCHES):
-            cond, x0, _ = objective.drawn(mixture, index)
-            noise = model.noise(cond, index * 16)
-            clean = noise - model.velocity(noise, torch.ones(len(noise)), cond)
-            found.append(float((clean - x0).square().mean()))
+    for objective, mixture, index in batches(model, bank, size, category, loss):
+        cond, x0, _ = objective.drawn(mixture, index)
+        noise = model.noise(cond, index * 16)
+        clean = noise - model.velocity(noise, torch.ones(len(noise)), cond)
+        found.append(float((clean - x0).square().mean()))
     return sum(found) / len(found)
 
 
 @torch.no_grad()
 def losses(model: OmniAlpha, bank: Bank, size: tuple[int, int], category: str, loss: FlowLoss) -> float:
     """Mean held-out loss of a category's tasks, with times and noise that are the same for every model."""
-    found = []
+    drawn = batches(model, bank, size, category, loss)
+    found = [float(objective.losses(mixture, index)["loss"]) for objective, mixture, index in drawn]
+    return sum(found) / len(found)
+
+
+def batches(
+    model: OmniAlpha, bank: Bank, size: tuple[int, int], category: str, loss: FlowLoss
+) -> Iterator[tuple[SFTObjective, Mixture, int]]:
+    """Batches 0, 1, .. of 16 examples of each task of a category, the same for every model."""
     for name in tasks_of(category):
         mixture = Mixture(bank, {name: 1.0}, [size], 16, seed=5)
         objective = SFTObjective(model, mixture, bank, loss)
-        found += [float(objective.losses(mixture, index)["loss"]) for index in range(BATCHES)]
-    return sum(found) / len(found)
+        yield from ((objective, mixture, index) for index in range(BATCHES))
 
 
 def pictures(model: OmniAlpha, bank: Bank, size: tuple[int, int], name: str, count: int) -> list[tuple[Any, Any]]:

@@ -152,3 +152,6 @@ def test_what_a_device_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
         near, far = (held[case].stages for case in cases)
         assert all(far[stage] > near[stage] > held[cases[0]].weights for stage in near)
     assert all(ours[case].peak < theirs[case].peak for case in cases)
+    table = footprint.modes(128, layers=2, heads=1)
+    needs = dict(zip(column(table, "setting"), column(table, "GPU, GB"), strict=True))
+    assert needs["none"] > needs["--offload model"] > needs["--offload group"] == needs["--offload disk"]
