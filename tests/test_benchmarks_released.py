@@ -154,4 +154,4 @@ def test_what_a_device_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(ours[case].peak < theirs[case].peak for case in cases)
     table = footprint.modes(128, layers=2, heads=1)
     needs = dict(zip(column(table, "setting"), column(table, "GPU, GB"), strict=True))
-    assert needs["none"] > needs["--offload model"] > needs["--offload group"] == needs["--offload disk"]
+    assert needs["none"] > needs["--offload model"] >= needs["--offload group"] == needs["--offload disk"]
