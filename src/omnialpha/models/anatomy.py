@@ -55,6 +55,7 @@ class Anatomy:
     transformer: Weights
     text: Weights
     dtype: str  # what it runs in unless told otherwise
+    stored: str  # of its files: weights that are to run in it need not leave them for main memory
     layers: int
     width: int
     head: int
@@ -86,6 +87,7 @@ class Anatomy:
             transformer=weights(transformer, count(transformer) - sum(streamed), max(streamed)),
             text=weights(text, count(text.visual) - sum(tower_blocks), max(layers + tower_blocks)),
             dtype=dtype or str(transformer.dtype).removeprefix("torch."),
+            stored=dtype or str(transformer.dtype).removeprefix("torch."),
             layers=len(blocks),
             width=transformer.inner_dim,
             head=transformer.config.attention_head_dim,
@@ -115,7 +117,7 @@ class Anatomy:
         factors = sum(math.prod(entry.shape) for entries in adapters for entry in entries)
         instructor = SimpleNamespace(model=text, picture_pixels=parts.card.picture_pixels)
         model = SimpleNamespace(vae=vae, transformer=transformer, instructor=instructor)
-        return cls.of(model, dtype or parts.card.dtype)._adapted(factors)
+        return replace(cls.of(model, dtype or parts.card.dtype)._adapted(factors), stored=parts.card.dtype)
 
     def _adapted(self, factors: int) -> Anatomy:
         """With so many more parameters beside the transformer's layers."""

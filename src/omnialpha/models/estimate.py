@@ -98,6 +98,8 @@ def estimate(job: Job, speed: float | None = None) -> Estimate:
     else:
         there = {name: part.streamed(placement, e) + stored["codec"] * (part.group > 0) for name, part in parts.items()}
         host = total - stored["codec"] if placement.offload == "group" else 0
+    if device.type != "cpu" and job.dtype != a.stored:  # all of it is converted in main memory first
+        host = max(host, e * (sum(part.total for part in (a.vae, a.text, a.transformer)) + a.visiting * a.layers))
     extra = WORKSPACE.get(device.type, 0)
     stages = {name: int(MARGIN * (there[name] + widest)) + extra for name, widest in _widest(job, e).items()}
     seconds = None

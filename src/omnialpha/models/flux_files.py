@@ -105,6 +105,7 @@ def read_anatomy(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulat
         transformer=replace(streamed, total=streamed.total + factors, group=streamed.group + factors // len(blocks)),
         text=weights(text, count(text["clip"]), max(map(count, text["t5"].encoder.block))),
         dtype=dtype or parts.card.dtype,
+        stored=parts.card.dtype,
         layers=config.num_layers + config.num_single_layers,
         width=transformer.inner_dim,
         head=config.attention_head_dim,
