@@ -7,6 +7,9 @@ import sys
 
 import torch
 
+# Threads of torch's own now and then abort a process that has done its work and is about to end
+END = "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
+
 
 def run_two(code, *arguments, **environment):
     """What each of two processes that ran this Python code said; both have ended well, or it fails with that."""
@@ -16,7 +19,7 @@ def run_two(code, *arguments, **environment):
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
+            [sys.executable, "-c", code + END, *map(str, arguments)],
             env=os.environ | common | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
