@@ -15,7 +15,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -69,9 +68,8 @@ TEXT = {  # Qwen2.5-VL-7B-Instruct
     "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
 }
 METHOD = next(method for method in METHODS if method.table)  # ours by default
-TIMES = schedule(STEPS, 1024, wrap(nn.Module()).card.shift)[:-1]  # type: ignore[arg-type]
 
-Side = tuple[tuple[nn.Module, ...], dict[str, Callable[[Case], Any]]]  # what is held, and the stages of a run
+Stages = dict[str, Callable[[Case], Any]]  # they hold the weights of their side
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,16 @@ class Held:
 
 
 def text_model() -> Any:
-    with torch.device("meta"):
+    with DEVICE:
         return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**TEXT))
 
 
 def codec(kind: Callable[[], Any]) -> Any:
-    with torch.device(DEVICE):
+    with DEVICE:
         return nn.Module.to(kind().requires_grad_(False), DTYPE).eval()
 
 
-def diffusers_side(layers: int, heads: int) -> Side:
+def diffusers_side(layers: int, heads: int) -> Stages:
     vae = codec(partial(AutoencoderKLQwenImage, input_channels=4))
     transformer = random_transformer(layers, heads, 0, DEVICE, DTYPE)
     model = wrap(adopt(transformer))  # for its positions; the tensors are the same
@@ -108,27 +106,27 @@ def diffusers_side(layers: int, heads: int) -> Side:
         cond, x, t = request(model, case, 0)
         return published(transformer, cond, case)[1](x, t)
 
-    return (vae, transformer), {
+    return {
         "encode": lambda case: vae.encode(pictures(case.n, case.side)[:, :, None]).latent_dist.mode(),
         "step": step,
         "decode": lambda case: vae.decode(latents(case.m, case.side)[:, :, None]).sample,
     }
 
 
-def our_side(layers: int, heads: int) -> Side:
+def our_side(layers: int, heads: int) -> Stages:
     vae = codec(AlphaVAE)
     model = wrap(adopt(random_transformer(layers, heads, 0, DEVICE, DTYPE)))
     for block in model.transformer.transformer_blocks:
         for part in PARTS:
             block.get_submodule(part).to_empty(device="cpu")  # 13.6 GB that are never touched
     model.transformer.tabulate()
-    model.transformer.foresee(TIMES)
+    model.transformer.foresee(schedule(STEPS, 1024, model.card.shift)[:-1])
 
     def step(case: Case) -> Tensor:
         cond, x, t = request(model, case, 0)
         return stepper(model, METHOD, cond, x, t)()
 
-    return (vae, model.transformer), {
+    return {
         "encode": lambda case: vae.encode(pictures(case.n, case.side)),
         "step": step,
         "decode": lambda case: vae.decode(latents(case.m, case.side)),
@@ -158,21 +156,20 @@ def as_on_a_gpu() -> Iterator[None]:
 def measure(side: str, cases: Sequence[Case], layers: int = 60, heads: int = 24) -> dict[Case, Held]:
     """What one side holds at most, in each stage of each case."""
     model = text_model()
-    text = count(model if side == "diffusers" else model.model)  # ours without the language model's head
+    # ours without the language model's head
+    text = DTYPE.itemsize * count(model if side == "diffusers" else model.model)
     with Peak(DEVICE.type) as peak, as_on_a_gpu():
-        held_text = torch.empty(text, dtype=DTYPE, device=DEVICE)
-        parts, stages = SIDES[side](layers, heads)
+        stages = SIDES[side](layers, heads)
         gc.collect()
-        weights, held = peak.now, {}
+        weights, held = text + peak.now, {}
         for case in cases:
             most = {}
             for name, stage in stages.items():
                 gc.collect()
                 peak.most = peak.now
                 stage(case)
-                most[name] = peak.most
+                most[name] = text + peak.most
             held[case] = Held(weights, most)
-        del parts, held_text
     return held
 
 
@@ -181,13 +178,9 @@ def measure(side: str, cases: Sequence[Case], layers: int = 60, heads: int = 24)
 
 def modes(side: int, layers: int, heads: int) -> Table:
     """What each way needs by `estimate`, which is what a run says before it starts."""
-    with torch.device(DEVICE):
+    with DEVICE:
         transformer = MultiImageTransformer(num_layers=layers, num_attention_heads=heads)
-    taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
-    transformer.table = SimpleNamespace(modules=taken)
-    instructor = SimpleNamespace(model=text_model().model, picture_pixels=384 * 384)
-    whole = SimpleNamespace(vae=codec(AlphaVAE), transformer=transformer, instructor=instructor)
-    anatomy = Anatomy.of(whole, "bfloat16")
+    anatomy = Anatomy.planned(codec(AlphaVAE), transformer, text_model().model, 384 * 384, "bfloat16")
     result = Table(
         f"The same by way of placing it: a picture of {side} px from one of {side} px",
         f"estimated, as a run does before it starts; bfloat16, {STEPS} guided steps, a batch of one",

@@ -1,8 +1,7 @@
 """From noise to latents: time schedules, the Euler step, guidance, and one generator that all who sample share.
 
 Rectified flow: x_t = (1 - t) x_0 + t noise, velocity = noise - x_0, t from 1 to 0. Nothing here knows a model:
-`velocity` is any callable (x, t) -> v on tensors
-(B, L, C), wherever they are, and times (B,) in main memory.
+`velocity` is any callable (x, t) -> v on tensors (B, L, C), wherever they are, and times (B,) in main memory.
 """
 
 from __future__ import annotations
@@ -97,6 +96,8 @@ def guide(
         norm = mixed.norm(dim=-1, keepdim=True)
         # a zero velocity (padding, or an exact start) has no direction to rescale
         rescaled = torch.where(norm > 0, mixed * (wanted.norm(dim=-1, keepdim=True) / norm.clamp_min(1e-12)), mixed)
+        if all(inside):
+            return rescaled
         return torch.where(torch.tensor(inside, device=x.device).view(-1, 1, 1), rescaled, wanted)
 
     return velocity
@@ -123,8 +124,9 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Iterator[Step]:
     """
     x, total = noise.float(), times.shape[-1] - 1
     rows = times.float().cpu().expand(len(x), -1)
+    there = rows.to(x.device)[:, :, None, None]  # once: a copy to a GPU waits for what it has to do
     for index in range(1, total + 1):
-        t, t_next = (rows[:, i].to(x.device).view(-1, 1, 1) for i in (index - 1, index))
+        t, t_next = there[:, index - 1], there[:, index]
         v = velocity(x, rows[:, index - 1]).float()
         x0 = x - t * v
         x = torch.where(t_next > 0, euler_step(x, v, t, t_next), x0)

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,11 +140,7 @@ def released(tabulated):
     with torch.device("meta"):
         transformer, vae = MultiImageTransformer(), AlphaVAE()
         model = Qwen2_5_VLModel(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
-    if tabulated:
-        taken = [(b._modules.pop("img_mod"), b._modules.pop("txt_mod")) for b in transformer.transformer_blocks]
-        transformer.table = SimpleNamespace(modules=taken)
-    instructor = SimpleNamespace(model=model, picture_pixels=384 * 384)
-    return Anatomy.of(SimpleNamespace(vae=vae, transformer=transformer, instructor=instructor), "bfloat16")
+    return Anatomy.planned(vae, transformer, model, 384 * 384, "bfloat16", tabulated)
 
 
 @pytest.fixture(scope="module")

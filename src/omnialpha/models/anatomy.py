@@ -82,12 +82,13 @@ class Anatomy:
         layers = [count(block) for block in text.language_model.layers]
         values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
         channels = next(m for name, m in vae.named_modules() if name.endswith("decoder.conv_out")).in_channels
+        dtype = dtype or str(transformer.dtype).removeprefix("torch.")
         return cls(
             vae=Weights(count(vae)),
             transformer=weights(transformer, count(transformer) - sum(streamed), max(streamed)),
             text=weights(text, count(text.visual) - sum(tower_blocks), max(layers + tower_blocks)),
-            dtype=dtype or str(transformer.dtype).removeprefix("torch."),
-            stored=dtype or str(transformer.dtype).removeprefix("torch."),
+            dtype=dtype,
+            stored=dtype,
             layers=len(blocks),
             width=transformer.inner_dim,
             head=transformer.config.attention_head_dim,
@@ -105,19 +106,27 @@ class Anatomy:
         )
 
     @classmethod
+    def planned(
+        cls, vae: nn.Module, transformer: Any, text: nn.Module, picture_pixels: int, dtype: str, tabulated: bool = True
+    ) -> Anatomy:
+        """Of networks that may be in no memory. tabulated: modulation is taken out of the transformer."""
+        if tabulated:
+            taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
+            transformer.table = SimpleNamespace(modules=taken)
+        instructor = SimpleNamespace(model=text, picture_pixels=picture_pixels)
+        return cls.of(SimpleNamespace(vae=vae, transformer=transformer, instructor=instructor), dtype)
+
+    @classmethod
     def read(cls, parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> Anatomy:
         """Of folders, without reading weights, but for the small codec's. tabulated: modulation is taken out."""
         with torch.device("meta"):
             transformer = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
             text = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(parts.instructor / "text_encoder"))
-        if tabulated:
-            taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
-            transformer.table = SimpleNamespace(modules=taken)
         adapters = [read_header(file.path).entries.values() for file in parts.adapters]
         factors = sum(math.prod(entry.shape) for entries in adapters for entry in entries)
-        instructor = SimpleNamespace(model=text, picture_pixels=parts.card.picture_pixels)
-        model = SimpleNamespace(vae=vae, transformer=transformer, instructor=instructor)
-        return replace(cls.of(model, dtype or parts.card.dtype)._adapted(factors), stored=parts.card.dtype)
+        card = parts.card
+        made = cls.planned(vae, transformer, text, card.picture_pixels, dtype or card.dtype, tabulated)
+        return replace(made._adapted(factors), stored=card.dtype)
 
     def _adapted(self, factors: int) -> Anatomy:
         """With so many more parameters beside the transformer's layers."""

@@ -134,7 +134,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         shared: Shared | None = None,
     ) -> Tensor:
         """Velocity (B, Lt, patch * patch * out_channels) of noisy targets (B, Lt, C) at time t (B,) in [0, 1], on any
-        device: with a table, one in main memory spares a wait.
+        device.
 
         Inputs (B, Li, C), Li may be 0; text (B, T, joint_attention_dim). Rows of the output that are padding hold
         arbitrary finite values. shared: what the steps of a run have in common.
