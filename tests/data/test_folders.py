@@ -144,8 +144,7 @@ def test_no_edge_overshoots(size):
 
 
 def test_layers_of_a_bank_do_not_overshoot(tmp_path, monkeypatch):
-    monkeypatch.setattr(banks, "TEST_FOREGROUNDS", 1)
-    monkeypatch.setattr(banks, "TEST_BACKGROUNDS", 1)
+    monkeypatch.setattr(banks, "belongs", lambda content, split: split == "train")
     layer = np.full((64, 64, 4), 255, np.uint8)
     layer[..., 3] = 0
     layer[20:44, 20:44] = (150, 75, 0, 255)
@@ -153,7 +152,7 @@ def test_layers_of_a_bank_do_not_overshoot(tmp_path, monkeypatch):
         rows = [json.dumps({"file": "layer.png", "caption": "a square"})] * 2
         (tmp_path / f"{kind}.jsonl").write_text("\n".join(rows))
     Image.fromarray(layer).save(tmp_path / "layer.png")
-    made = banks.read(tmp_path, 29, "train", 0).foregrounds[0].int()
+    made = banks.read(tmp_path, 29, "train").foregrounds[0].int()
     solid = made[3] > 127
     assert (made[:3, solid] - torch.tensor([150, 75, 0])[:, None]).abs().max() <= 1 and (made[3] == 255).any()
 
@@ -161,22 +160,20 @@ def test_layers_of_a_bank_do_not_overshoot(tmp_path, monkeypatch):
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_split_is_disjoint_complete_and_hardly_moves(folder):
-    train, test = split([folder], 3, seed=0)
-    assert len(test) == 3 and sorted(train + test) == sorted(find(folder)) and train == sorted(train)
-    assert split([folder], 3, seed=0) == (train, test)
-    assert len({tuple(split([folder], 3, seed=s)[1]) for s in range(6)}) > 3
+def test_the_split_is_disjoint_complete_and_never_moves(folder):
+    train, test = split([folder], 0.5)
+    assert 0 < len(test) < 10 and sorted(train + test) == sorted(find(folder)) and train == sorted(train)
     shutil.copytree(folder, folder.parent / "elsewhere")
-    moved = split([folder.parent / "elsewhere"], 3, seed=0)[1]
-    assert [p.name for p in moved] == [p.name for p in test], "the path in the folder counts, not where that is"
-    before = set(test)
-    for number in range(20):
+    for file in find(folder.parent / "elsewhere"):
+        file.rename(file.parent / f"renamed-{file.name}")
+    moved = split([folder.parent / "elsewhere"], 0.5)[1]
+    assert {p.name for p in moved} == {f"renamed-{p.name}" for p in test}, "what is in the file counts, not its name"
+    for number in range(20, 40):
         Image.fromarray(ramp(number)).save(folder / f"new{number}.png")
-        after = set(split([folder], 3, seed=0)[1])
-        assert len(after - before) <= 1
-        before = after
-    both = split([folder, folder.parent / "elsewhere"], 3, seed=0)
-    assert [len(part) for part in both] == [34, 6]
+        more = split([folder], 0.5)
+        assert set(train) <= set(more[0]) and set(test) <= set(more[1])
+    both = split([folder, folder.parent / "elsewhere"], 0.5)
+    assert [len(part) for part in both] == [len(more[0]) + len(train), len(more[1]) + len(test)]
 
 
 def test_folders_that_cannot_be_used(folder, tmp_path):
@@ -186,8 +183,10 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
     for name, words in (("missing", "missing is not a folder"), ("empty", r"empty holds no pictures \(.png, .webp")):
         with pytest.raises(InputError, match=words):
             find(tmp_path / name)
-    with pytest.raises(InputError, match="tree has 10 pictures, 10 of which are held out: give more"):
-        split([folder], 10, seed=0)
+    with pytest.raises(InputError, match="tree has 10 pictures, 0 of which are held out: give more"):
+        split([folder], 1e-9)
+    with pytest.raises(InputError, match="held_out=64 is not a share of the pictures: use a number between 0 and 1"):
+        split([folder], 64)
     with pytest.raises(InputError, match=r"flip=1.5 is not a share .* use 0 to 1"):
         stream(folder, flip=1.5)
 
@@ -221,4 +220,4 @@ def test_a_damaged_file_is_named(folder):
         FolderPictures((folder / "z.png",)).pictures(0, 1, (8, 8))
     (folder / "z.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"z.png is not a picture in a known format"):
-        split([folder], 1, seed=0)
+        split([folder])

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from omnialpha.pipeline import OmniAlpha
 
 LONG_SIDE = 512  # of a photograph: far above the bundled model's canvas, so that refinement shows, and still quick
-HELD_OUT = 2021  # seed of layers and scenes that no recipe trains on
 LAYERS, SCENES = 140, 26  # a multiple of the kinds that are drawn
 GROUNDS = ("checkerboard", "black", "white")  # that every output is shown on
 ONE_ANSWER = ("matting", "removal", "decomposition")  # the others have as many right answers as there are pictures
@@ -212,9 +211,9 @@ def laid_over(picture: Tensor, layer: Tensor, where: tuple[float, float, float])
 
 
 def of_held_out(desk: Desk) -> Iterator[Entry]:
-    """Every task once, on a scene of its own made from procedural layers that no recipe trains on, beside the truth."""
+    """Every task once, on a scene of its own made from procedural layers of the test split, beside the truth."""
     size = desk.model.native_size()
-    layers = bank.procedural(LAYERS, SCENES, max(size) * 4 // 3, HELD_OUT)
+    layers = bank.procedural(LAYERS, SCENES, max(size) * 4 // 3, bank.TEST_SEED, "test")
     for index, (name, task) in enumerate(TASKS.items()):
         generator = torch.Generator().manual_seed(desk.seed * len(TASKS) + index)
         batch = mixture.examples(task, layers, 1, size, generator)

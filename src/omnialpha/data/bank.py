@@ -5,8 +5,10 @@ device.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha.data import synthetic
+from omnialpha.data.split import belongs
 from omnialpha.errors import InputError
 
-TEST_FOREGROUNDS, TEST_BACKGROUNDS = 200, 150  # held out after the seeded shuffle, never trained on
+TEST_FOREGROUNDS, TEST_BACKGROUNDS = 200, 150  # drawn to measure on, where no folder is given
+TEST_SEED = 21  # of those: what was trained before there were splits has seen all items of seed 20
 
 
 @dataclass(frozen=True)
@@ -51,46 +55,50 @@ def join(banks: Sequence[Bank]) -> Bank:
     )
 
 
-def procedural(foregrounds: int, backgrounds: int, size: int, seed: int) -> Bank:
-    """Layers and scenes drawn by `synthetic`: item i depends on (seed, i) alone. Needs no files."""
-    layers, captions = synthetic.bank(foregrounds, size, seed)
-    scenes, places = synthetic.backgrounds(backgrounds, size, seed)
+def procedural(foregrounds: int, backgrounds: int, size: int, seed: int, split: str = "train") -> Bank:
+    """Layers and scenes drawn by `synthetic`, of one split, "train" or "test". Needs no files."""
+    layers, captions = synthetic.bank(foregrounds, size, seed, split)
+    scenes, places = synthetic.backgrounds(backgrounds, size, seed, split)
     return Bank(_planes(layers), tuple(captions), ("",) * foregrounds, _planes(scenes), tuple(places))
 
 
-def read(folder: str | Path, size: int, split: str, seed: int) -> Bank:
-    """Layers and scenes of a folder with foregrounds.jsonl and backgrounds.jsonl (rows: file, caption), resized to
-    `size`.
+def unseen(size: int) -> Bank:
+    """The drawn layers and scenes that everything is measured on: in the test split whatever the seed of training."""
+    return procedural(TEST_FOREGROUNDS, TEST_BACKGROUNDS, size, TEST_SEED, "test")
 
-    split: "train" or "test"; the test split is the last TEST_FOREGROUNDS and TEST_BACKGROUNDS rows after a shuffle by
-    `seed`.
+
+def read(folder: str | Path, size: int, split: str) -> Bank:
+    """Layers and scenes of a folder with foregrounds.jsonl and backgrounds.jsonl (rows: file, caption), resized to
+    `size`: those rows whose file is in the split, "train" or "test". InputError where there are none.
     """
     folder = Path(folder)
-    chosen = {}
-    for kind, held in (("foregrounds", TEST_FOREGROUNDS), ("backgrounds", TEST_BACKGROUNDS)):
-        manifest = folder / f"{kind}.jsonl"
-        if not manifest.is_file():
-            raise InputError(f"{manifest} is missing: a data folder holds foregrounds.jsonl and backgrounds.jsonl.")
-        rows = [json.loads(line) for line in manifest.read_text().splitlines() if line]
-        if len(rows) <= held:
-            raise InputError(f"{manifest} has {len(rows)} rows, {held} of which are held out: give more.")
-        order = np.random.default_rng(seed).permutation(len(rows))
-        chosen[kind] = [rows[i] for i in (order[:-held] if split == "train" else order[-held:])]
-    rng = np.random.default_rng((seed, 1))
-    layers = [_layer(folder / r["file"], size, rng, white="particle" in r["file"]) for r in chosen["foregrounds"]]
-    captions = tuple(r["caption"] or "object" for r in chosen["foregrounds"])
+    fronts, scenes = (_rows(folder / f"{kind}.jsonl", split) for kind in ("foregrounds", "backgrounds"))
+    layers = [_layer(content, size, white="particle" in row["file"]) for row, content in fronts]
     colors = tuple(synthetic.dominant_color(x) for x in layers)
-    scenes = np.stack(
-        [np.asarray(_square(Image.open(folder / r["file"]).convert("RGB"), size)) for r in chosen["backgrounds"]]
-    )
-    places = tuple(r["caption"] or "a place" for r in chosen["backgrounds"])
-    return Bank(_planes(np.stack(layers)), captions, colors, _planes(scenes), places)
+    behind = [np.asarray(_square(Image.open(BytesIO(content)).convert("RGB"), size)) for _, content in scenes]
+    captions = tuple(row["caption"] or "object" for row, _ in fronts)
+    places = tuple(row["caption"] or "a place" for row, _ in scenes)
+    return Bank(_planes(np.stack(layers)), captions, colors, _planes(np.stack(behind)), places)
 
 
-def _layer(path: Path, size: int, rng: np.random.Generator, white: bool) -> np.ndarray:
-    pixels = np.array(_square(Image.open(path).convert("RGBa"), size).convert("RGBA"))  # resized premultiplied
-    if white:  # the particle set is white on purpose: give each a colour
-        tint = np.array(list(synthetic.COLORS.values()))[rng.integers(len(synthetic.COLORS))]
+def _rows(manifest: Path, split: str) -> list[tuple[dict[str, str], bytes]]:
+    """(row, bytes of its file) of all rows of a manifest that are in the split."""
+    if not manifest.is_file():
+        raise InputError(f"{manifest} is missing: a data folder holds foregrounds.jsonl and backgrounds.jsonl.")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines() if line]
+    files = ((row, (manifest.parent / row["file"]).read_bytes()) for row in rows)
+    found = [(row, content) for row, content in files if belongs(content, split)]
+    if not found:
+        kept = {"train": "none to train on", "test": "none held out"}[split]
+        raise InputError(f"{manifest} has {len(rows)} rows, {kept} (by content, 1 in 16 is held out): give more.")
+    return found
+
+
+def _layer(content: bytes, size: int, white: bool) -> np.ndarray:
+    picture = Image.open(BytesIO(content))
+    pixels = np.array(_square(picture.convert("RGBa"), size).convert("RGBA"))  # resized premultiplied
+    if white:  # the particle set is white on purpose: give each a colour of its own
+        tint = np.array(list(synthetic.COLORS.values()))[zlib.crc32(content) % len(synthetic.COLORS)]
         pixels[..., :3] = (pixels[..., :3].astype(np.uint16) * tint // 255).astype(np.uint8)
     return pixels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha import rgba
+from omnialpha.data.split import SHARE, held_out
 from omnialpha.errors import InputError
 from omnialpha.files import FORMATS, read_image
 
@@ -154,20 +154,20 @@ def has_alpha(file: Path) -> bool:
         return bool((read_image(file).rgba[3] < 1).any())
 
 
-def split(folders: Sequence[str | Path], held_out: int, seed: int, opaque: bool = False) -> tuple[list[Path], ...]:
-    """(training files, held-out files). Of each folder those `held_out` files are held out whose paths in it have the
-    smallest hashes with the seed: a file that is added changes places with one other at most.
+def split(folders: Sequence[str | Path], share: float = SHARE, opaque: bool = False) -> tuple[list[Path], list[Path]]:
+    """(training files, held-out files): about a `share` is held out, by the bytes of a file alone.
+
+    InputError where a folder leaves nothing on one side.
     """
+    if not 0 < share < 1:
+        raise InputError(f"held_out={share} is not a share of the pictures: use a number between 0 and 1.")
     parts: tuple[list[Path], list[Path]] = ([], [])
     for folder in folders:
         files = find_transparent(folder, opaque)
-        if len(files) <= held_out:
-            raise InputError(f"{folder} has {len(files)} pictures, {held_out} of which are held out: give more.")
-        aside = set(sorted(files, key=lambda file: _hash(file.relative_to(folder), seed))[:held_out])
-        for file in files:
-            parts[file in aside].append(file)
+        aside = [held_out(file.read_bytes(), share) for file in files]
+        if len(set(aside)) < 2:
+            held = f"{len(files)} pictures, {sum(aside)} of which are held out"
+            raise InputError(f"{folder} has {held}: give more, or another held_out.")
+        for file, out in zip(files, aside, strict=True):
+            parts[out].append(file)
     return parts
-
-
-def _hash(path: Path, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{path.as_posix()}".encode(), digest_size=16).digest()

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from omnialpha.data import split as splits
 from omnialpha.data.backdrops import BACKGROUNDS
 from omnialpha.data.colors import COLORS, color_name, dominant_color
 from omnialpha.data.fibres import FIBRES
@@ -35,11 +36,13 @@ def draw(kind: str, rng: Generator, size: int) -> tuple[NDArray[np.uint8], str]:
     return _bytes(np.concatenate([rgb, alpha[..., None]], axis=-1)), caption
 
 
-def bank(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """count layers (count, size, size, 4) evenly over KINDS, and captions; layer i depends on (seed, i) alone."""
+def bank(count: int, size: int, seed: int, split: str = "train") -> tuple[NDArray[np.uint8], list[str]]:
+    """count layers (count, size, size, 4) of a split, evenly over KINDS, and captions. A layer depends on the seed and
+    its number alone, and so does which split it is in: see `data.split.numbers`.
+    """
     pictures, captions = np.empty((count, size, size, 4), np.uint8), []
-    for i in range(count):
-        pictures[i], caption = draw(KINDS[i % len(KINDS)], np.random.default_rng((seed, i)), size)
+    for place, i in enumerate(splits.numbers("layer", seed, len(KINDS), count, split)):
+        pictures[place], caption = draw(KINDS[i % len(KINDS)], np.random.default_rng((seed, i)), size)
         captions.append(caption)
     return pictures, captions
 
@@ -52,11 +55,11 @@ def background(rng: Generator, size: int, kind: str | None = None) -> tuple[NDAr
     return _bytes(rgb), caption
 
 
-def backgrounds(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """count backgrounds (count, size, size, 3) evenly over BACKGROUNDS; picture i depends on (seed, i) alone."""
+def backgrounds(count: int, size: int, seed: int, split: str = "train") -> tuple[NDArray[np.uint8], list[str]]:
+    """count backgrounds (count, size, size, 3) of a split, evenly over BACKGROUNDS, and captions: see `bank`."""
     pictures, captions, kinds = np.empty((count, size, size, 3), np.uint8), [], tuple(BACKGROUNDS)
-    for i in range(count):
+    for place, i in enumerate(splits.numbers("background", seed, len(kinds), count, split)):
         rng = np.random.default_rng((seed, i, 1))  # not the numbers of layer i
-        pictures[i], caption = background(rng, size, kinds[i % len(kinds)])
+        pictures[place], caption = background(rng, size, kinds[i % len(kinds)])
         captions.append(caption)
     return pictures, captions

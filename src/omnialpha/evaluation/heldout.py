@@ -1,4 +1,4 @@
-"""Fixed held-out scenes: from a data folder's test split, or from procedural layers of a seed of their own."""
+"""Fixed held-out scenes: from a data folder's test split, or from that of the procedural layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from omnialpha.data.shapes import article
 from omnialpha.errors import InputError
 from omnialpha.tasks import Role
 
-RECIPE_SEED = 20  # data.seed of the nano recipes: shuffles folders, and draws the procedural layers of training
 SIDE = 128  # pixels a side of a bank's pictures, as in the recipes
 SPARE = 1.25  # scenes drawn for one that is kept; see `_usable`
 # What procedural captions call their subjects, beside the outlines
@@ -103,16 +102,14 @@ class HeldOut:
         return _with_article(words)
 
 
-def open_source(folder: str | Path | None = None, side: int = SIDE, seed: int = RECIPE_SEED) -> Source:
-    """The test split of a data folder after the shuffle by `seed`, or procedural layers of seed + 1."""
+def open_source(folder: str | Path | None = None, side: int = SIDE) -> Source:
+    """The test split of a data folder, or of the procedural layers."""
     if folder is None:
-        bank = banks.procedural(banks.TEST_FOREGROUNDS, banks.TEST_BACKGROUNDS, side, seed + 1)
+        bank, about = banks.unseen(side), f"procedural, test split, seed {banks.TEST_SEED}"
         names = tuple(noun(c) for c in bank.captions)
-        about = f"procedural, seed {seed + 1} (training: {seed})"
     else:
-        bank = banks.read(folder, side, "test", seed)
+        bank, about = banks.read(folder, side, "test"), f"test split of {Path(folder).name}"
         names = bank.captions
-        about = f"test split of {Path(folder).name}, shuffle seed {seed}"
     pixels = bank.foregrounds.permute(0, 2, 3, 1).numpy()
     return Source(bank, names, tuple(synthetic.dominant_color(p) for p in pixels), about)
 

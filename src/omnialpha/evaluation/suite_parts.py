@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omnialpha import fidelity, rgba
-from omnialpha.evaluation import heldout
+from omnialpha.data import bank as banks
 from omnialpha.evaluation.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.heldout import HeldOut
 from omnialpha.evaluation.matting import measure
@@ -157,7 +157,7 @@ def _new_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, T
 
 
 def generation(scenes: Scenes) -> Iterable[Part]:
-    asked = requests(scenes.n, scenes.seed + heldout.RECIPE_SEED + 1, scenes.size[0])
+    asked = requests(scenes.n, scenes.seed + banks.TEST_SEED, scenes.size[0])
     reader, row = Reader(scenes.seed), TASKS["text_to_image"]
 
     def score(which: Sequence[int], out: Tensor) -> Figures:

@@ -12,6 +12,7 @@ from omnialpha.data import bank as banks
 from omnialpha.data.bank import Bank
 from omnialpha.data.folders import FolderPictures, flatten_some, split
 from omnialpha.data.scenes import compose
+from omnialpha.data.split import SHARE
 
 Pictures = Callable[[int], Tensor]  # index of a batch -> (B, 4, H, W)
 
@@ -31,25 +32,25 @@ class DataSettings:
 
 def load_banks(settings: DataSettings) -> tuple[Bank, Bank]:
     """(train, held out)."""
-    train = [banks.read(f, settings.size, "train", settings.seed) for f in settings.folders]
+    train = [banks.read(f, settings.size, "train") for f in settings.folders]
     if settings.foregrounds:
         train.append(banks.procedural(settings.foregrounds, settings.backgrounds, settings.size, settings.seed))
     return banks.join(train), held_out(settings)
 
 
 def held_out(settings: DataSettings) -> Bank:
-    """The last shuffled rows of every folder; without folders, layers of another seed."""
+    """The test split of every folder; without folders, that of drawn layers. No setting but the folders moves it."""
     if not settings.folders:
-        return banks.procedural(banks.TEST_FOREGROUNDS, banks.TEST_BACKGROUNDS, settings.size, settings.seed + 1)
-    return banks.join([banks.read(f, settings.size, "test", settings.seed) for f in settings.folders])
+        return banks.unseen(settings.size)
+    return banks.join([banks.read(f, settings.size, "test") for f in settings.folders])
 
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """Folder trees of RGBA files. held_out: files of each that are validated on; see `FolderPictures` for the rest."""
+    """Folder trees of RGBA files. held_out: the share that is validated on; see `FolderPictures` for the rest."""
 
     folders: list[str] = field(default_factory=list)
-    held_out: int = 64
+    held_out: float = SHARE
     crop: float = 0.5
     flip: float = 0.5
     opaque: bool = False
@@ -59,7 +60,7 @@ class FolderSettings:
 
 def folder_pictures(settings: FolderSettings, batch: int, sizes: list[tuple[int, int]]) -> tuple[Pictures, Pictures]:
     """(train, held out). Batch i has the size sizes[i mod their number]."""
-    train, test = split(settings.folders, settings.held_out, settings.seed, settings.opaque)
+    train, test = split(settings.folders, settings.held_out, settings.opaque)
     shares = {name: getattr(settings, name) for name in ("crop", "flip", "workers", "seed")} | {"flatten": 0.0}
     streams = FolderPictures(tuple(train), **shares), FolderPictures(tuple(test), **shares).unchanged()
 
