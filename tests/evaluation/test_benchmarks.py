@@ -10,7 +10,8 @@ from omnialpha.evaluation.scoring import KINDS
 from omnialpha.tasks import CATEGORIES, TASKS
 
 NAMED = {
-    "aim-500", "refmatte-rw100", "p3m-500-p", "p3m-500-np", "am-2k", "composition-1k", "distinctions-646", "rord",
+    "aim-500", "refmatte-rw100", "p3m-500-p", "p3m-500-np", "am-2k", "composition-1k", "distinctions-646",
+    "alphamatting", "matting-folder", "rord",
     "ober", "alphalayers", "alphatest", "crello", "folder",
 }  # fmt: skip
 

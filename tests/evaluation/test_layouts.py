@@ -14,6 +14,7 @@ from PIL import Image
 
 import benchmark_trees as trees
 from layered import HEIGHT, WIDTH, back, front, manifest, pair_row, write_manifest
+from omnialpha import masks
 from omnialpha.errors import InputError
 from omnialpha.evaluation.benchmarks import BENCHMARKS
 from omnialpha.evaluation.designs import layered
@@ -47,6 +48,8 @@ MATTING: dict[str, Callable[[Path], Path]] = {
     "p3m-500-p": lambda root: trees.matting(root / "P3M-10k" / "validation" / "P3M-500-P", "ab", "blurred_image"),
     "p3m-500-np": lambda root: trees.matting(root / "P3M-500-NP", "ab", "original_image"),
     "composition-1k": lambda root: trees.matting(root, "ab", "merged", "alpha_copy", of=".png"),
+    "alphamatting": lambda root: trees.matting(root, "ab", "input", "alpha", of=".png"),
+    "matting-folder": lambda root: trees.matting(root, "ab", "Images", "gt", of=".png"),
 }
 
 
@@ -64,6 +67,47 @@ def test_mattes_beside_pictures(name: str, tmp_path: Path) -> None:
         assert torch.equal(true[:3], loaded.example.inputs[0][:3])  # a matte has the colours of its picture
         assert torch.equal(tri, torch.from_numpy(trees.trimap(trees.alpha(number)) / 127.5).round() / 2)
         assert torch.equal(loaded.example.inputs[1][0], tri)
+
+
+def test_mattes_in_colour_and_trimaps_in_a_palette(tmp_path: Path) -> None:
+    """As alphamatting.com has them."""
+    trees.matting(tmp_path, "ab", "input", "alpha", of=".png")
+    for number, name in enumerate("ab"):
+        matte = trees.alpha(number)
+        trees.save(np.stack([matte] * 3, axis=-1), tmp_path / "alpha" / f"{name}.png")
+        drawn = Image.fromarray(trees.trimap(matte)).convert("P")  # a palette of its own order
+        drawn.remap_palette([255, 128, 0, *range(1, 128), *range(129, 255)]).save(tmp_path / "trimap" / f"{name}.png")
+        assert np.array(Image.open(tmp_path / "trimap" / f"{name}.png")).max() == 2
+    for number, sample in enumerate(samples("alphamatting", tmp_path, "matting_trimap")):
+        loaded, matte = sample.load(), trees.alpha(number)
+        true, tri = loaded.truth(Role.FOREGROUND), loaded.trimap
+        assert true is not None and np.array_equal(pixels(true)[..., 3], matte)
+        assert tri is not None and torch.equal(tri, torch.from_numpy(trees.trimap(matte) / 127.5).round() / 2)
+
+
+def test_the_published_archives_of_alphamatting(tmp_path: Path) -> None:
+    trees.matting(tmp_path, "ab", "input_training_lowres", "gt_training_lowres", of=".png")
+    (tmp_path / "trimap_training_lowres").mkdir()
+    (tmp_path / "trimap").rename(tmp_path / "trimap_training_lowres" / "Trimap1")
+    found = samples("alphamatting", tmp_path, "matting_trimap")
+    assert [sample.key for sample in found] == ["a", "b"] and all(s.load().trimap is not None for s in found)
+
+
+def test_trimaps_are_drawn_where_a_folder_has_none(tmp_path: Path) -> None:
+    trees.matting(tmp_path, "ab", "input", "alpha", trimaps=False, size=(100, 150))
+    for task in ("matting_auto", "matting_trimap"):
+        for number, sample in enumerate(samples("matting-folder", tmp_path, task)):
+            loaded, matte = sample.load(), torch.from_numpy(trees.alpha(number, 100, 150)) / 255
+            assert loaded.trimap is not None and torch.equal(loaded.trimap, masks.trimap(matte, 2))  # 2 % of 100 px
+            assert task == "matting_auto" or torch.equal(loaded.example.inputs[1][0], loaded.trimap)
+    before = samples("matting-folder", tmp_path)[0].identity(None)
+    trees.save(trees.alpha(1, 100, 150), tmp_path / "alpha" / "a.png")
+    assert samples("matting-folder", tmp_path)[0].identity(None) != before
+    with pytest.raises(InputError, match="it lacks trimap_training_lowres/"):
+        samples("alphamatting", tmp_path, "matting_trimap")
+    trees.save(trees.trimap(trees.alpha(0)), tmp_path / "trimap" / "a.png")
+    with pytest.raises(InputError, match="trimap lacks 1 of the 2 pictures in input, the first is b"):
+        samples("matting-folder", tmp_path)  # given and drawn ones are not mixed
 
 
 def test_the_automatic_task_gives_no_trimap_but_counts_with_it(tmp_path: Path) -> None:

@@ -119,6 +119,16 @@ ROWS = (
         unsure="the order of foregrounds, and how backgrounds are sized (here as in Composition-1k)",
     ),
     Benchmark(
+        "alphamatting", "alphamatting.com, training", "27 photographs with measured mattes and trimaps", "alphamatting",
+        _TRIMAP, "matting", "as stored", THOUSANDS,
+        "Rhemann et al.: A Perceptually Motivated Online Benchmark for Image Matting, 2009", "for research", 27,
+        unsure="the folders of its own archives",
+    ),
+    Benchmark(
+        "matting-folder", "Your pictures and mattes", "input/ and alpha/, and trimap/ or trimaps drawn from the mattes",
+        "matting_folder", _TRIMAP, "matting", "as stored", THOUSANDS, "yours", "yours",
+    ),
+    Benchmark(
         "rord", "RORD, val", "removal of objects from photographs taken with and without them", "rord",
         (*_REMOVAL, *_BY_LAYERS),
         "removal", "as stored", PLAIN, "Sagong et al.: RORD: A Real-world Object Removal Dataset, 2022",

@@ -142,6 +142,14 @@ LAYOUTS: dict[str, Reader] = {
     "am_2k": matting("AM-2K", ("AM-2k/validation", "validation", "."), "original"),
     "p3m_500_p": matting("P3M-500-P", tuple(r.format("P3M-500-P") for r in P3M), "blurred_image"),
     "p3m_500_np": matting("P3M-500-NP", tuple(r.format("P3M-500-NP") for r in P3M), "original_image"),
+    "alphamatting": matting(
+        "alphamatting.com", (".",), "input", "input_training_lowres", "input_training_highres",
+        truth=("alpha", "gt_training_lowres", "gt_training_highres"),
+        trimap=("trimap_training_lowres/Trimap1", "trimap_training_highres/Trimap1"),
+    ),
+    "matting_folder": matting(
+        "a folder for matting", (".",), "input", "image", "images", truth=("alpha", "mask", "gt"), drawn=True
+    ),
     "refmatte_rw100": refmatte_rw100,
     "composition_1k": composition_1k,
     "distinctions_646": distinctions_646,
@@ -150,4 +158,4 @@ LAYOUTS: dict[str, Reader] = {
     "alphatest": alphatest,
     "crello": crello,
     "records": records,
-}
+}  # fmt: skip

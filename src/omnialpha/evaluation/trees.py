@@ -5,35 +5,41 @@ Names of folders and files are compared without regard to letter case and format
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnialpha import masks
 from omnialpha.data import folders
+from omnialpha.data.pictures import Handle, read, shown
 from omnialpha.errors import InputError
-from omnialpha.evaluation.samples import Sample
+from omnialpha.evaluation.samples import Sample, digest, png
 from omnialpha.tasks import Role
 from omnialpha.tasks import task as find_task
 
 MARKS = ("", "_m", "_mask")  # what a mask's name may end in beside that of its picture
 SHOWN = 6  # names of a folder that a sentence lists
+RIM = 0.02  # of the shorter side: how far the unknown band of a drawn trimap reaches beyond what is soft
 
 
 @dataclass(frozen=True)
 class Files:
     """A picture, its truth and its maps bear one name in several folders, which may have folders in them.
 
-    roots: where these may lie in what was given. of: the names that each may have. truth: of which target.
+    roots: where these may lie in what was given. of: the names that each may have. truth: of which target. drawn: where
+    there are no trimaps, they are drawn from the true mattes.
     """
 
     title: str
     roots: tuple[str, ...]
     of: Mapping[str, tuple[str, ...]]
     truth: Role
+    drawn: bool = False
 
     def __call__(self, data: str, task: str) -> Iterator[Sample]:
         row, folder = find_task(task), existing(data, self.title)
-        needed = dict.fromkeys(["composite", "truth", *(_kind(r) for r in row.inputs)])
+        needed = dict.fromkeys(["composite", "truth", *(k for r in row.inputs if not self._draws(k := _kind(r)))])
         places = [place for root in self.roots if (place := inside(folder, root))]
         found = next((f for place in places if needed.keys() <= (f := self._folders(place)).keys()), None)
         if found is None:
@@ -43,19 +49,45 @@ class Files:
         pictures = {kind: by_name(found[kind]) for kind in found}
         if lost := sorted(pictures["truth"].keys() - pictures["composite"].keys()):
             raise partial(found["composite"], lost, found["truth"], len(pictures["truth"]))
-        for kind in needed:
+        for kind in [kind for kind in found if kind in needed or self._draws(kind)]:
             if lost := [name for name in pictures["composite"] if _of(pictures[kind], name) is None]:
                 raise partial(found[kind], lost, found["composite"], len(pictures["composite"]))
         for name, path in pictures["composite"].items():
-            inputs = {role: (_of(pictures[_kind(role)], name) or path,) for role in row.inputs}
-            truths = tuple(_of(pictures["truth"], name) if role is self.truth else None for role in row.targets)
-            trimap = _of(pictures.get("trimap", {}), name)
+            true = _of(pictures["truth"], name)
+            trimap: Handle | None = _of(pictures.get("trimap", {}), name)
+            if trimap is None and true is not None and self.drawn:
+                trimap = DrawnTrimap(true)
+            given = {role: trimap if role is Role.TRIMAP else _of(pictures[_kind(role)], name) for role in row.inputs}
+            inputs = {role: (handle or path,) for role, handle in given.items()}
+            truths = tuple(true if role is self.truth else None for role in row.targets)
             key = path.relative_to(found["composite"]).with_suffix("").as_posix()
             yield Sample(key, task, inputs, truths, trimap=trimap, grey=self.truth is Role.FOREGROUND)
 
     def _folders(self, root: Path) -> dict[str, Path]:
         found = {kind: next((f for n in names if (f := inside(root, n))), None) for kind, names in self.of.items()}
         return {kind: folder for kind, folder in found.items() if folder is not None}
+
+    def _draws(self, kind: str) -> bool:
+        return self.drawn and kind == "trimap"
+
+
+@dataclass(frozen=True)
+class DrawnTrimap:
+    """A trimap from the file of a true matte: unknown where that is soft, and `RIM` of the shorter side around it."""
+
+    matte: Path
+
+    suffix = ".png"
+
+    def read(self) -> bytes:
+        alpha = shown(read(self.matte), Role.ALPHA)
+        return png(masks.as_picture(masks.trimap(alpha, RIM * min(alpha.shape))))
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"trimap {RIM} {digest(self.matte)}".encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"the trimap drawn from {self.matte}"
 
 
 def _kind(role: Role) -> str:
@@ -101,8 +133,12 @@ def partial(folder: Path, lost: Sequence[str], other: Path, count: int) -> Input
     )
 
 
-def matting(title: str, roots: tuple[str, ...], *picture: str, truth: tuple[str, ...] = ("mask",)) -> Files:
-    return Files(title, roots, {"composite": picture, "truth": truth, "trimap": ("trimap", "trimaps")}, Role.FOREGROUND)
+def matting(
+    title: str, roots: tuple[str, ...], *picture: str, truth: tuple[str, ...] = ("mask",), trimap: tuple[str, ...] = (),
+    drawn: bool = False,
+) -> Files:  # fmt: skip
+    of = {"composite": picture, "truth": truth, "trimap": (*trimap, "trimap", "trimaps")}
+    return Files(title, roots, of, Role.FOREGROUND, drawn)
 
 
 def removal(title: str, roots: tuple[str, ...], *picture: str) -> Files:
