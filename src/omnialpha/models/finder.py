@@ -1,0 +1,241 @@
+"""The finder: a small network that knows what a subject is, U²-Netp [Qin et al. 2020, arXiv 2005.09007] with a hint.
+
+A large model is told what a picture shows by a pretrained vision-language model. A small one is told by this: the alpha
+that it finds becomes an input picture of the automatic tasks. Any salient-object ONNX file can stand in its place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.tasks import Role
+
+SIDE = 320  # pixels, each way: what U²-Net was trained at
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+# What a map says of its white and its black, as the finder reads it: 1 subject, 0 unknown, -1 background. A rough mask
+# holds more than the subject, a precise one less.
+SAYS: dict[Role, tuple[float, float]] = {
+    Role.ALPHA: (1.0, -1.0),
+    Role.TRIMAP: (1.0, -1.0),
+    Role.PRECISE: (1.0, -0.5),
+    Role.ROUGH: (0.0, -1.0),
+}
+
+
+class Finder(Protocol):
+    """What finds subjects. hints: whether it makes use of a hint."""
+
+    hints: bool
+
+    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+        """Straight RGBA (B, 4, H, W) in [0, 1], hints (B, h, w) in [-1, 1] -> alpha (B, s, s) in [0, 1] at its own
+        size, whatever the picture's shape.
+        """
+        ...
+
+
+def hint_of(role: Role, guide: Tensor) -> Tensor:
+    """A map (..., H, W) in [0, 1] of this role as a hint in [-1, 1]."""
+    white, black = SAYS[role]
+    return black + (white - black) * guide
+
+
+def prepare(pictures: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Straight RGBA (B, 4, H, W) -> (B, 3, side, side): on white, stretched to a square, brightest value 1, normalised."""
+    rgb = F.interpolate(rgba.flatten(pictures), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    rgb = rgb / rgb.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+    shift, scale = (torch.tensor(v, device=rgb.device).view(3, 1, 1) for v in (mean, std))
+    return (rgb - shift) / scale
+
+
+def stretched(maps: Tensor) -> Tensor:
+    """Maps (B, H, W) -> between their least and their greatest value: what U²-Net's own answers are read by."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-6)
+
+
+class ConvReLU(nn.Sequential):
+    """3x3 convolution that keeps the size, and ReLU; batch norm of the published network is folded into it."""
+
+    def __init__(self, channels_in: int, channels: int, dilation: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)
+        )
+
+
+class ResidualUBlock(nn.Module):
+    """RSU-L [section 3.1]: a U-net of `depth` convolutions each way, added to what it began with.
+
+    dilated: RSU-4F, which widens its view by dilation 1, 2, 4, 8 in the place of pooling.
+    """
+
+    def __init__(self, depth: int, channels_in: int, inner: int, channels: int, dilated: bool = False) -> None:
+        super().__init__()
+        self.pools = not dilated
+        rates = [2**k for k in range(depth)] if dilated else [1] * (depth - 1) + [2]
+        widths = [channels] + [inner] * (depth - 1)
+        self.begin = ConvReLU(channels_in, channels)
+        self.down = nn.ModuleList(ConvReLU(width, inner, rate) for width, rate in zip(widths, rates, strict=True))
+        self.up = nn.ModuleList(  # deepest first
+            ConvReLU(2 * inner, channels if k == 0 else inner, rates[k]) for k in reversed(range(depth - 1))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, H, W)."""
+        begun = self.begin(x)
+        seen, last = [], len(self.down) - 1
+        x = begun
+        for k, conv in enumerate(self.down):
+            x = conv(_halve(x) if self.pools and 0 < k < last else x)
+            seen.append(x)
+        x = seen.pop()
+        for conv in self.up:
+            x = conv(torch.cat([_like(x, seen[-1]), seen.pop()], dim=1))
+        return x + begun
+
+
+def _halve(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2, 2, ceil_mode=True)
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    size = other.shape[-2:]
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class U2NetP(nn.Module):
+    """(B, 3 + 1, H, W): colour as `normalise` gives it, and a hint in [-1, 1], 0 where nothing is known ->
+    logits (B, 7, H, W) of the subject: the fused map first, then those of six scales.
+    """
+
+    def __init__(self, inner: int = 16, width: int = 64, depths: tuple[int, ...] = (7, 6, 5, 4, 4, 4)) -> None:
+        super().__init__()
+        self.config = {"inner": inner, "width": width, "depths": list(depths)}
+        dilated = [False] * (len(depths) - 2) + [True, True]
+        given = [4] + [width] * (len(depths) - 1)
+        self.encoder = nn.ModuleList(
+            ResidualUBlock(d, c, inner, width, f) for d, c, f in zip(depths, given, dilated, strict=True)
+        )
+        self.decoder = nn.ModuleList(  # deepest first
+            ResidualUBlock(depths[k], 2 * width, inner, width, dilated[k]) for k in reversed(range(len(depths) - 1))
+        )
+        self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in depths)  # finest first
+        self.fuse = nn.Conv2d(len(depths), 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        y = x
+        for k, block in enumerate(self.encoder):
+            y = block(_halve(y) if k else y)
+            seen.append(y)
+        maps = [seen.pop()]  # deepest first
+        for block in self.decoder:
+            maps.append(block(torch.cat([_like(maps[-1], seen[-1]), seen.pop()], dim=1)))
+        logits = [_like(side(y), x) for side, y in zip(self.side, reversed(maps), strict=True)]
+        return torch.cat([self.fuse(torch.cat(logits, dim=1)), *logits], dim=1)
+
+    hints = True
+
+    @torch.inference_mode()
+    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+        """See `Finder`. The mean of what it says of a picture and of its mirror image."""
+        x = self.read(pictures, hints)
+        both = self(torch.cat([x, x.flip(-1)]))[:, 0].sigmoid().float()
+        seen, mirrored = both.chunk(2)
+        return (seen + mirrored.flip(-1)) / 2
+
+    def read(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+        """What goes in, (B, 4, SIDE, SIDE), of pictures (B, 4, H, W) and hints (B, h, w)."""
+        rgb = prepare(pictures, SIDE, MEAN, STD)
+        if hints is None:
+            known = torch.zeros_like(rgb[:, :1])
+        else:
+            known = F.interpolate(hints[:, None].float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        return torch.cat([rgb, known], dim=1).to(self.fuse.weight.dtype)
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Weights and sizes, as `open_finder` reads them."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps({"class": type(self).__name__, **self.config}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> U2NetP:
+        """From a folder that `save` wrote. InputError where it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            net = cls(config["inner"], config["width"], tuple(config["depths"]))
+            net.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"the finder in {folder} cannot be read ({error}): get the model again.") from error
+        return net.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+# ---- any salient-object file ----------------------------------------------------------------------------------------
+
+# File names as rembg stores them -> how their pictures are normalised, and whether logits come out; others are read
+# as U²-Net's are.
+HALF, ONE = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
+FILES: dict[str, tuple[Sequence[float], Sequence[float], bool]] = {
+    "isnet-anime": (MEAN, ONE, False),
+    "isnet": (HALF, ONE, False),
+    "birefnet": (MEAN, STD, True),
+    "bria-rmbg": (HALF, ONE, False),
+    "ben2": (HALF, ONE, False),
+}
+
+
+class OnnxFinder:
+    """A salient-object network in an ONNX file, run by onnxruntime. It takes no hints."""
+
+    hints = False
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(f"{path} needs onnxruntime: pip install omnialpha[onnx].") from error
+        failures = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError, ValueError)
+        try:
+            self.session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except failures as error:
+            raise InputError(f"{path} is not an ONNX file that can be run ({error}): download it again.") from error
+        given = self.session.get_inputs()[0]
+        side = given.shape[-1]
+        self.name, self.side = given.name, side if isinstance(side, int) else 1024
+        row = next((row for start, row in FILES.items() if path.stem.lower().startswith(start)), (MEAN, STD, False))
+        self.mean, self.std, self.logits = row
+
+    @torch.no_grad()
+    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+        """See `Finder`."""
+        x = prepare(pictures, self.side, self.mean, self.std).cpu().float()
+        maps = [torch.from_numpy(self.session.run(None, {self.name: one[None].numpy()})[0])[0, 0] for one in x]
+        made = torch.stack(maps)
+        return stretched(made.sigmoid() if self.logits else made).to(pictures.device)
+
+
+def open_finder(path: str | Path) -> Finder:
+    """A folder that `U2NetP.save` wrote, or a salient-object ONNX file. InputError for anything else."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        return OnnxFinder(path)
+    if (path / CONFIG).is_file():
+        return U2NetP.load(path)
+    raise InputError(f"{path} is no finder: give an .onnx file, or a folder with {CONFIG} and {WEIGHTS}.")
