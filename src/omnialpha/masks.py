@@ -17,6 +17,7 @@ from omnialpha.errors import InputError
 DEFINITE = 0.95  # alpha above this counts as foreground
 PRESENT = 0.5 / 255  # alpha above this is not stored as 0 in 8 bits: the subject has begun
 RADIUS_RANGE = (0.05, 0.10)  # of the shorter side
+CLICK = 0.02  # of the shorter side: radius of the disk that a click marks
 
 Radius = float | Sequence[float] | Tensor  # one for all, or one a picture
 
@@ -70,6 +71,26 @@ def trimap(alpha: Tensor, radius: Radius) -> Tensor:
 def rough(alpha: Tensor, radius: Radius) -> Tensor:
     """Binary map {0, 1}: where the trimap is .5 or 1, i.e. the dilated support."""
     return dilate(alpha > PRESENT, radius).to(alpha.dtype)
+
+
+def marks(
+    size: tuple[int, int],
+    points: Sequence[tuple[float, float, bool]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> Tensor:
+    """Clicks (x, y, whether on the subject) and boxes around subjects (x, y, width, height), in pixels from the top
+    left -> (H, W): 1 subject, 0 unknown, -1 background. With boxes, all outside them is background.
+    """
+    rows, columns = (torch.arange(n, dtype=torch.float32) + 0.5 for n in size)
+    marked = torch.full(size, -1.0 if boxes else 0.0)
+    for left, top, width, height in boxes:
+        down, across = (rows > top) & (rows < top + height), (columns > left) & (columns < left + width)
+        marked[down[:, None] & across[None]] = 0
+    radius = max(CLICK * min(size), 1.0)
+    for x, y, wanted in points:
+        near = (rows[:, None] - y).square() + (columns[None] - x).square() <= radius**2
+        marked[near] = 1.0 if wanted else -1.0
+    return marked
 
 
 def draw_radius(height: int, width: int, generator: torch.Generator | None = None) -> float:

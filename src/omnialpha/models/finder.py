@@ -51,7 +51,7 @@ def hint_of(role: Role, guide: Tensor) -> Tensor:
 
 
 def prepare(pictures: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Straight RGBA (B, 4, H, W) -> (B, 3, side, side): on white, stretched to a square, brightest value 1, normalised."""
+    """Straight RGBA (B, 4, H, W) -> (B, 3, side, side): on white, stretched to a square, its brightest value 1."""
     rgb = F.interpolate(rgba.flatten(pictures), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
     rgb = rgb / rgb.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
     shift, scale = (torch.tensor(v, device=rgb.device).view(3, 1, 1) for v in (mean, std))
@@ -154,13 +154,13 @@ class U2NetP(nn.Module):
         seen, mirrored = both.chunk(2)
         return (seen + mirrored.flip(-1)) / 2
 
-    def read(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
-        """What goes in, (B, 4, SIDE, SIDE), of pictures (B, 4, H, W) and hints (B, h, w)."""
-        rgb = prepare(pictures, SIDE, MEAN, STD)
+    def read(self, pictures: Tensor, hints: Tensor | None = None, side: int = SIDE) -> Tensor:
+        """What goes in, (B, 4, side, side), of pictures (B, 4, H, W) and hints (B, h, w)."""
+        rgb = prepare(pictures, side, MEAN, STD)
         if hints is None:
             known = torch.zeros_like(rgb[:, :1])
         else:
-            known = F.interpolate(hints[:, None].float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+            known = F.interpolate(hints[:, None].float(), size=(side, side), mode="bilinear", antialias=True)
         return torch.cat([rgb, known], dim=1).to(self.fuse.weight.dtype)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -21,6 +21,7 @@ from omnialpha.data.stream import Stage, Stream, StreamSettings, open_stream
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write
 from omnialpha.tasks import task as find_task
+from omnialpha.training.finder import FinderRecipe
 from omnialpha.training.loop import FitSettings, Objective, fit
 from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings, SFTObjective
 from omnialpha.training.sources import DataSettings, held_out, load_banks
@@ -264,7 +265,8 @@ def _records(stream: Stream) -> set[tuple[str, str]]:
     return {(one.id, str(one.parts()[0].handle)) for source in stream.sources for one in source.records}
 
 
-KINDS: dict[str, type[VAERecipe] | type[SFTRecipe]] = {"vae": VAERecipe, "sft": SFTRecipe}
+Recipe = VAERecipe | SFTRecipe | FinderRecipe
+KINDS: dict[str, type[Recipe]] = {"vae": VAERecipe, "sft": SFTRecipe, "finder": FinderRecipe}
 
 
 def run(path: str | Path, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, float]:
@@ -273,12 +275,12 @@ def run(path: str | Path, overrides: Sequence[str] = (), quiet: bool = False) ->
     return fit(made.objective(), made.fit, quiet)
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> VAERecipe | SFTRecipe:
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe file, checked."""
     tree = config.load(path, overrides)
     if tree.get("kind") not in KINDS:
         raise InputError(f"recipe {path} has kind={tree.get('kind')!r}: use one of {', '.join(KINDS)}.")
-    kind: type[VAERecipe] | type[SFTRecipe] = KINDS[tree["kind"]]
+    kind: type[Recipe] = KINDS[tree["kind"]]
     return config.build(kind, tree)
 
 

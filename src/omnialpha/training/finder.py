@@ -1,0 +1,205 @@
+"""[kind = "finder"] Fine-tuning the finder: hints and soft alpha from layered records, and photographs with its own
+first answer as their truth, so that it does not forget them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.data import hints
+from omnialpha.data.bank import Bank
+from omnialpha.data.scenes import compose
+from omnialpha.errors import InputError
+from omnialpha.models.finder import SIDE, U2NetP, stretched
+from omnialpha.training.loop import FitSettings, Objective
+from omnialpha.training.sources import DataSettings, load_banks
+
+SEED = 1  # of what is validated, whatever the recipe's
+
+
+@dataclass(frozen=True)
+class FinderLoss:
+    """Weights. alpha: L1. edge: L1 of its first differences. composition: L1 of the composite that it would give with
+    the true colours. logistic: cross entropy of the fused map and of every scale [arXiv 2005.09007, eq. 1].
+    """
+
+    alpha: float = 1.0
+    edge: float = 1.0
+    composition: float = 1.0
+    logistic: float = 0.3
+
+
+class Drawn(NamedTuple):
+    """pictures (B, 4, H, W), hints (B, H, W), alpha (B, H, W), contrast (B, H, W): |foreground - background|, mean over
+    colours, 0 where the layers are not known. kinds: of the hints.
+    """
+
+    pictures: Tensor
+    hints: Tensor
+    alpha: Tensor
+    contrast: Tensor
+    kinds: list[str]
+
+
+class FinderObjective(Objective):
+    """What is trained is `net`; it begins as its own teacher."""
+
+    def __init__(
+        self,
+        net: U2NetP,
+        bank: Bank,
+        held_out: Bank,
+        loss: FinderLoss,
+        batch: int,
+        photographs: int,
+        side: int,
+        seed: int,
+    ) -> None:
+        """photographs: of the backgrounds of each bank the first so many are. A third of a batch are photographs, a
+        fifth scenes of two objects, the rest of one.
+        """
+        super().__init__()
+        self.net, self.settings, self.batch, self.seed = net.requires_grad_(True).train(), loss, batch, seed
+        self.side = side
+        self.bank, self.held_out, self.photographs = bank, held_out, photographs
+        # not a submodule: neither trained nor kept
+        object.__setattr__(self, "teacher", copy.deepcopy(net).eval().requires_grad_(False))
+
+    def forward(self, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        photographs = round(self.batch / 3) if self.photographs else 0
+        pairs = round(self.batch / 5)
+        parts = [
+            self.scenes(self.bank, self.batch - photographs - pairs, 1, generator),
+            self.scenes(self.bank, pairs, 2, generator),
+        ]
+        if photographs:
+            parts.append(self.taught(self.bank, photographs, generator))
+        return self.losses(_join(parts))
+
+    def losses(self, drawn: Drawn) -> dict[str, Tensor]:
+        logits = self.net(
+            self.net.read(drawn.pictures, drawn.hints, self.side).contiguous(memory_format=torch.channels_last)
+        )
+        logits = logits.float()
+        made, true = logits[:, 0].sigmoid(), drawn.alpha
+        off = (made - true).abs()
+        steps = [(made.diff(dim=d) - true.diff(dim=d)).abs().mean() for d in (1, 2)]
+        terms = {
+            "alpha": off.mean(),
+            "edge": steps[0] + steps[1],
+            "composition": (off * drawn.contrast).mean(),
+            "logistic": F.binary_cross_entropy_with_logits(logits, true[:, None].expand_as(logits)),
+        }
+        loss = torch.stack([getattr(self.settings, name) * term for name, term in terms.items()]).sum()
+        return {"loss": loss, **terms}
+
+    def scenes(self, bank: Bank, count: int, objects: int, generator: torch.Generator) -> Drawn:
+        """Composed scenes. With a hint, the object that it marks is the subject, without one all of them are."""
+        made = compose(bank, count, objects, (self.side, self.side), generator, apart=objects > 1)
+        rows = []
+        for b in range(count):
+            asked = int(torch.randint(objects, (1,), generator=generator))
+            kind, hint = hints.draw_hint(made.layers[b, asked, 3], generator)
+            marked = bool(hint.any())
+            front = made.layers[b, asked] if marked else rgba.recompose(list(made.layers[b]))
+            others = [made.layers[b, k] for k in range(objects) if marked and k != asked]
+            behind = rgba.recompose([made.background[b], *others])
+            contrast = (front[:3] - behind[:3]).abs().mean(0)
+            maps = torch.cat([made.composite[b], torch.stack([front[3], contrast, hint])])
+            rows.append((_cut(maps, generator), kind))
+        stacked = torch.stack([maps for maps, _ in rows])
+        pictures = _as_taken(stacked[:, :4], generator)
+        return Drawn(pictures, stacked[:, 6], stacked[:, 4], stacked[:, 5], [kind for _, kind in rows])
+
+    def taught(self, bank: Bank, count: int, generator: torch.Generator) -> Drawn:
+        """Photographs with the teacher's answer, and hints drawn from that."""
+        photos = replace(bank, backgrounds=bank.backgrounds[: self.photographs], scenes=bank.scenes[: self.photographs])
+        pictures = compose(photos, count, 1, (self.side, self.side), generator).background
+        with torch.no_grad():
+            alpha = stretched(self.teacher(self.teacher.read(pictures, side=self.side))[:, 0].float().sigmoid())  # type: ignore[attr-defined]
+        drawn = [hints.draw_hint(a, generator) for a in alpha]
+        return Drawn(
+            pictures, torch.stack([h for _, h in drawn]), alpha, torch.zeros_like(alpha), [k for k, _ in drawn]
+        )
+
+    @torch.no_grad()
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        """Alpha MAD on held-out scenes by kind of hint, and on held-out photographs against the teacher."""
+        self.net.eval()
+        generator = torch.Generator().manual_seed(SEED)
+        seen: dict[str, list[float]] = defaultdict(list)
+        for _ in range(12):
+            for drawn, name in (
+                (self.scenes(self.held_out, 8, 1, generator), ""),
+                (self.scenes(self.held_out, 4, 2, generator), "two/"),
+                *([(self.taught(self.held_out, 4, generator), "photo/")] if self.photographs else []),
+            ):
+                made = self.net.find(drawn.pictures, drawn.hints)
+                for kind, off in zip(drawn.kinds, (made - drawn.alpha).abs().mean((1, 2)).tolist(), strict=True):
+                    seen[f"mad/{name}{kind}"].append(off)
+        self.net.train()
+        return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
+
+    def export(self, folder: Path) -> None:
+        self.net.save(folder)
+
+
+def _join(parts: list[Drawn]) -> Drawn:
+    maps = [torch.cat([part[k] for part in parts]) for k in range(4)]
+    return Drawn(*maps, [kind for part in parts for kind in part.kinds])  # type: ignore[arg-type]
+
+
+def _cut(maps: Tensor, generator: torch.Generator) -> Tensor:
+    """Every other time a window of (C, H, W), scaled up again: real subjects are often cut by the picture's edge."""
+    draws = torch.rand(4, generator=generator).tolist()
+    if draws[0] < 0.5:
+        return maps
+    height, width = maps.shape[1:]
+    share = 0.55 + 0.4 * draws[1]
+    rows, columns = round(share * height), round(share * width)
+    top, left = round(draws[2] * (height - rows)), round(draws[3] * (width - columns))
+    window = maps[None, :, top : top + rows, left : left + columns]
+    return F.interpolate(window, size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+def _as_taken(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Composites (B, 4, H, W) with what a camera adds: another exposure, blur, noise."""
+    rgb, count = pictures[:, :3], len(pictures)
+    draws = torch.rand(count, 3, 1, 1, 1, generator=generator)
+    blurred = F.avg_pool2d(rgb, 3, 1, 1, count_include_pad=False)
+    rgb = torch.lerp(rgb, blurred, draws[:, 0])
+    noise = torch.randn(rgb.shape, generator=generator) * 0.04 * draws[:, 1].square()
+    rgb = (rgb.clamp_min(1e-4) ** (0.7 + 0.6 * draws[:, 2]) + noise).clamp(0, 1)
+    return torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
+
+
+@dataclass(frozen=True)
+class FinderRecipe:
+    """start: a folder of the finder that is fine-tuned, such as benchmarks/convert_u2netp.py writes."""
+
+    kind: str
+    fit: FitSettings
+    start: str
+    data: DataSettings = DataSettings()
+    loss: FinderLoss = FinderLoss()
+    batch: int = 8
+    side: int = SIDE  # of the pictures: fewer pixels, more steps an hour
+
+    def objective(self) -> Objective:
+        if self.batch < 3:
+            raise InputError(f"batch={self.batch} is too small to hold scenes and photographs: use 3 or more.")
+        bank, held_out = load_banks(self.data)
+        drawn = self.data.backgrounds if self.data.foregrounds else 0
+        photographs = len(bank.scenes) - drawn if self.data.folders else 0
+        net = U2NetP.load(Path(self.start))
+        return FinderObjective(net, bank, held_out, self.loss, self.batch, photographs, self.side, self.fit.seed)
