@@ -135,8 +135,8 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "size zero": (["generate", "mug", *OUT, "--size", "0x9"], ("--size 0x9 is out of range", "1 to 16384")),
     "size above": (["generate", "mug", *OUT, "--size", "16385"], ("--size 16385 is out of range", "1 to 16384")),
     "size in pixels above": (["generate", "mug", *OUT, "--size", "16384"], ("--size 16384 is out of range", "pixels")),
-    "size in words": (["generate", "mug", *OUT, "--size", "big"], ("--size 'big' is not a size", "HEIGHTxWIDTH")),
-    "size negative": (["generate", "mug", *OUT, "--size", "-5"], ("--size '-5' is not a size", "HEIGHTxWIDTH")),
+    "size in words": (["generate", "mug", *OUT, "--size", "big"], ("--size 'big' is not a size", "WIDTHxHEIGHT")),
+    "size negative": (["generate", "mug", *OUT, "--size", "-5"], ("--size '-5' is not a size", "WIDTHxHEIGHT")),
     "size of a photo": ([*MATTE, "--size", "64"], ("--size 64", "has the size of the composite", "leave it out")),
     "one layer": (["decompose", "photo.png", "-o", "new", "--layers", "1"], ("layers=1 is out of range", "use 2 to 8")),
     "nine layers": (
