@@ -1,5 +1,7 @@
 """What a run may be asked for: the library refuses what the command line refuses, before any work, in one sentence."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,20 @@ def test_a_size_is_refused(unable, size, sentence):
     with pytest.raises(InputError) as refused:
         unable.generate("a mug", size=size)
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.broadcast_to(np.uint8(0), (20000, 20000, 3)),
+        torch.zeros(1, dtype=torch.uint8).expand(3, 20000, 20000),
+        SimpleNamespace(size=(20000, 20000)),  # as PIL has it
+    ],
+    ids=["array", "tensor", "PIL"],
+)
+def test_a_picture_that_no_file_could_hold_is_refused(unable, picture):
+    with pytest.raises(InputError, match="20000.* has more than 89,478,485 pixels: make it smaller or crop it"):
+        unable.matte(picture)
 
 
 def test_numbers_of_numpy_are_numbers(tiny_model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from numbers import Real
 from operator import index
 from typing import Any
@@ -59,6 +60,15 @@ def check_size(value: Any, given: str = "") -> tuple[int, int]:
     if height * width > MAX_PIXELS:
         raise InputError(f"{given} is out of range: use at most {MAX_PIXELS:,} pixels.")
     return height, width
+
+
+def check_pixels(picture: Any) -> None:
+    """InputError where an array, a tensor or a PIL picture is larger than a picture file may be."""
+    from omnialpha.decoding import MAX_PIXELS
+
+    size = getattr(picture, "shape", None) or getattr(picture, "size", None)
+    if isinstance(size, tuple) and prod(sorted(size)[-2:]) > MAX_PIXELS:  # without the channels
+        raise InputError(f"a picture of {tuple(size)} has more than {MAX_PIXELS:,} pixels: make it smaller or crop it.")
 
 
 def by(size: Sequence[int]) -> str:

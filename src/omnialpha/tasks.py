@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from omnialpha.errors import InputError
-from omnialpha.limits import by, check_size
+from omnialpha.limits import by, check_pixels, check_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,6 +167,8 @@ class Task:
             most = MAX_LAYERS if role == self.many else 1
             if len(values) > most:
                 raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
+            for value in values:
+                check_pixels(value)
             given[role] = [files.to_rgba(v) for v in values]
             if role in MAPS:
                 given[role] = [check_map(v, role) for v in given[role]]

@@ -322,7 +322,7 @@ def test_a_device_without_memory(pictures: Path, ask: Call, monkeypatch: pytest.
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(OmniAlpha, "run", run)
-    refused(ask(*MATTE), "cpu has too little memory for matting_auto")
+    refused(ask(*MATTE), "cpu has too little memory for matting_auto", "make the picture smaller")
     assert not Path("out.png").exists()
 
 

@@ -194,8 +194,9 @@ def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], t
     try:
         with talk.steps(steps, f"finishing at {by(example.size)}") as watch:
             return model.run([example], on_step=watch, **used)[0]
-    except OutOfMemoryError as error:
-        raise InputError(f"{model.device} has too little memory for {task.name}; use --device cpu.") from error
+    except (OutOfMemoryError, MemoryError) as error:
+        way = "make the picture smaller" if model.device.type == "cpu" else "use --device cpu"
+        raise InputError(f"{model.device} has too little memory for {task.name}; {way}.") from error
 
 
 def _write(
