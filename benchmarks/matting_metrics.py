@@ -200,7 +200,7 @@ def agreement() -> Table:
     height, width = TRUE.shape
     table = Table(
         "CONN of the pictures that the original code was run on",
-        f"n={len(PREDICTED)}, {height}x{width} px, region: whole, original: MATLAB code under Octave",
+        f"n={len(PREDICTED)}, {width}x{height} px, region: whole, original: MATLAB code under Octave",
         {"picture": "", "original": ".4f"} | dict.fromkeys(CONN, ".4f"),
         notes=[f"(!): more than {TOLERANCE:g} from the original, relative."],
     )

@@ -30,6 +30,7 @@ from omnialpha.condition import pad
 from omnialpha.data import bank as banks
 from omnialpha.data.batches import BLOCK, SEEN, Budget, Shape
 from omnialpha.data.mixture import Mixture
+from omnialpha.limits import by
 from omnialpha.models.positions import Layout, Positions, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer
 from omnialpha.pipeline import PATCH, OmniAlpha
@@ -273,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = (
         f"all 21 tasks by the weights of {RECIPE.name}, {options.tokens} tokens a batch, random latents and texts of "
         f"{WORDS[0]} to {WORDS[1] - 1} tokens beside those of inputs; nano at its own sizes, mid-size at "
-        f"{', '.join(f'{h}x{w}' for h, w in SIZES)} px (h x w); {where}, seed 0"
+        f"{', '.join(map(by, SIZES))} px; {where}, seed 0"
     )
     tables = []
     for made in (

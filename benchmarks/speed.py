@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> Table:
 
     table = Table(
         "Speed of nano, seconds",
-        f"one picture of {size[0]}x{size[1]} px (native), seed 0, float32, {CORES} threads, {how}; "
+        f"one picture of {size[1]}x{size[0]} px (native), seed 0, float32, {CORES} threads, {how}; "
         f"machine: {machine_cores} cores, {platform.machine()}, Python {platform.python_version()}",
         {"what": "", "seconds": ".3f", "required": "", "met": ""},
         notes=[

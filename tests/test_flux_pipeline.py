@@ -237,7 +237,7 @@ def test_command_with_its_autoencoder_and_lora(flux_folder: Path, theirs: Any, t
     """`omnialpha generate --model --vae --lora` writes what diffusers makes of the same latents and LoRA."""
     vae, lora = write_flux_vae(tmp_path / "rgba_vae", channels=4), write_flux_lora(tmp_path / "lora")
     arguments = ["generate", WORDS[2], "-o", tmp_path / "out.png", "--raw", "--dtype", "float32", "--device", "cpu"]
-    arguments += ["--size", "48x80", "--seed", SEED, "--steps", STEPS]
+    arguments += ["--size", "80x48", "--seed", SEED, "--steps", STEPS]
     arguments += ["--model", flux_folder, "--vae", vae, "--lora", lora]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output

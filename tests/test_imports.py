@@ -14,7 +14,7 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config"),
-    ("rgba", "icc", "decoding", "encoding", "files"),
+    ("rgba", "icc", "decoding", "encoding", "files", "limits", "kernels"),
     ("canvas", "masks", "layers", "refine"),
     ("tasks",),
     ("fidelity", "sampling", "verbs"),
@@ -25,6 +25,7 @@ ORDER = (
     ("training",),
     ("curation",),
     ("apps",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 MODULES = {

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageCms
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.files import write_image
+from omnialpha.files import read_image, read_settings, write_image
 from omnialpha.layers import Layer, LayerStack
 
 
@@ -62,7 +63,7 @@ def test_order_names_and_error() -> None:
 def test_bad_layers_are_refused() -> None:
     with pytest.raises(InputError, match="0 layers"):
         LayerStack((3, 3), [])
-    with pytest.raises(InputError, match="0x3"):
+    with pytest.raises(InputError, match="3x0"):
         LayerStack((0, 3), [Layer("x", noise(4, 3, 3))])
     with pytest.raises(InputError, match=r"\(3, 5, 5\)"):
         Layer("x", noise(3, 5, 5))
@@ -135,6 +136,26 @@ def test_damaged_stacks_are_refused(tmp_path: Path, change: dict[str, object], m
     index.write_text(json.dumps(json.loads(index.read_text()) | change))
     with pytest.raises(InputError, match=message):
         LayerStack.load(tmp_path / "out")
+
+
+def test_every_layer_carries_profile_resolution_and_settings(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    settings = {"task": "decompose_auto", "seed": 7}
+    stack().save(tmp_path / "out", settings=settings, icc=profile, dpi=(300, 150))
+    for file in (tmp_path / "out").glob("*.png"):
+        made = read_image(file)
+        assert made.icc == profile and made.dpi == pytest.approx((300, 150), abs=0.02)
+        assert read_settings(file) == settings
+    assert json.loads((tmp_path / "out" / "layers.json").read_text())["settings"] == settings
+    assert len(LayerStack.load(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.JPG", "out.psd", "out.ora"])
+def test_a_name_of_a_picture_is_no_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} is to be a folder of layers; name it without \.\w+\.$"):
+        stack().save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    stack().save(tmp_path / "v1.2")  # no picture's
 
 
 def test_what_is_no_stack_is_refused(tmp_path: Path) -> None:

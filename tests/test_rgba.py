@@ -93,3 +93,19 @@ def test_psnr() -> None:
     assert rgba.psnr(a, b, mask) == pytest.approx(20, abs=1e-4)
     with pytest.raises(InputError, match="0 pixels"):
         rgba.psnr(a, b, torch.zeros(2, 2))
+
+
+def test_cover_takes_the_middle_in_the_shape_that_is_wanted() -> None:
+    picture = torch.ones(4, 40, 40)
+    picture[0] = torch.arange(40) / 40
+    made = rgba.cover(picture, (40, 20))
+    assert torch.equal(made, picture[:, :, 10:30])
+    assert torch.equal(rgba.cover(picture, (40, 40)), picture)
+    assert rgba.cover(picture, (7, 300)).shape == (4, 7, 300)
+    halved = rgba.cover(picture, (10, 20))  # rows 10 to 30, at half the scale
+    assert halved[0, 5].tolist() == pytest.approx([(k * 2 + 0.5) / 40 for k in range(20)], abs=0.01)
+
+
+def test_opaque_adds_alpha_one() -> None:
+    made = rgba.opaque(torch.full((2, 3, 4, 5), 0.25))
+    assert made.shape == (2, 4, 4, 5) and made[:, 3].min() == 1 and made[:, :3].max() == 0.25

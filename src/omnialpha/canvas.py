@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.limits import MAX_SIDE, by
 
 Size = tuple[int, int]  # (height, width)
 
@@ -24,7 +25,7 @@ class Grid:
     picture_pixels: int
     sample_pixels: int  # of all pictures of a sample together
     upscale: bool = False  # whether small pictures are enlarged to fill the budget
-    max_side: int = 16384
+    max_side: int = MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Canvas:
 
 def _check(verb: str, picture: Tensor, size: Size) -> None:
     if tuple(picture.shape[-2:]) != size:
-        got = "x".join(map(str, picture.shape[-2:]))
-        raise InputError(f"This canvas cannot {verb} a picture of {got}; pass one of {size[0]}x{size[1]} (h x w).")
+        raise InputError(f"This canvas cannot {verb} a picture of {by(picture.shape[-2:])}; pass one of {by(size)}.")
 
 
 @lru_cache(maxsize=4096)
@@ -64,7 +64,7 @@ def plan(source: Size, pictures: int, grid: Grid) -> Canvas:
     `pictures` counts all images of the sample, inputs and targets. At scale 1, fit then restore is bit-exact."""
     height, width = source
     if min(height, width) < 1:
-        raise InputError(f"A picture of {height}x{width} has no pixels; pass at least 1x1.")
+        raise InputError(f"A picture of {by(source)} has no pixels; pass at least 1x1.")
     if pictures < 1:
         raise InputError(f"A sample of {pictures} pictures is empty; pass at least 1.")
     budget = min(grid.picture_pixels, grid.sample_pixels // pictures)

@@ -13,11 +13,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from omnialpha import rgba as arithmetic
 from omnialpha.errors import InputError
 from omnialpha.files import read_image, swap, write_image
+from omnialpha.limits import by
 
 INDEX, FORMAT, VERSION = "layers.json", "omnialpha-layers", 1
 
@@ -54,7 +56,7 @@ class LayerStack:
         self.size = (int(size[0]), int(size[1]))
         self.layers = tuple(layers)
         if min(self.size) < 1:
-            raise InputError(f"A stack of {size[0]}x{size[1]} has no pixels; pass a size of at least 1x1.")
+            raise InputError(f"A stack of {by(self.size)} has no pixels; pass a size of at least 1x1.")
         if not self.layers:
             raise InputError("A stack of 0 layers is empty; pass at least one layer.")
 
@@ -85,10 +87,19 @@ class LayerStack:
         a, b = arithmetic.premultiply(self.recompose()), arithmetic.premultiply(reference)
         return {"psnr": arithmetic.psnr(a, b), "mae": float((a - b).abs().mean())}
 
-    def save(self, folder: str | os.PathLike[str], bits: int = 8) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        bits: int = 8,
+        *,
+        settings: dict[str, Any] | None = None,
+        icc: bytes | None = None,
+        dpi: tuple[float, float] | None = None,
+    ) -> None:
         """Writes one PNG a layer and layers.json, whole or not at all; replaces only an earlier stack or nothing.
 
-        8 bits round each layer; 16 keep many soft layers within 1/255 of the recomposition."""
+        8 bits round each layer; 16 keep many soft layers within 1/255 of the recomposition. settings, icc and dpi go
+        into every PNG, as `write_image` takes them, the settings into layers.json too."""
         folder = Path(os.path.abspath(folder))
         check_folder(folder)
         temporary = folder.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -97,10 +108,11 @@ class LayerStack:
             entries = []
             for i, layer in enumerate(self.layers):
                 file = f"{i:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', layer.name).strip('-').lower()[:40] or 'layer'}.png"
-                write_image(temporary / file, layer.rgba, bits=bits)
+                write_image(temporary / file, layer.rgba, bits=bits, settings=settings, icc=icc, dpi=dpi)
                 entry = {"name": layer.name, "file": file, "offset": list(layer.offset), "role": layer.role}
                 entries.append(entry)
-            index = {"format": FORMAT, "version": VERSION, "size": list(self.size), "layers": entries}
+            index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": list(self.size), "layers": entries}
+            index |= {"settings": settings} if settings else {}
             (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             swap(temporary, folder)
         except InputError as error:  # of a layer: name the file as the user knows it
@@ -157,6 +169,9 @@ def check_folder(folder: Path) -> None:
     if not os.access(folder.parent, os.W_OK):
         raise InputError(f"The folder {folder} may not be written; change the permissions or choose another.")
     if not folder.exists():
+        suffix = folder.suffix.lower()
+        if suffix in (*Image.registered_extensions(), ".ora"):  # a picture was expected there
+            raise InputError(f"The output {folder} is to be a folder of layers; name it without {suffix}.")
         return
     if not folder.is_dir():
         raise InputError(f"The output {folder} is a file; choose a folder.")

@@ -21,9 +21,9 @@ from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, 
 from omnialpha.models.positions import Layout
 from omnialpha.models.quantize import GGUF, load_gguf
 from omnialpha.models.vae import load_vae
-from omnialpha.pipeline import OmniAlpha
+from omnialpha.pipeline import REFINE_FROM, OmniAlpha
 from omnialpha.sampling import ALWAYS
-from omnialpha.tasks import Example
+from omnialpha.tasks import TASKS, Example, Role
 
 __all__ = ["Setup", "load", "pick_device", "swap"]
 
@@ -102,7 +102,7 @@ class Setup:
     def kind(self) -> Kind:
         return KINDS[self.parts.card.family]
 
-    def forecast(self, example: Example, steps: int, guided: bool) -> Estimate:
+    def forecast(self, example: Example, steps: int, guided: bool, raw: bool = False) -> Estimate:
         """What a run will take, before weights are read. InputError where it cannot fit, with a setting that would."""
         self.parts.card.check_task(example.task)
         self._check()
@@ -117,10 +117,24 @@ class Setup:
         layout = Layout((size,) * len(example.targets), (size,) * len(example.inputs))
         guided = guided and self.parts.card.guidance == "negative"
         words = self.kind.words(self.parts.card)
-        job = Job(anatomy, layout, self.placement, steps, guided, words=words, tile=self.approximate.tiles)
+        refined = 0  # as `fidelity.refined` chooses
+        if self.parts.card.refine and not raw and max(example.size) > REFINE_FROM * max(canvas.content):
+            seen = Role.COMPOSITE in example.roles and Role.ALPHA not in example.roles
+            refined = example.targets.count(Role.FOREGROUND) * seen
+        job = Job(
+            anatomy,
+            layout,
+            self.placement,
+            steps,
+            guided,
+            words=words,
+            tile=self.approximate.tiles,
+            pixels=example.size[0] * example.size[1],
+            refined=refined,
+            compared=TASKS[example.task].category == "decomposition",
+        )
         made = estimate(job, measure_speed(device, DTYPES[job.dtype]))
-        check_fits(made)
-        return made
+        return replace(made, warning=check_fits(made))
 
     def _check(self) -> None:
         """InputError for what is missing, damaged or does not fit."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnialpha import masks, rgba
+from omnialpha import kernels, masks, rgba
 from omnialpha.errors import InputError
 
 WORKING_PIXELS = 4_000_000  # closed-form matting needs about 1 KB a pixel of the cropped band
@@ -90,6 +90,7 @@ def _span(used: Tensor) -> slice:
 
 def _solve(rgb: Tensor, trimap: Tensor, prior: Tensor, hold: Tensor) -> Tensor:
     """Closed-form matting with a pull to `prior`: (L + hold) x = hold prior - R known, over unknown pixels."""
+    kernels.load()
     from pymatting.laplacian.cf_laplacian import cf_laplacian
     from pymatting.preconditioner.jacobi import jacobi
     from pymatting.solver.cg import cg
@@ -126,8 +127,9 @@ def foreground(rgb: Tensor, alpha: Tensor) -> Tensor:
     """(3, H, W) and (H, W) -> the subject's colours (3, H, W), free of the background's."""
     if min(alpha.shape) < 2:  # the pyramid has no level to begin with
         return rgb
-    from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
+    with kernels.alone():
+        from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
 
-    estimate = estimate_foreground_ml(rgb.permute(1, 2, 0).double().numpy(), alpha.double().numpy())
+        estimate = estimate_foreground_ml(rgb.permute(1, 2, 0).double().numpy(), alpha.double().numpy())
     colours = torch.from_numpy(np.ascontiguousarray(estimate)).float().permute(2, 0, 1).clamp(0, 1)
     return torch.where(alpha == 1, rgb, colours)

@@ -73,6 +73,20 @@ def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([pixels[:, :3], alpha], dim=1).reshape(*rgba.shape[:-2], *size)
 
 
+def opaque(rgb: Tensor) -> Tensor:
+    """(..., 3, H, W) -> (..., 4, H, W) with alpha 1."""
+    return torch.cat([rgb, torch.ones_like(rgb[..., :1, :, :])], dim=-3)
+
+
+def cover(rgba: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., 4, H, W) -> (..., 4, *size): as much of its middle as has the shape of `size`, resized."""
+    height, width = rgba.shape[-2:]
+    rows = min(height, max(1, round(width * size[0] / size[1])))
+    columns = min(width, max(1, round(height * size[1] / size[0])))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resize(rgba[..., top : top + rows, left : left + columns], size)
+
+
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
     """Peak signal-to-noise ratio in dB (peak 1) over all values, or where mask (..., H, W) is true; inf if equal.
 

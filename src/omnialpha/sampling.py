@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.limits import check_guidance, check_steps
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-MAX_STEPS = 1000
-MAX_GUIDANCE = 30.0
 TOGETHER = 1024  # up to so many picture tokens both branches of guidance run as one batch
 Interval = tuple[float, float]  # of times, the lower first
 ALWAYS: Interval = (0.0, 1.0)
@@ -27,10 +26,10 @@ def check(steps: int | None, guidance: float | None, interval: Interval = ALWAYS
     """InputError where a setting is out of range; None is a checkpoint's own, which is not."""
     if not 0 <= interval[0] <= interval[1] <= 1:
         raise InputError(f"guidance interval {interval} is out of range: use two times in [0, 1], the lower first.")
-    if steps is not None and not 1 <= steps <= MAX_STEPS:
-        raise InputError(f"steps={steps} is out of range: use 1 to {MAX_STEPS}.")
-    if guidance is not None and not 0 <= guidance <= MAX_GUIDANCE:
-        raise InputError(f"guidance={guidance:g} is out of range: use 0 to {MAX_GUIDANCE:g}, 1 is none.")
+    if steps is not None:
+        check_steps(steps)
+    if guidance is not None:
+        check_guidance(guidance)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from omnialpha.errors import InputError
+from omnialpha.limits import by, check_pixels, check_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,13 +134,14 @@ class Task:
         for role, other in zip(roles, sizes, strict=True):
             if other != sizes[0]:
                 raise InputError(
-                    f"the {role} is {other[1]}x{other[0]} px, the {roles[0]} {sizes[0][1]}x{sizes[0][0]} px: "
-                    "make them the same size."
+                    f"the {role} is {by(other)} px, the {roles[0]} {by(sizes[0])} px: make them the same size."
                 )
         if pictures:
             size = (int(sizes[0][0]), int(sizes[0][1]))
         elif size is None:
             raise InputError(f"{self.name} has no input picture: give size=(height, width).")
+        else:
+            size = check_size(size)
         instruction = self.instruct(prompt, wording)
         return Example(self.name, tuple(roles), tuple(pictures), instruction, self.target_roles(layers), size)
 
@@ -165,6 +167,8 @@ class Task:
             most = MAX_LAYERS if role == self.many else 1
             if len(values) > most:
                 raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
+            for value in values:
+                check_pixels(value)
             given[role] = [files.to_rgba(v) for v in values]
             if role in MAPS:
                 given[role] = [check_map(v, role) for v in given[role]]

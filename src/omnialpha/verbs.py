@@ -109,7 +109,7 @@ class Verbs:
 
     def generate(self, prompt: str, *, size: tuple[int, int] | None = None, **options: Any) -> Any:
         """A transparent PIL picture from text; size (height, width), by default the model's own."""
-        example = TASKS["text_to_image"].example(prompt=prompt, size=size or self.native_size())
+        example = TASKS["text_to_image"].example(prompt=prompt, size=self.native_size() if size is None else size)
         from PIL import Image
 
         return files.same_kind(self.run([example], **options)[0][0].rgba, Image.new("RGBA", (1, 1)))

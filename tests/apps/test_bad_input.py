@@ -135,8 +135,8 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "size zero": (["generate", "mug", *OUT, "--size", "0x9"], ("--size 0x9 is out of range", "1 to 16384")),
     "size above": (["generate", "mug", *OUT, "--size", "16385"], ("--size 16385 is out of range", "1 to 16384")),
     "size in pixels above": (["generate", "mug", *OUT, "--size", "16384"], ("--size 16384 is out of range", "pixels")),
-    "size in words": (["generate", "mug", *OUT, "--size", "big"], ("--size 'big' is not a size", "HEIGHTxWIDTH")),
-    "size negative": (["generate", "mug", *OUT, "--size", "-5"], ("--size '-5' is not a size", "HEIGHTxWIDTH")),
+    "size in words": (["generate", "mug", *OUT, "--size", "big"], ("--size 'big' is not a size", "WIDTHxHEIGHT")),
+    "size negative": (["generate", "mug", *OUT, "--size", "-5"], ("--size '-5' is not a size", "WIDTHxHEIGHT")),
     "size of a photo": ([*MATTE, "--size", "64"], ("--size 64", "has the size of the composite", "leave it out")),
     "one layer": (["decompose", "photo.png", "-o", "new", "--layers", "1"], ("layers=1 is out of range", "use 2 to 8")),
     "nine layers": (
@@ -154,7 +154,17 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown format": (["matte", "photo.png", "-o", "out.bmp"], ("out.bmp has no known format", ".png")),
     "no format": (["matte", "photo.png", "-o", "out"], ("out has no known format", ".png")),
     "name too long": (["matte", "photo.png", "-o", "a" * 300 + ".png"], ("aaa.png", "name too long", "another path")),
-    "format without alpha": (["matte", "photo.png", "-o", "out.jpg"], ("out.jpg cannot hold transparency", ".png")),
+    "format without alpha": (
+        ["matte", "photo.png", "-o", "out.jpg"],
+        ("out.jpg cannot hold transparency", "use .png, or matte it with --background COLOUR"),
+    ),
+    "background of no colour": ([*MATTE, "--background", "whit"], ("--background 'whit' is no colour", "write white")),
+    "background see-through": ([*MATTE, "--background", "#1234"], ("--background '#1234' is no colour", "#rrggbb")),
+    "background not a picture": ([*MATTE, "--background", "text.png"], ("text.png is not a picture", "save it as PNG")),
+    "background is the output": (
+        ["matte", "photo.png", "-o", "mask.png", "--background", "mask.png"],
+        ("mask.png is also an input", "another name"),
+    ),
     "alpha kept by a removal": (
         ["remove", "cutout.png", "--rough", "mask.png", "-o", "out.jpg"],
         ("out.jpg cannot hold transparency", ".png"),
@@ -164,6 +174,11 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "output is a hard link": (["matte", "photo.png", "-o", "link.png"], ("link.png is also an input", "another name")),
     "output is a symlink": (["matte", "photo.png", "-o", "alias.png"], ("alias.png is also an input", "another name")),
     "layers into a file": (["decompose", "photo.png", "-o", "text.png"], ("text.png is a file", "choose a folder")),
+    "layers into a picture": (
+        ["decompose", "photo.png", "-o", "out.png"],
+        ("out.png is to be a folder", "without .png"),
+    ),
+    "layers into a PSD": (["decompose", "photo.png", "-o", "out.PSD"], ("out.PSD is to be a folder", "without .psd")),
     "layers nowhere": (["decompose", "photo.png", "-o", "no/new"], ("no does not exist", "create it first")),
     "layers among files": (["decompose", "photo.png", "-o", "kept"], ("kept is not empty", "choose another")),
     # recipes
@@ -307,7 +322,7 @@ def test_a_device_without_memory(pictures: Path, ask: Call, monkeypatch: pytest.
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(OmniAlpha, "run", run)
-    refused(ask(*MATTE), "cpu has too little memory for matting_auto")
+    refused(ask(*MATTE), "cpu has too little memory for matting_auto", "make the picture smaller")
     assert not Path("out.png").exists()
 
 

@@ -53,10 +53,10 @@ def subprocess_run(*arguments: object, **options: Any) -> "subprocess.CompletedP
 def test_every_task_runs_by_its_name(task: Task, folder: Path, ask: Call) -> None:
     pictures = [part for role in task.inputs for part in (f"--{role}", FILES[role])]
     text = ["--prompt", "a red mug"] if task.text else []
-    size = [] if task.inputs else ["--size", "24x40"]
+    size = [] if task.inputs else ["--size", "40x24"]
     output = "layers" if len(task.targets) > 1 else "out.png"
     made = report(ask("run", task.name, *pictures, *text, *size, "-o", output, "--json"))
-    assert (made["task"], made["output"], made["size"]) == (task.name, output, list(SIZE))
+    assert (made["task"], made["output"], made["size"]) == (task.name, output, "40x24")
     assert [layer["role"] for layer in made["layers"]] == list(task.targets)
     if len(task.targets) > 1:
         stack = LayerStack.load(output)
@@ -112,10 +112,10 @@ def test_the_seed_decides(folder: Path, ask: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "made"), [([], (32, 32)), (["--size", "24"], (24, 24)), (["--size", "20X50"], (20, 50))]
+    ("size", "made"), [([], (32, 32)), (["--size", "24"], (24, 24)), (["--size", "50X20"], (20, 50))]
 )
 def test_generate_takes_a_size(size: list[str], made: tuple[int, int], folder: Path, ask: Call) -> None:
-    assert report(ask("generate", "a mug", "-o", "out.png", "--json", *size))["size"] == list(made)
+    assert report(ask("generate", "a mug", "-o", "out.png", "--json", *size))["size"] == f"{made[1]}x{made[0]}"
     assert tuple(read_image("out.png").rgba.shape[-2:]) == made
 
 
@@ -152,10 +152,49 @@ def test_depth_profile_and_resolution_of_the_input_are_kept(folder: Path, ask: C
     assert (made.bits, made.icc) == (16, profile) and made.dpi == pytest.approx((300, 300))
     solid = made.rgba[3] == 1  # there the colour is the input's, in all its bits
     assert bool(solid.any()) and np.array_equal(tifffile.imread("out.tif")[solid.numpy()][:, :3], deep[solid.numpy()])
-    assert ask("decompose", "deep.tif", "-o", "layers").exit_code == 0
-    assert {layer.bits for layer in map(read_image, Path("layers").glob("*.png"))} == {16}
+    made = report(ask("decompose", "deep.tif", "-o", "layers", "--seed", 5, "--json"))
+    layers = [read_image(path) for path in sorted(Path("layers").glob("*.png"))]
+    assert [(layer.bits, layer.icc) for layer in layers] == [(16, profile)] * 2
+    assert [layer.dpi for layer in layers] == [pytest.approx((300, 300), abs=0.01)] * 2
+    stored = json.loads(Path("layers/layers.json").read_text())["settings"]
+    assert stored.items() <= made.items() and (stored["task"], stored["seed"]) == ("decompose_auto", 5)
+    assert [read_settings(path) for path in sorted(Path("layers").glob("*.png"))] == [stored] * 2
     shallow = ask("matte", "deep.tif", "-o", "out.webp")
     assert shallow.exit_code == 0 and "WEBP holds 8 bits a channel: the 16 of deep.tif are rounded" in shallow.stderr
+
+
+@pytest.mark.parametrize(
+    ("background", "colour"), [("white", (255, 255, 255)), ("#369", (51, 102, 153)), ("#336699", (51, 102, 153))]
+)
+@pytest.mark.parametrize("output", ["out.jpg", "out.png"])
+def test_a_cut_out_is_put_on_a_colour(
+    background: str, colour: tuple[int, ...], output: str, folder: Path, ask: Call
+) -> None:
+    made = report(ask("matte", "photo.png", "--alpha", "mask.png", "-o", output, "--background", background, "--json"))
+    assert made["background"] == background
+    pixels = np.asarray(Image.open(output).convert("RGBA")).astype(int)
+    mask, photo = np.asarray(Image.open("mask.png")), np.asarray(Image.open("photo.png"))
+    assert pixels[..., 3].min() == 255
+    if output == "out.png":
+        assert np.array_equal(pixels[mask == 0][:, :3], np.broadcast_to(colour, pixels[mask == 0][:, :3].shape))
+        assert np.array_equal(pixels[mask == 255][:, :3], photo[mask == 255])
+        assert read_settings(output)["background"] == background  # type: ignore[index]
+    else:
+        corner = pixels[:4, :4, :3].reshape(-1, 3)
+        assert np.abs(corner - colour).max() <= 3
+
+
+def test_a_cut_out_is_put_on_a_picture(folder: Path, ask: Call) -> None:
+    """Of 40 x 24 px are covered by 160 x 48: its middle 80 x 48, halved, whose left half is red, right half blue."""
+    wide = np.zeros((48, 160, 3), np.uint8)
+    wide[:, :40], wide[:, 40:80], wide[:, 80:120] = (0, 255, 0), (255, 0, 0), (0, 0, 255)
+    Image.fromarray(wide).save("wide.png")
+    assert ask("matte", "photo.png", "--alpha", "mask.png", "-o", "out.png", "--background", "wide.png").exit_code == 0
+    pixels, outside = np.asarray(Image.open("out.png")), np.asarray(Image.open("mask.png")) == 0
+    inner = np.zeros_like(outside)
+    inner[:, 4:16] = True  # away from the seams, where resizing mixes
+    assert (pixels[outside & inner] == (255, 0, 0, 255)).all()
+    assert (pixels[outside & inner[:, ::-1]] == (0, 0, 255, 255)).all()
 
 
 # ---- what is said ----------------------------------------
@@ -165,9 +204,9 @@ def test_it_says_what_runs_where_and_for_how_long(folder: Path, ask: Call, tiny_
     said = ask("matte", "photo.png", "-o", "out.png", "--steps", 5)
     lines = said.stderr.splitlines()
     assert re.fullmatch(r"tiny on cpu, float32: about \d+ MB at the peak \(.+\), very roughly \d+ s", lines[0])
-    assert re.fullmatch(r"5 steps at \d+x\d+ for 24x40", lines[1])
+    assert re.fullmatch(r"5 steps at 32x\d+ for 40x24", lines[1])
     assert re.fullmatch(r"less than 1 s|at most about \d.*", lines[2]) and len(lines) == 3
-    assert re.fullmatch(r"wrote out\.png \(24x40\) in .* s, of which loading .* s\n", said.stdout)
+    assert re.fullmatch(r"wrote out\.png \(40x24\) in .* s, of which loading .* s\n", said.stdout)
 
 
 def test_the_card_gives_the_defaults_of_each_category(folder: Path, ask: Call) -> None:
@@ -201,6 +240,42 @@ def test_standard_output_of_a_real_process_is_one_json_object(folder: Path, tiny
 )
 def test_durations_are_readable(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+# ---- terminals, pipes and disks ----------------------------------------
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "omnialpha", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"omnialpha {omnialpha.__version__}\n", "")
+
+
+def test_a_terminal_of_ascii_shows_what_it_can(folder: Path, tiny_model_folder: Path) -> None:
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    verb = ["--model", tiny_model_folder, "--device", "cpu"]
+    for arguments, said in (
+        (["matte", "photo.png", "-o", "café.png", *verb], "wrote caf\\xe9.png (40x24)"),
+        (["tasks"], "text_to_image"),
+    ):
+        done = subprocess_run(*arguments, env=ascii_only)
+        assert done.returncode == 0 and said in done.stdout and "Traceback" not in done.stderr, done.stderr
+    assert Path("café.png").exists()
+    done = subprocess_run("matte", "naïve.png", "-o", "out.png", env=ascii_only)
+    assert (done.returncode, done.stderr) == (2, "error: There is no file na\\xefve.png; check the path.\n")
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["tasks", "--json"], ["--version"], ["--help"]])
+def test_a_closed_pipe_and_a_full_disk_show_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "omnialpha.apps.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()  # before anything is written
+        assert (process.stderr.read(), process.wait(60)) == ("", 1)
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert "No space left on device" in done.stderr
 
 
 # ---- stopping ----------------------------------------
@@ -268,7 +343,8 @@ def test_the_pictures_of_a_verb_are_the_roles_of_the_table(
 ) -> None:
     rows = [task for task in TASKS.values() if category in (None, task.category)]
     roles = {f"--{role}" for task in rows for role in task.inputs if role is not beside}
-    assert options_of(verb) & {f"--{role}" for role in Role if role is not Role.FULL} == roles  # --full is a switch
+    others = {"--full"} | ({"--background"} if verb == "matte" else set())  # a switch, and what a cut-out is put on
+    assert options_of(verb) & {f"--{role}" for role in Role} - others == roles
 
 
 @pytest.mark.parametrize(

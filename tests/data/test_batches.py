@@ -150,7 +150,7 @@ def pictures_of(shape, budget):
 def test_a_sample_above_the_budget(bank, data):
     small = replace(BUDGET, tokens=40)
     told = (
-        r"a sample of \w+ with [34] pictures of 32x32 px \(h x w\) has \d+ tokens, more than tokens=40 of a batch: "
+        r"a sample of \w+ with [34] pictures of 32x32 px has \d+ tokens, more than tokens=40 of a batch: "
         "raise tokens, or take smaller sizes"
     )
     for made in (lambda: mixture(bank, budget=small), lambda: stream(data, small)):

@@ -6,6 +6,9 @@ Nothing heavy is imported before a command needs it, so that help and the table 
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +24,8 @@ from omnialpha.tasks import MAPS, TASKS, Role
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, wherever a version of typer keeps it
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 Image = Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="where the picture goes")]
 Folder = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="where the layers go, with layers.json")]
@@ -33,7 +38,9 @@ Layers = Annotated[
 
 
 class Commands(TyperGroup):
-    """Says every mistake in one sentence on standard error, exit code 2; Ctrl-C ends with 130."""
+    """Says every mistake in one sentence on standard error, exit code 2; Ctrl-C ends with 130, and a reader of the
+    output that has seen enough with 1, without a word.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -59,11 +66,29 @@ class Commands(TyperGroup):
                 see = f"; see `{context.command_path if context else 'omnialpha'} --help`."
                 _error(message if message.endswith("?") else message.rstrip(".") + see)
             code = 2
-        sys.exit(code or 0)
+        except OSError as error:  # without a name: of a file that was open, or of the output
+            if error.errno not in FULL:
+                raise
+            _error(f"a disk is full ({error.strerror}); free space and run it again.")
+            code = 2
+        sys.exit(_flush() or code or 0)
 
 
 def _error(sentence: str) -> None:
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def _flush() -> int:
+    """The exit code where what was said cannot be written, 0 otherwise; at the very end it would be a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed once more
+        if isinstance(error, BrokenPipeError):
+            return 1
+        _error(f"standard output cannot be written ({error.strerror}); send it elsewhere.")
+        return 2
+    return 0
 
 
 app = typer.Typer(
@@ -119,9 +144,18 @@ def run(
 
 
 @command(app, roles=input_roles("matting", beside=Role.COMPOSITE))
-def matte(image: Image, output: Output, pictures: Pictures, options: Options, text: Text = None) -> None:
+def matte(
+    image: Image,
+    output: Output,
+    pictures: Pictures,
+    options: Options,
+    text: Text = None,
+    background: Annotated[
+        str | None, typer.Option("--background", metavar="COLOUR|FILE", help="put the subject on this: white, #336699")
+    ] = None,
+) -> None:
     """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text or a map marks."""
-    _verb("matte", image, output, pictures, options, text=text)
+    _verb("matte", image, output, pictures, options, text=text, background=background)
 
 
 @command(app, roles=input_roles("removal", beside=Role.COMPOSITE))
@@ -144,6 +178,7 @@ def _verb(
     options: Options,
     text: str | None = None,
     layers: int | None = None,
+    background: str | None = None,
 ) -> None:
     """A verb on a picture that may be guided by one map or a text."""
     from omnialpha.apps.execute import execute
@@ -152,7 +187,8 @@ def _verb(
     if text is not None and not text.strip():
         raise InputError("--text is empty: name the subject in words, or leave it out.")
     task = choose(verb, pictures, text)
-    execute(task, {Role.COMPOSITE: [image], **pictures}, output, options, prompt=text, layers=layers)
+    paths = {Role.COMPOSITE: [image], **pictures}
+    execute(task, paths, output, options, prompt=text, layers=layers, background=background)
 
 
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
@@ -278,6 +314,9 @@ def doctor(options: Options) -> None:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omnialpha.apps.options import MAX_SIDE, Options, command, whole
+from omnialpha.apps.options import Options, command, whole
 from omnialpha.errors import InputError
+from omnialpha.limits import MAX_SIDE
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,15 +11,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omnialpha import __version__
 from omnialpha.apps.options import Options, Pictures
 from omnialpha.apps.progress import Talk, duration, hush
 from omnialpha.errors import InputError
-from omnialpha.tasks import Example, Role, Task
+from omnialpha.limits import by
+from omnialpha.tasks import TASKS, Example, Role, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from omnialpha.files import Format, Picture
     from omnialpha.layers import LayerStack
     from omnialpha.loading import Setup
@@ -34,19 +37,24 @@ def execute(
     *,
     prompt: str | None = None,
     layers: int | None = None,
+    background: str | None = None,
 ) -> None:
-    """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`."""
+    """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`.
+
+    background: a colour or a picture file that the one picture is put on, which makes it opaque.
+    """
     from omnialpha import sampling
 
     began, talk = time.monotonic(), Talk(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
     sampling.check(options.steps, options.guidance)
-    form = check_target(output, len(targets), paths)
+    form = check_target(output, len(targets), [path for row in paths.values() for path in row])
     pictures = read(paths, talk)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
     example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
+    behind = None if background is None else backdrop(background, example.size, output)
     if form is not None:
-        check_fits(output, form, example, options.raw)
+        check_fits(output, form, example, options.raw, behind is not None)
 
     setup = settle(options)
     card = setup.parts.card
@@ -55,18 +63,22 @@ def execute(
     defaults = card.defaults(task.name)
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
-    talk.say(f"{card.name} on {setup.forecast(example, steps, guidance != 1.0)}")
+    forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
+    talk.say(f"{card.name} on {forecast}")
+    if forecast.warning:
+        talk.note(forecast.warning)
     loading = time.monotonic()
     model = load(options)
     loaded = time.monotonic() - loading
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
     stack = _run(model, task, example, used, talk)
     settings = {"task": task.name, "instruction": example.instruction, "model": model.card.name, **used}
-    settings |= {"size": list(example.size), "version": __version__}
-    _write(output, stack, form, main, settings, talk)
+    settings |= {} if background is None else {"background": background}
+    settings |= {"size": by(example.size), "version": __version__}
+    _write(output, stack, form, main, settings, talk, behind)
 
     report: dict[str, Any] = {"output": str(output), **settings, "device": str(model.device)}
-    report |= {"canvas": list(model.canvas(example).size), "layers": _layers(output, stack, form)}
+    report |= {"canvas": by(model.canvas(example).size), "layers": _layers(output, stack, form)}
     if task.category == "decomposition":
         error = stack.error(example.inputs[0])
         talk.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
@@ -76,15 +88,14 @@ def execute(
         print(json.dumps(report))
     elif not options.quiet:
         times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
-        print(f"wrote {output} ({_by(example.size)}) in {times}")
+        print(f"wrote {output} ({by(example.size)}) in {times}")
 
 
-def check_target(output: Path, targets: int, paths: Mapping[Role, Sequence[Path]]) -> Format | None:
+def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format | None:
     """The format of the output file, or None where layers make it a folder; InputError if it cannot be written."""
     from omnialpha.files import check_output
     from omnialpha.layers import check_folder
 
-    inputs = [path for row in paths.values() for path in row]
     if targets == 1:
         return check_output(output, inputs)
     check_folder(output)
@@ -96,18 +107,45 @@ def check_target(output: Path, targets: int, paths: Mapping[Role, Sequence[Path]
     return None
 
 
-def check_fits(output: Path, form: Format, example: Example, raw: bool) -> None:
-    """InputError where the picture to come will not fit the format, by its transparency or its size."""
+def check_fits(output: Path, form: Format, example: Example, raw: bool, covered: bool) -> None:
+    """InputError where the picture to come will not fit the format, by its transparency or its size.
+
+    covered: it will be put on a background.
+    """
     flat = (Role.BACKGROUND, Role.FULL)
     see_through = raw or any(role not in flat for role in example.targets)
     for role, picture in zip(example.roles, example.inputs, strict=True):
         see_through |= role is Role.COMPOSITE and bool((picture[3] < 1).any())  # what is kept of it keeps its alpha
-    if see_through and not form.alpha:
-        raise InputError(f"The output {output} cannot hold transparency, as {form.name} has none; use .png.")
+    if see_through and not covered and not form.alpha:
+        way = ", or matte it with --background COLOUR" if TASKS[example.task].category == "matting" else ""
+        raise InputError(f"The output {output} cannot hold transparency, as {form.name} has none; use .png{way}.")
     if max(example.size) > form.max_side:
         raise InputError(
-            f"The output {output} would be {_by(example.size)}, but {form.name} ends at {form.max_side}; use .png."
+            f"The output {output} would be {by(example.size)}, but {form.name} ends at {form.max_side}; use .png."
         )
+
+
+def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
+    """A colour (3,) by its CSS name or #rrggbb, or a picture file (3, *size), its middle scaled to cover all.
+
+    A translucent picture is seen on white. InputError where it is neither, or is the output.
+    """
+    import torch
+    from PIL import ImageColor
+
+    from omnialpha import rgba
+    from omnialpha.files import check_output, read_image
+
+    if not Path(given).is_file():
+        try:
+            red, green, blue = cast(tuple[int, int, int], ImageColor.getrgb(given))  # four values are refused as well
+        except ValueError:
+            raise InputError(
+                f"--background {given!r} is no colour and no picture file: write white, #rgb, #rrggbb, or a path."
+            ) from None
+        return torch.tensor([red, green, blue]) / 255
+    check_output(output, [given])
+    return rgba.flatten(rgba.cover(read_image(given).rgba, size))
 
 
 def read(paths: Mapping[Role, Sequence[Path]], talk: Talk) -> dict[Role, list[Picture]]:
@@ -151,30 +189,40 @@ def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], t
 
     steps = used["steps"]
     canvas = model.canvas(example)
-    enlarged = "" if canvas.size == example.size else f" for {_by(example.size)}"
-    talk.say(f"{steps} steps at {_by(canvas.size)}{enlarged}")
+    enlarged = "" if canvas.size == example.size else f" for {by(example.size)}"
+    talk.say(f"{steps} steps at {by(canvas.size)}{enlarged}")
     try:
-        with talk.steps(steps, f"finishing at {_by(example.size)}") as watch:
+        with talk.steps(steps, f"finishing at {by(example.size)}") as watch:
             return model.run([example], on_step=watch, **used)[0]
-    except OutOfMemoryError as error:
-        raise InputError(f"{model.device} has too little memory for {task.name}; use --device cpu.") from error
+    except (OutOfMemoryError, MemoryError) as error:
+        way = "make the picture smaller" if model.device.type == "cpu" else "use --device cpu"
+        raise InputError(f"{model.device} has too little memory for {task.name}; {way}.") from error
 
 
 def _write(
-    output: Path, stack: LayerStack, form: Format | None, main: Picture | None, settings: dict[str, Any], talk: Talk
+    output: Path,
+    stack: LayerStack,
+    form: Format | None,
+    main: Picture | None,
+    settings: dict[str, Any],
+    talk: Talk,
+    behind: Tensor | None,
 ) -> None:
-    """One picture with the profile, resolution and depth of the main input, or the folder of layers with its depth."""
+    """One picture, or the folder of layers, with the profile, resolution and depth of the main input."""
+    from omnialpha import rgba
     from omnialpha.files import write_image
 
-    bits = main.bits if main else 8
+    bits, icc, dpi = (main.bits, main.icc, main.dpi) if main else (8, None, None)
     if form is None:
-        stack.save(output, bits=bits)
+        stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
         return
     if bits not in form.bits:
         talk.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
         bits = 8
-    icc, dpi = (main.icc, main.dpi) if main else (None, None)
-    write_image(output, stack[0].rgba, settings=settings, icc=icc, dpi=dpi, bits=bits)
+    picture = stack[0].rgba
+    if behind is not None:
+        picture = rgba.opaque(rgba.flatten(picture, behind))
+    write_image(output, picture, settings=settings, icc=icc, dpi=dpi, bits=bits)
 
 
 def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:
@@ -190,7 +238,3 @@ def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[s
 def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
     """Figures for JSON, which has no infinity and no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

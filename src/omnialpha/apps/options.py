@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from omnialpha.errors import InputError
+from omnialpha.limits import check_seed, check_size
 from omnialpha.tasks import MEANING, TASKS, Role, Task
-
-MAX_SEED = 2**63 - 1
-MAX_SIDE = 16384
 
 Pictures = Mapping[Role, Sequence[Path]]
 
@@ -57,9 +56,9 @@ class Options:
     seed: Annotated[int, _whole("--seed", help="one seed gives one picture, on any device")] = 0
     steps: Annotated[int | None, _whole("--steps", help="sampling steps; the model's own if left out")] = None
     guidance: Annotated[float | None, _number("--guidance", help="1 is none; the model's own if left out")] = None
-    size: Annotated[
-        str | None, _common("--size", metavar="HxW", help="height and width of a picture made from text alone")
-    ] = None
+    size: Annotated[str | None, _common("--size", metavar="WIDTHxHEIGHT", help="of a picture made from text alone")] = (
+        None
+    )
     raw: Annotated[bool, _common("--raw", help="leave the model's pixels as they are: nothing from the input")] = False
     quiet: Annotated[bool, _common("--quiet", "-q", help="say nothing but errors")] = False
     json: Annotated[bool, _common("--json", help="one JSON object on standard output")] = False
@@ -96,8 +95,7 @@ class Options:
     ] = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= MAX_SEED:
-            raise InputError(f"seed={self.seed} is out of range: use 0 to {MAX_SEED}.")
+        check_seed(self.seed)
 
     @property
     def approximations(self) -> dict[str, str]:
@@ -111,17 +109,11 @@ class Options:
         if task.inputs:
             given = f"its output has the size of the {task.inputs[0]}"
             raise InputError(f"--size {self.size} is not for {task.name}, as {given}: leave it out.")
-        from omnialpha.files import MAX_PIXELS
-
         match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", self.size.strip().lower())
         if not match:
-            raise InputError(f"--size {self.size!r} is not a size: write HEIGHTxWIDTH, such as 96x128, or one number.")
-        height, width = int(match[1]), int(match[2] or match[1])
-        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-            raise InputError(f"--size {self.size} is out of range: use sides of 1 to {MAX_SIDE} px.")
-        if height * width > MAX_PIXELS:
-            raise InputError(f"--size {self.size} is out of range: use at most {MAX_PIXELS:,} pixels.")
-        return height, width
+            raise InputError(f"--size {self.size!r} is not a size: write WIDTHxHEIGHT, such as 128x96, or one number.")
+        width, height = int(match[1]), int(match[2] or match[1])
+        return check_size((height, width), f"--size {self.size}")
 
 
 COMMON = tuple(field.name for field in dataclasses.fields(Options))
@@ -150,6 +142,7 @@ def command(
             if "pictures" in own:
                 given = {role: values.pop(str(role)) for role in roles}
                 values["pictures"] = {role: paths for role, paths in given.items() if paths}
+            logging.getLogger("omnialpha").setLevel(logging.ERROR if values["options"].quiet else logging.NOTSET)
             function(**values)
 
         own = inspect.signature(function, eval_str=True).parameters

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omnialpha.canvas import Grid, Size, plan
 from omnialpha.errors import InputError
+from omnialpha.limits import by
 from omnialpha.tasks import Example, Task
 
 BLOCK = 4096  # draws that are planned at once
@@ -74,7 +75,7 @@ class Budget:
         made = pictures * (height // self.side) * (width // self.side) + text
         if made > self.tokens:
             raise InputError(
-                f"a sample of {shape.task} with {pictures} pictures of {shape.size[0]}x{shape.size[1]} px (h x w) has "
+                f"a sample of {shape.task} with {pictures} pictures of {by(shape.size)} px has "
                 f"{made} tokens, more than tokens={self.tokens} of a batch: raise tokens, or take smaller sizes."
             )
         return made

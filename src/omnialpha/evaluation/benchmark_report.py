@@ -15,6 +15,7 @@ from omnialpha.evaluation.report import Case, Column, Report, Row, Table, mean
 from omnialpha.evaluation.runner import Entrant, Runner
 from omnialpha.evaluation.samples import Sample
 from omnialpha.evaluation.scoring import KINDS, UNKNOWN, of_sets
+from omnialpha.limits import by
 from omnialpha.tasks import Role
 
 WORST, BEST = 6, 2
@@ -127,7 +128,7 @@ def _tables(runner: Runner, summary: Sequence[Row]) -> list[Table]:
 
 def _resolution(rows: Sequence[Row], size: int | None) -> str:
     sizes = sorted({(row["height"], row["width"]) for row in rows}, key=lambda s: (s[0] * s[1], s))
-    ends = dict.fromkeys(f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
+    ends = dict.fromkeys(map(by, (sizes[0], sizes[-1])))
     return " to ".join(ends) + (f" (longer side {size} px)" if size else " (as stored)")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnialpha import masks
+from omnialpha import kernels, masks
 from omnialpha.errors import InputError
 from omnialpha.evaluation.components import opencv
 
@@ -67,15 +67,17 @@ def solve(kind: str, rgb: Tensor, trimap: Tensor) -> Tensor:
     """Alpha (H, W) by a method of pymatting: "cf", "knn", "lbdm" or "lkm".
 
     A trimap without anchors (a see-through subject has no sure foreground) comes back as it is, .5 where unknown."""
-    from pymatting.preconditioner.jacobi import jacobi  # the same solution; some defaults print about small pictures
-
     if not has_anchors(trimap):
         return trimap.float()
+    kernels.load()
+    from pymatting.preconditioner.jacobi import jacobi  # the same solution; some defaults print about small pictures
+
     estimate = getattr(import_module(f"pymatting.alpha.estimate_alpha_{kind}"), f"estimate_alpha_{kind}")
     settings: dict[str, Any] = {"preconditioner": jacobi}
     if kind == "lkm":  # two of its windows must fit side by side
         settings = {"laplacian_kwargs": {"radius": min(KERNEL, (min(trimap.shape) - 1) // 4)}}
-    alpha = estimate(rgb.permute(1, 2, 0).double().cpu().numpy(), trimap.double().cpu().numpy(), **settings)
+    with kernels.alone():
+        alpha = estimate(rgb.permute(1, 2, 0).double().cpu().numpy(), trimap.double().cpu().numpy(), **settings)
     return torch.from_numpy(np.ascontiguousarray(alpha)).float().clamp(0, 1)
 
 

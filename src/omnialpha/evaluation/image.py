@@ -14,6 +14,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation import matting
+from omnialpha.limits import by
 
 PSNR_CEILING = 100.0  # dB, of equal pictures too: a mean over pictures stays finite
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -34,8 +35,9 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     """
     _check(predicted, true)
     if min(true.shape[-2:]) < SSIM_WINDOW:
-        height, width = true.shape[-2:]
-        raise InputError(f"SSIM needs sides of {SSIM_WINDOW} px or more, not {height}x{width}: use larger pictures.")
+        raise InputError(
+            f"SSIM needs sides of {SSIM_WINDOW} px or more, not {by(true.shape[-2:])}: use larger pictures."
+        )
     mean_p, mean_t = _window(predicted), _window(true)
     var_p = _window(predicted.square()) - mean_p.square()
     var_t = _window(true.square()) - mean_t.square()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
+from omnialpha.limits import by
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, in [-1, 1]
 EPS = 1e-8  # under the root of a feature's norm: a gradient that is finite at 0
@@ -94,8 +95,9 @@ class LPIPS(nn.Module):
             shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
             raise InputError(f"LPIPS cannot compare shapes {shapes}: pass two of one shape, (B, 3, H, W).")
         if min(a.shape[-2:]) < self.smallest:
-            size = f"{a.shape[-2]}x{a.shape[-1]}"
-            raise InputError(f"LPIPS with {self.name} needs sides of {self.smallest} px or more, not {size}.")
+            raise InputError(
+                f"LPIPS with {self.name} needs sides of {self.smallest} px or more, not {by(a.shape[-2:])}."
+            )
         x, count = (torch.cat([a, b]) - self.shift) / self.scale, len(a)
         total = x.new_zeros(count)
         for stage, head in zip(self.stages, self.heads, strict=True):

@@ -13,6 +13,7 @@ from omnialpha.evaluation import image
 from omnialpha.evaluation.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.reconstruction import Benchmark, Item
 from omnialpha.evaluation.report import Case, Column, Report, Row, Table, mean
+from omnialpha.limits import by
 
 # The published benchmark's categories of text to image: one weighs half, the others share the other half.
 PUBLISHED = ("animal", "fruit", "furniture", "mixed", "plant", "portrait", "toy", "transparent")
@@ -121,7 +122,7 @@ def report(benchmark: Benchmark, rows: Sequence[Row], model: str) -> Report:
 
 def _resolution(rows: Sequence[Row], size: int | None) -> str:
     sizes = sorted({(row["height"], row["width"]) for row in rows}, key=lambda s: (s[0] * s[1], s))
-    ends = dict.fromkeys(f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
+    ends = dict.fromkeys(map(by, (sizes[0], sizes[-1])))
     return " to ".join(ends) + (f" (longer side {size} px)" if size else " (as stored)")
 
 

@@ -8,6 +8,7 @@ from omnialpha.evaluation.report import Case, Report, Row
 from omnialpha.evaluation.suite import Contestant, Part, Suite
 from omnialpha.evaluation.suite_figures import PSNR_CAP
 from omnialpha.evaluation.suite_tables import TABLES, Found, readme, verdict
+from omnialpha.limits import by
 
 FEW = 100  # scenes; below it no figure should be quoted
 
@@ -58,7 +59,7 @@ def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
         title="Suite on held-out layers",
         header={
             "n": str(scenes.n),
-            "resolution": f"{scenes.size[0]}x{scenes.size[1]}",
+            "resolution": by(scenes.size),
             "region": "whole picture unless said",
             "seed": str(scenes.seed),
             "device": device,

@@ -9,6 +9,8 @@ At its widest a stage holds the weights that its way of offloading keeps on the 
 - transformer of width D: 14.5 D a picture token, 9 D a text token, rotary tables in float32, and the embedded inputs
   and text of each branch of guidance.
 
+- full size, in main memory: every picture as float32 RGBA, 16 bytes a pixel, and what restores, refines and writes one.
+
 The gaps of an allocator and the workspace of a GPU's libraries come on top.
 """
 
@@ -29,11 +31,20 @@ from omnialpha.models.strips import NARROW, SMALL, TILE, TILES
 from omnialpha.sampling import TOGETHER
 
 MARGIN = 1.05
+FULL = "full size"
 WORKSPACE = {"cuda": int(0.5e9)}
 ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
 STRIP = 3 * 36 + 16  # numbers of a tile and channel that a strip holds
 TIMES = 50  # a table of modulation is taken to be at least this long
 ENCODE, DECODE = 250, 400  # operations a pixel, of a codec of one channel; they grow with the square
+HELD = 16  # bytes a pixel of a full-size picture, RGBA in float32
+# Bytes and seconds a pixel while a picture is restored and written, and where it is refined or its layers compared.
+# `omnialpha matte` of pictures of 12, 24 and 64 MP with nano, on two x86-64 cores that others used too, had at its peak
+# 1.5, 2.5 and 5.6 GB with --raw, 2.5, 4.3 and 9.7 GB without, and `decompose --raw` 2.7 GB at 12 MP, .6 GB of that the
+# program itself; 64 MP took 60 s with --raw, 245 s without, beside what a small picture takes.
+WORK, WIDE_WORK = 48, 128
+WRITING, REFINING = 0.7e-6, 2.5e-6
+TOLERATED = 1.25  # of the free memory: so much may be asked of a CPU, where estimate and free memory are both rough
 REACHED = 0.5  # of the speed of one large matrix product
 BUS = 8e9  # bytes a second from main memory to a GPU in a modest slot
 
@@ -41,7 +52,8 @@ BUS = 8e9  # bytes a second from main memory to a GPU in a modest slot
 @dataclass(frozen=True)
 class Job:
     """Runs of one layout, `batch` at a time; guided: with a branch that has no instruction; words: tokens of an
-    instruction and of the template behind its prefix; tile: side in pixels, where the codec runs in tiles.
+    instruction and of the template behind its prefix; tile: side in pixels, where the codec runs in tiles; pixels: of
+    a picture at full size, refined: how many targets are refined there, compared: whether layers are recomposed.
     """
 
     anatomy: Anatomy
@@ -52,6 +64,9 @@ class Job:
     batch: int = 1
     words: int = 100
     tile: int | None = None
+    pixels: int = 0
+    refined: int = 0
+    compared: bool = False
 
     @property
     def text_tokens(self) -> int:
@@ -66,7 +81,8 @@ class Job:
 @dataclass(frozen=True)
 class Estimate:
     """weights_bytes: as stored, all of them; peak_bytes: on the device; host_bytes: in main memory, for a device beside
-    it; stages: the peak of each; seconds: within a factor of 3 or so, None where the speed is not known.
+    it; stages: the peak of each; seconds: within a factor of 3 or so, None where the speed is not known; warning: that
+    memory is short.
     """
 
     job: Job
@@ -76,6 +92,7 @@ class Estimate:
     host_bytes: int
     stages: dict[str, int] = field(default_factory=dict)
     seconds: float | None = None
+    warning: str = ""
 
     def __str__(self) -> str:
         stage = max(self.stages, key=self.stages.__getitem__)
@@ -100,13 +117,19 @@ def estimate(job: Job, speed: float | None = None) -> Estimate:
         host = total - stored["codec"] if placement.offload == "group" else 0
     if device.type != "cpu" and job.dtype != a.stored:  # all of it is converted in main memory first
         host = max(host, e * (sum(part.total for part in (a.vae, a.text, a.transformer)) + a.visiting * a.layers))
-    extra = WORKSPACE.get(device.type, 0)
-    stages = {name: int(MARGIN * (there[name] + widest)) + extra for name, widest in _widest(job, e).items()}
+    full = job.pixels * (HELD * len(job.layout.pictures) + (WIDE_WORK if job.refined or job.compared else WORK))
+    extra, widest = WORKSPACE.get(device.type, 0), _widest(job, e)
+    if device.type != "cpu":
+        host += full
+    elif full:
+        widest, there = widest | {FULL: full}, there | {FULL: there["codec"]}
+    stages = {name: int(MARGIN * (there[name] + size)) + extra for name, size in widest.items()}
     seconds = None
     if speed is not None:
         moved = stored["transformer"] / BUS if streams and device.type != "cpu" else 0.0
         branches = job.steps * (1 + job.guided)
         seconds = _once(job) / (REACHED * speed) + branches * max(moved, _branch(job) / (REACHED * speed))
+        seconds += job.pixels * (WRITING * len(job.layout.targets) + REFINING * job.refined)
     return Estimate(job, str(device), total, max(stages.values()), host, stages, seconds)
 
 
@@ -165,15 +188,21 @@ FIXES: tuple[dict[str, Any], ...] = (
 )
 
 
-def check_fits(made: Estimate, free: int | None = None, host_free: int | None = None) -> None:
-    """InputError where a run does not fit, with the first fix that would. free: bytes, by default those there are."""
+def check_fits(made: Estimate, free: int | None = None, host_free: int | None = None) -> str:
+    """InputError where a run does not fit, with the first fix that would. free: bytes, by default those there are.
+
+    Where it may yet fit, on a CPU, a warning comes back, "" where it does.
+    """
     free = available(torch.device(made.device)) if free is None else free
     host_free = available(torch.device("cpu")) if host_free is None else host_free
     if _fits(made, free, host_free):
-        return
+        return ""
     need, there, where = made.peak_bytes, free, made.device
     if need <= free:
         need, there, where = made.host_bytes, host_free, "main memory"
+    problem = f"this run needs about {need / 1e9:.1f} GB of {where}, which has {there / 1e9:.1f} GB free"
+    if made.device == "cpu" and need <= TOLERATED * there:
+        return f"{problem}: it may be slow, or be stopped by the system"
     tried, smallest = {}, made.peak_bytes
     for fix in FIXES:
         try:
@@ -186,9 +215,9 @@ def check_fits(made: Estimate, free: int | None = None, host_free: int | None = 
             break
     options = " ".join(f"--{name} {value}" for name, value in tried.items())
     way = f"use {options}" if tried else f"no setting helps, use a device with {smallest / 1e9:.1f} GB free"
-    raise InputError(
-        f"this run needs about {need / 1e9:.1f} GB of {where}, which has {there / 1e9:.1f} GB free: {way}."
-    )
+    if not tried and max(made.stages, key=made.stages.__getitem__) == FULL:
+        way = "make the picture smaller"
+    raise InputError(f"{problem}: {way}.")
 
 
 def _fits(made: Estimate, free: int, host_free: int) -> bool:

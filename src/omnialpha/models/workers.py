@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from threading import Barrier
 from typing import TypeVar
 
@@ -63,4 +63,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of the threads,
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))  # nor torch's, and would wait for them

@@ -1,0 +1,76 @@
+"""What a run may be asked for, in one place for the library and the command line. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from numbers import Real
+from operator import index
+from typing import Any
+
+from omnialpha.errors import InputError
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+MAX_GUIDANCE = 30.0
+MAX_SIDE = 16384  # px of a picture made from text
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """The whole number (a Python or numpy one) of a setting in [low, high]; InputError otherwise."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise InputError(f"{name}={value!r} is not a whole number: use {low} to {high}.") from None
+    if not low <= number <= high:
+        raise InputError(f"{name}={number} is out of range: use {low} to {high}.")
+    return number
+
+
+def check_seed(value: Any) -> int:
+    return whole("seed", value, 0, MAX_SEED)
+
+
+def check_steps(value: Any) -> int:
+    return whole("steps", value, 1, MAX_STEPS)
+
+
+def check_guidance(value: Any) -> float:
+    if not isinstance(value, Real):
+        raise InputError(f"guidance={value!r} is not a number: use 0 to {MAX_GUIDANCE:g}, 1 is none.")
+    scale = float(value)
+    if not 0 <= scale <= MAX_GUIDANCE:  # NaN is not
+        raise InputError(f"guidance={scale:g} is out of range: use 0 to {MAX_GUIDANCE:g}, 1 is none.")
+    return scale
+
+
+def check_size(value: Any, given: str = "") -> tuple[int, int]:
+    """(height, width) of a picture to be made; InputError otherwise. given: what the user wrote, for the message."""
+    from omnialpha.decoding import MAX_PIXELS
+
+    given = given or f"size={value!r} (height, width)"
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InputError(f"{given} is not a size: pass (height, width) in pixels.")
+    try:
+        height, width = map(index, value)
+    except TypeError:
+        raise InputError(f"{given} is not a size: pass whole numbers of pixels.") from None
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise InputError(f"{given} is out of range: use sides of 1 to {MAX_SIDE} px.")
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{given} is out of range: use at most {MAX_PIXELS:,} pixels.")
+    return height, width
+
+
+def check_pixels(picture: Any) -> None:
+    """InputError where an array, a tensor or a PIL picture is larger than a picture file may be."""
+    from omnialpha.decoding import MAX_PIXELS
+
+    size = getattr(picture, "shape", None) or getattr(picture, "size", None)
+    if isinstance(size, tuple) and prod(sorted(size)[-2:]) > MAX_PIXELS:  # without the channels
+        raise InputError(f"a picture of {tuple(size)} has more than {MAX_PIXELS:,} pixels: make it smaller or crop it.")
+
+
+def by(size: Sequence[int]) -> str:
+    """(height, width) as a person reads it: WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"
