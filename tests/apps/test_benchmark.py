@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
 import benchmark_trees as trees
+from finders import fake_finder
 from layered import manifest
 from omnialpha.apps import benchmark
 from omnialpha.apps.cli import Commands
 from omnialpha.evaluation.benchmarks import BENCHMARKS
+from omnialpha.evaluation.constants import BEST_CONSTANT
 
 Call = Callable[..., Result]
 SIZE = (48, 64)
@@ -57,8 +60,10 @@ def test_the_bundled_model(call: Call) -> None:
     }  # fmt: skip
     assert sorted(p.name for p in (out / "nano" / "predictions").iterdir()) == ["o_0.png", "o_1.png"]
     with (out / "summary.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
+        row, constant = csv.DictReader(file)
     assert row["benchmark"] == "aim-500" and float(row["mad"]) < 0.2 and float(row["unknown_sad"]) > 0
+    assert constant["method"] == BEST_CONSTANT and 0 < float(constant["mad"]) <= 0.5 and not constant["sad"]
+    assert f"| {BEST_CONSTANT} | nothing, it knows the truth | 2 |" in result.stdout
     assert "<h2>Worst and best cases</h2>" in (out / "index.html").read_text()
 
     before = (out / "nano" / "made.jsonl").read_bytes()
@@ -85,6 +90,7 @@ def test_methods_stand_in_one_table(call: Call, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     told = json.loads(Path("o/report.json").read_text())
     rows = told["summary"]
+    assert rows.pop()["method"] == BEST_CONSTANT
     assert [row["task"] for row in rows] == ["matting_trimap", "matting_auto", "matting_auto"]
     assert rows[0]["sad"] < rows[2]["sad"] and {row["n"] for row in rows} == {2}
     assert "nano" not in told["header"]["model"]
@@ -103,7 +109,41 @@ def test_two_programs_of_one_name(call: Call, tmp_path: Path) -> None:
     result = call("aim-500", "--data", aim(), "--peer", commands[0], "--peer", commands[1], "-o", "o", "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     names = {row["method"] for row in json.loads(Path("o/report.json").read_text())["summary"]}
-    assert len(names) == 2
+    assert len(names - {BEST_CONSTANT}) == 2
+
+
+@pytest.mark.parametrize("name", ["alphamatting", "matting-folder"])
+def test_photographs_with_mattes_are_scored_in_both_regions(call: Call, name: str) -> None:
+    data = trees.matting(Path("Photos"), ["GT01", "GT02"], "input", "alpha", name == "alphamatting", ".png", SIZE)
+    result = call(name, "--data", data, "--peer", "closed-form", "--peer", "grabcut", "-o", "o")
+    assert result.exit_code == 0, result.stderr
+    for line in (
+        "n: 2",
+        "resolution: 48x64 (as stored)",
+        "region: whole picture, and the unknown region of the trimap",
+    ):
+        assert line in result.stdout
+    rows = {row["method"]: row for row in json.loads(Path("o/report.json").read_text())["summary"]}
+    assert {m: row["task"] for m, row in rows.items()} == {
+        "closed form": "matting_trimap", "GrabCut": "matting_auto", BEST_CONSTANT: "matting_trimap",
+    }  # fmt: skip
+    for method in ("closed form", "GrabCut"):
+        assert all(
+            rows[method][f"{of}{m}"] >= 0 for of in ("", "unknown_") for m in ("sad", "mse", "mad", "grad", "conn")
+        )
+    alphas = torch.stack([torch.from_numpy(trees.alpha(n, *SIZE)) / 255 for n in (0, 1)])
+    least = min(float((alphas - c).abs().mean()) for c in (0, *alphas.unique().tolist()))
+    assert rows[BEST_CONSTANT]["mad"] == pytest.approx(least, abs=1e-4) and rows["closed form"]["mad"] < least
+
+
+def test_a_finder_stands_beside(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = fake_finder(monkeypatch)
+    Path("u2.onnx").write_bytes(b"x")
+    result = call("aim-500", "--data", aim(), "--peer", "onnx:u2.onnx", "--peer", "grabcut", "-o", "o")
+    assert result.exit_code == 0, result.stderr
+    assert opened == ["u2.onnx"] and "| u2 | matting_auto | 2 |" in result.stdout
+    wrong = call("aim-500", "--data", "AIM-500", "--peer", "onxx:u2.onnx")
+    assert wrong.exit_code == 2 and "'onxx:u2.onnx' is no peer" in wrong.stderr and "onnx:PATH" in wrong.stderr
 
 
 def test_removal_and_its_options(call: Call, tiny_model_folder: Path) -> None:

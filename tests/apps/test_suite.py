@@ -11,9 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from finders import fake_finder
 from omnialpha.apps import suite
 from omnialpha.apps.cli import Commands
 from omnialpha.evaluation.suite import Suite
+from omnialpha.pipeline import OmniAlpha
 
 pytest.importorskip("cv2")
 Call = Callable[..., Result]
@@ -121,3 +123,21 @@ def test_its_help_loads_nothing_heavy() -> None:
     code = "import json, sys, omnialpha.apps.suite; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "PIL", "diffusers"}.isdisjoint(json.loads(run.stdout))
+
+
+def test_the_finder_of_a_model_has_a_row(call: Call, tiny_model: OmniAlpha, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, card = fake_finder(monkeypatch), tiny_model.card
+    Path("u2.onnx").write_bytes(b"x")
+    arguments = ("--categories", "matting", "--peer", "blank", "--peer", "onnx:u2.onnx", "--json")
+    told = json.loads(call(*arguments, "-o", "without").stdout)
+    assert opened == ["u2.onnx"]
+    automatic = {row["method"] for row in told["summary"] if row["part"] == "matting_auto"}
+    assert automatic == {"tiny, default", "tiny, raw", "blank", "u2", "best constant"}
+    monkeypatch.setattr(type(card), "finder", "finder", raising=False)
+    told = json.loads(call(*arguments, "-o", "with").stdout)
+    rows = {(row["part"], row["method"]): row for row in told["summary"]}
+    assert Path(opened[-1]).name == "finder" and len(opened) == 3
+    assert rows["matting_auto", "its finder alone"]["mad"] == rows["matting_auto", "u2"]["mad"]
+    assert not any(part == "matting_trimap" and "finder" in method for part, method in rows)
+    call("--categories", "matting", "--peer", "none", "-o", "none", "--quiet")
+    assert len(opened) == 3

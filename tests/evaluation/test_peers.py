@@ -1,10 +1,15 @@
 """The simple methods do on easy pictures what they are known for, and say so where they cannot."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 
+from finders import SIDE as SEEN
+from finders import fake_finder
 from omnialpha import masks, rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation import classical, peers
@@ -245,3 +250,20 @@ def test_baselines() -> None:
     assert bool((answer("opaque", "matting_auto", rgb, alpha)[0, 3] == 1).all())
     assert not answer("blank", "matting_auto", rgb, alpha)[0, 3].any()
     assert bool((answer("blank", "removal_auto", rgb, alpha)[0, :3] == 0.5).all())
+
+
+def test_a_finder_answers_at_the_size_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, file = fake_finder(monkeypatch), tmp_path / "u2netp.onnx"
+    file.write_bytes(b"one")
+    method = peers.finder(file)
+    assert (method.name, opened) == ("u2netp", [str(file)])
+    assert [name for name in TASKS if method.does(name)] == ["matting_auto"]
+    rgb, alpha = scene()
+    rgb = torch.cat([alpha[None], rgb[1:]])[:, :, :48]  # what it finds is its red
+    made = method.make([example("matting_auto", rgb, alpha[:, :48])], [0])[0]
+    small = F.interpolate(rgb[None, :1], size=(SEEN, SEEN), mode="area")
+    wanted = F.interpolate(small, size=(SIDE, 48), mode="bilinear", align_corners=False)[0, 0]
+    assert made.shape == (1, 4, SIDE, 48) and torch.allclose(made[0, 3], wanted, atol=1e-6)
+    assert float(measure(made[0, 3], alpha[:, :48])["mad"]) < 0.05
+    file.write_bytes(b"two")
+    assert peers.finder(file).identity != method.identity and peers.finder(file, "it").name == "it"

@@ -12,13 +12,14 @@ from torch import Tensor
 from omnialpha import fidelity, rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation import heldout
+from omnialpha.evaluation.constants import BEST_CONSTANT
 from omnialpha.evaluation.matting import measure
 from omnialpha.evaluation.methods import Method
 from omnialpha.evaluation.peers import PEERS, best_constant
 from omnialpha.evaluation.report import Row
 from omnialpha.evaluation.suite import ROWS, Contestant, Part, Scenes, Suite, of_method, of_model
 from omnialpha.evaluation.suite_figures import PSNR_CAP, mean_psnr, summarise
-from omnialpha.evaluation.suite_matting import BEST_CONSTANT, TWO
+from omnialpha.evaluation.suite_matting import TWO
 from omnialpha.evaluation.suite_parts import CATEGORIES
 from omnialpha.evaluation.suite_report import report
 from omnialpha.evaluation.suite_tables import TABLES, Found, readme, required, verdict
@@ -257,17 +258,20 @@ def test_what_cannot_be_measured_is_refused(scenes: Scenes, tmp_path: Path) -> N
 
 
 def test_what_is_required_is_judged_by_both_outputs(scenes: Scenes, tmp_path: Path) -> None:
-    _, rows = run(scenes, tmp_path, "matting", "removal", "decomposition", peers=["telea", "grabcut"])
+    _, rows = run(scenes, tmp_path, "matting", "removal", "decomposition", peers=["telea", "grabcut", "closed-form"])
     found = Found(rows, "tiny")
     made = {r.what: r for r in required(found)}
     matte = made["automatic matting, MAD"]
-    assert matte.default == 0 and matte.raw > 0 and matte.passes(0.0)
-    assert "half the best constant's" in matte.bound
+    assert matte.default == 0 and matte.raw > 0 and matte.bound == "<= 0.05"
+    assert matte.passes(0.05) and not matte.passes(0.0501)
+    closed, trimap = figures(rows, "matting_trimap", "closed form")["mad"], made["matting with a trimap, MAD"]
+    assert trimap.bound == f"< {closed:.4f} (closed form's)" and not trimap.passes(closed) and trimap.passes(closed / 2)
+    assert trimap.default == 0 and trimap.raw == figures(rows, "matting_trimap", "tiny, raw")["mad"]
     assert made["text picks the right one of two, as composed, %"].met
     pooled = made["removal, rough map, PSNR in the hole above Telea's, pooled, dB"]
     assert pooled.default == float("inf")
     judged = {row["what"]: row["met"] for row in verdict(found).rows}
-    assert judged["text picks the right one of two, as composed, %"] == "yes" and len(judged) == 6
+    assert judged["text picks the right one of two, as composed, %"] == "yes" and len(judged) == 7
     assert not required(Found([row for row in rows if row["category"] == "none"], "tiny"))
 
 
@@ -277,7 +281,7 @@ def test_the_readme_row_names_who_stands_beside(scenes: Scenes, tmp_path: Path) 
     auto = table["automatic matting, MAD"]
     constant = figures(rows, "matting_auto", BEST_CONSTANT)["mad"]
     assert auto["value"].startswith(f".000 (constant {constant:.3f}".replace("0.", "."))
-    assert "GrabCut with a rectangle ." in auto["value"] and auto["required"] == "half the best constant's"
+    assert "GrabCut with a rectangle ." in auto["value"] and auto["required"] == "at most .05"
     assert table["text picks the right one of two objects"]["value"] == "100.0 % (chance 50.0 %)"
     assert "closed form ." in table["matting with a trimap, MAD"]["value"]
     assert not any("removal" in what for what in table)

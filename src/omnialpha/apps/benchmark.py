@@ -56,8 +56,9 @@ def _read(
         typer.Option(
             "--peer",
             "--method",
-            metavar="NAME|COMMAND",
-            help="a bundled method, or a program as 'cmd {input} {output}', beside --model; may be repeated",
+            metavar="NAME|onnx:PATH|COMMAND",
+            help="a bundled method, a salient-object ONNX file, or a program as 'cmd {input} {output}', beside "
+            "--model; may be repeated",
         ),
     ] = None,
     predictions: Annotated[
@@ -209,13 +210,16 @@ def _task(benchmark: Benchmark, asked: Asked, task: str, method: Method) -> str:
 
 def _peer(word: str, timeout: float) -> Method:
     from omnialpha.evaluation.commands import of_command
-    from omnialpha.evaluation.peers import PEERS
+    from omnialpha.evaluation.peers import FINDER, PEERS, finder
 
+    if word.startswith(FINDER):
+        return finder(word.removeprefix(FINDER))
     if "{" in word or " " in word.strip():
         return of_command(word, timeout)
-    if word not in PEERS:
-        raise InputError(f"{word!r} is no peer: use {', '.join(PEERS)}, or a command with {{input}} and {{output}}.")
-    return PEERS[word]
+    if word in PEERS:
+        return PEERS[word]
+    names = ", ".join((*PEERS, f"{FINDER}PATH"))
+    raise InputError(f"{word!r} is no peer: use {names}, or a command with {{input}} and {{output}}.")
 
 
 def _model(options: Options, batch: int) -> Method:

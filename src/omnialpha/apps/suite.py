@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from omnialpha.evaluation.methods import Method
     from omnialpha.evaluation.report import Row
     from omnialpha.evaluation.suite import Scenes, Suite
+    from omnialpha.pipeline import OmniAlpha
 
 RUNS = Path("runs", "eval-suite")  # where reports go if nothing is said
 NONE = "none"
@@ -50,9 +51,9 @@ def suite(
         list[str] | None,
         typer.Option(
             "--peer",
-            metavar="NAME|COMMAND",
-            help="a bundled peer (all if none is named; none for none), or a program as [TASK=]'cmd {input} {output}', "
-            "for mattes unless it says else; may be repeated",
+            metavar="NAME|onnx:PATH|COMMAND",
+            help="a bundled peer (all if none is named; none for none), a salient-object ONNX file, or a program as "
+            "[TASK=]'cmd {input} {output}', for mattes unless it says else; may be repeated",
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", parser=whole, metavar="NUMBER", help="pictures at once")] = 16,
@@ -77,6 +78,7 @@ def suite(
     model = load(options.model, device=options.device)
     scenes = Scenes(model, heldout.open_source(data), n, options.seed)
     parts = [part for name in wanted for part in CATEGORIES[name](scenes)]
+    peers += [own] if NONE not in (peer or ()) and (own := own_finder(model)) else []
     contestants = [of_model(model, batch), *(of_method(method) for method in peers)]
     made = Suite(scenes, parts, contestants, output or default_output(scenes, data))
     tell(made, measure(made, options.quiet), options, began)
@@ -93,21 +95,30 @@ def chosen(words: Sequence[str], known: Sequence[str]) -> list[str]:
 def choose_peers(words: Sequence[str], timeout: float) -> list[Method]:
     """Bundled peers by name, all where none is named, and programs by their commands."""
     from omnialpha.evaluation.commands import of_command, split_only
-    from omnialpha.evaluation.peers import PEERS
+    from omnialpha.evaluation.peers import FINDER, PEERS, finder
 
     named, programs = [], []
     for word in words:
         if word == NONE or word in PEERS:
             named.append(word)
+        elif word.startswith(FINDER):
+            programs.append(finder(word.removeprefix(FINDER)))
         elif "{" in word or " " in word:
             only, program = split_only(word)
             programs.append(of_command(program, timeout, only or "matting"))
         else:
-            raise InputError(
-                f"{word!r} is no peer: use {', '.join(PEERS)}, {NONE}, or a command with {{output}} in it."
-            )
+            names = ", ".join((*PEERS, f"{FINDER}PATH", NONE))
+            raise InputError(f"{word!r} is no peer: use {names}, or a command with {{output}} in it.")
     bundled = [PEERS[name] for name in dict.fromkeys(named) if name != NONE] if named else list(PEERS.values())
     return [*bundled, *programs]
+
+
+def own_finder(model: OmniAlpha) -> Method | None:
+    """The finder that lies in a model's folder, by itself, if its card names one."""
+    from omnialpha.evaluation.peers import OWN_FINDER, finder
+
+    name = getattr(model.card, "finder", None)
+    return finder(model.parts.transformer.parent / name, OWN_FINDER) if name and model.parts else None
 
 
 def default_output(scenes: Scenes, data: Path | None) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.benchmarks import Benchmark
+from omnialpha.evaluation.constants import BEST_CONSTANT, best_constants
 from omnialpha.evaluation.reconstruction_report import HALF, PUBLISHED, WEIGHTED
 from omnialpha.evaluation.report import Case, Column, Report, Row, Table, mean
 from omnialpha.evaluation.runner import Entrant, Runner
@@ -32,6 +33,8 @@ def report(
     """answers: by the entrant's name. InputError where no sample was answered by all."""
     shared = common(runner, entrants, answers)
     summary = summarise(benchmark, runner, entrants, shared)
+    if runner.kind == "matting":
+        summary.append(_constant(benchmark, runner, entrants[0].task, next(iter(shared.values()))))
     rows = [{"method": name, **_told(row)} for name, of in shared.items() for row in of]
     first = next(iter(shared.values()))
     return Report(
@@ -95,6 +98,15 @@ def _row(runner: Runner, entrant: Entrant, category: str, rows: Sequence[Row]) -
     return made | {"seconds": median(times) if times else None}
 
 
+def _constant(benchmark: Benchmark, runner: Runner, task: str, rows: Sequence[Row]) -> Row:
+    """The row of the best constant, which is told the truth, on the samples that have these rows."""
+    keys = {row["key"] for row in rows}
+    loaded = (sample.load(runner.settings.size) for sample in runner.samples[task] if sample.key in keys)
+    mattes = ((true[3], one.trimap) for one in loaded if (true := one.truth(Role.FOREGROUND)) is not None)
+    about = {"benchmark": benchmark.name, "task": task, "method": BEST_CONSTANT, "category": TOTAL, "n": len(rows)}
+    return about | best_constants(mattes) | {"seconds": None}
+
+
 def _weighted(parts: Sequence[Row]) -> Row:
     made: Row = {"category": WEIGHTED, "n": sum(row["n"] for row in parts)}
     shares = {row["category"]: 0.5 if row["category"] == HALF else 0.5 / (len(parts) - 1) for row in parts}
@@ -116,7 +128,11 @@ def _tables(runner: Runner, summary: Sequence[Row]) -> list[Table]:
     kind = KINDS[runner.kind]
     columns = tuple(c for c in kind.columns if any(row.get(c.key) is not None for row in summary))
     method, n, task = Column("method", "method"), Column("n", "n", 0), Column("task", "asked for")
-    totals = [row for row in summary if row["category"] == TOTAL]
+    totals = [
+        row | ({"task": "nothing, it knows the truth"} if row["method"] == BEST_CONSTANT else {})
+        for row in summary
+        if row["category"] == TOTAL
+    ]
     made = [Table("All pictures", (method, task, n, *columns, SECONDS), totals)]
     if any(UNKNOWN + c.key in row for c in kind.figures for row in summary):
         unknown = tuple(Column(UNKNOWN + c.key, c.title, c.digits, c.better) for c in kind.figures)

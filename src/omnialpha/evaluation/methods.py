@@ -64,9 +64,13 @@ def identity_of(parts: Parts, **settings: Any) -> str:
     told = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
     folders = (parts.transformer, parts.vae, *(parts.instructor / name for name in TEXT[parts.card.family]))
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
-        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-        told += [f"{place.name} {weight}", *map(_digest, files)]
+        told += [f"{place.name} {weight}", *digests(place)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+def digests(place: Path) -> list[str]:
+    """Of a file, or of all files in a folder."""
+    return [_digest(p) for p in ([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file()))]
 
 
 def _digest(path: Path) -> str:

@@ -5,10 +5,14 @@ Each answers in the task's layers (m, 4, H, W) at the size that came in, and say
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omnialpha import fidelity, masks, rgba
@@ -22,7 +26,7 @@ from omnialpha.evaluation.classical import (
     solve,
     telea,
 )
-from omnialpha.evaluation.methods import Method
+from omnialpha.evaluation.methods import Method, digests
 from omnialpha.refine import foreground
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
@@ -215,3 +219,28 @@ PEERS: dict[str, Method] = {
     ),
     "blank": _method("blank", _blank, TASKS, "nothing"),
 }
+
+
+# ---- finders --------------------------------------------------------------------------------------------------------
+
+OWN_FINDER = "its finder alone"  # what the suite calls the one in a model's folder
+FINDER = "onnx:"  # before a path, where `--peer` takes the name of a peer
+
+
+def finder(path: str | Path, name: str = "") -> Method:
+    """What a finder (`models.finder`) finds by itself: a salient-object ONNX file, or a folder of a model's own.
+
+    name: its file's if left out. InputError for what is no finder, or needs a package.
+    """
+    from omnialpha.models.finder import open_finder
+
+    found, place = open_finder(path), Path(path).expanduser()
+
+    def cut(rgb: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
+        alpha = found.find(solid(rgb)[None])
+        size = (int(rgb.shape[1]), int(rgb.shape[2]))
+        return F.interpolate(alpha[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
+
+    made = _method(name or place.stem, _matting(cut), _rows("matting", "auto"), COLOUR, "onnxruntime")
+    identity = hashlib.sha256("\n".join(digests(place)).encode()).hexdigest()[:16]
+    return replace(made, identity=f"{made.identity} {identity}")

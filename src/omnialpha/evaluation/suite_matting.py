@@ -11,6 +11,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.evaluation.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.classical import has_anchors
+from omnialpha.evaluation.constants import BEST_CONSTANT
 from omnialpha.evaluation.heldout import HeldOut
 from omnialpha.evaluation.matting import METRICS, POINTWISE, measure, soft_iou
 from omnialpha.evaluation.peers import best_constant
@@ -20,7 +21,6 @@ from omnialpha.tasks import MAPS, Example, Role
 
 TWO = "two objects"
 ANCHORED = "matting_trimap: where there are anchors"
-BEST_CONSTANT = "best constant"
 WORDINGS = {  # what the text says; "" is the caption as training composes it: the name, often colour and place
     "as composed": "", "name and place": "{name} at the {place}", "colour and name": "{color} {name}",
     "name alone": "{name}", "colour alone": "{color} object",
