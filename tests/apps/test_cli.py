@@ -165,9 +165,9 @@ def test_it_says_what_runs_where_and_for_how_long(folder: Path, ask: Call, tiny_
     said = ask("matte", "photo.png", "-o", "out.png", "--steps", 5)
     lines = said.stderr.splitlines()
     assert re.fullmatch(r"tiny on cpu, float32: about \d+ MB at the peak \(.+\), very roughly \d+ s", lines[0])
-    assert re.fullmatch(r"5 steps at \d+x\d+ for 24x40", lines[1])
+    assert re.fullmatch(r"5 steps at \d+x\d+ px for 40x24 px", lines[1])
     assert re.fullmatch(r"less than 1 s|at most about \d.*", lines[2]) and len(lines) == 3
-    assert re.fullmatch(r"wrote out\.png \(24x40\) in .* s, of which loading .* s\n", said.stdout)
+    assert re.fullmatch(r"wrote out\.png \(40x24 px\) in .* s, of which loading .* s\n", said.stdout)
 
 
 def test_the_card_gives_the_defaults_of_each_category(folder: Path, ask: Call) -> None:
@@ -246,7 +246,18 @@ def options_of(verb: str) -> set[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_the_common_options(verb: str) -> None:
-    common = {"--model", "--device", "--seed", "--steps", "--guidance", "--size", "--raw", "--quiet", "--json"}
+    common = {
+        "--model",
+        "--device",
+        "--seed",
+        "--steps",
+        "--guidance",
+        "--size",
+        "--frame",
+        "--raw",
+        "--quiet",
+        "--json",
+    }
     common |= {"--base", "--vae", "--lora", "--dtype", "--offload", "--quantize", "--attention", "--compile"}
     common |= {"--approximate"}
     assert common == {f"--{name}" for name in options.COMMON} and common | {"--output"} <= options_of(verb)

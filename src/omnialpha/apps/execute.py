@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omnialpha import __version__
 from omnialpha.apps.options import Options, Pictures
 from omnialpha.apps.progress import Talk, duration, hush
 from omnialpha.errors import InputError
-from omnialpha.tasks import Example, Role, Task
+from omnialpha.tasks import MAPS, Example, Role, Task
 
 if TYPE_CHECKING:
     from omnialpha.files import Format, Picture
     from omnialpha.layers import LayerStack
     from omnialpha.loading import Setup
     from omnialpha.pipeline import OmniAlpha
+
+PIPE = Path("-")  # standard input or output
 
 
 def execute(
@@ -41,8 +44,12 @@ def execute(
     began, talk = time.monotonic(), Talk(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
     sampling.check(options.steps, options.guidance)
+    if output == PIPE and options.json:
+        raise InputError("-o - and --json both write to standard output: give a file, or leave --json out.")
+    if options.frame is not None and not task.inputs:
+        raise InputError(f"--frame {options.frame} is not for {task.name}, which takes no picture: leave it out.")
     form = check_target(output, len(targets), paths)
-    pictures = read(paths, talk)
+    pictures = read(paths, talk, task.inputs[0] if task.inputs else None, options.frame)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
     example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
     if form is not None:
@@ -76,15 +83,21 @@ def execute(
         print(json.dumps(report))
     elif not options.quiet:
         times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
-        print(f"wrote {output} ({_by(example.size)}) in {times}")
+        print(f"wrote {output} ({_by(example.size)}) in {times}", file=sys.stderr if output == PIPE else sys.stdout)
 
 
 def check_target(output: Path, targets: int, paths: Mapping[Role, Sequence[Path]]) -> Format | None:
     """The format of the output file, or None where layers make it a folder; InputError if it cannot be written."""
-    from omnialpha.files import check_output
+    from omnialpha.files import FORMATS, check_output
     from omnialpha.layers import check_folder
 
-    inputs = [path for row in paths.values() for path in row]
+    inputs = [path for row in paths.values() for path in row if path != PIPE]
+    if output == PIPE:
+        if targets > 1:
+            raise InputError(f"-o - takes one picture, not {targets} layers: name a folder.")
+        if sys.stdout.isatty():
+            raise InputError("-o - would write a PNG to the terminal: redirect standard output, or name a file.")
+        return FORMATS[".png"]
     if targets == 1:
         return check_output(output, inputs)
     check_folder(output)
@@ -110,14 +123,21 @@ def check_fits(output: Path, form: Format, example: Example, raw: bool) -> None:
         )
 
 
-def read(paths: Mapping[Role, Sequence[Path]], talk: Talk) -> dict[Role, list[Picture]]:
-    """The picture files by role; what their reader had to say goes to `talk`."""
+def read(
+    paths: Mapping[Role, Sequence[Path]], talk: Talk, main: Role | None = None, frame: int | None = None
+) -> dict[Role, list[Picture]]:
+    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first one of role `main`."""
     from omnialpha.files import read_image
 
-    pictures = {role: [read_image(path) for path in row] for role, row in paths.items()}
-    for picture in (picture for row in pictures.values() for picture in row):
-        for note in picture.notes:
-            talk.note(f"{picture.path}: {note}")
+    pictures: dict[Role, list[Picture]] = {}
+    for role, row in paths.items():
+        for i, path in enumerate(row):
+            given = sys.stdin.buffer if path == PIPE else path
+            wanted = frame if role is main and i == 0 else None
+            picture = read_image(given, frame=wanted, data=role in MAPS)
+            pictures.setdefault(role, []).append(picture)
+            for note in picture.notes:
+                talk.note(f"{path}: {note}")
     return pictures
 
 
@@ -163,9 +183,10 @@ def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], t
 def _write(
     output: Path, stack: LayerStack, form: Format | None, main: Picture | None, settings: dict[str, Any], talk: Talk
 ) -> None:
-    """One picture with the profile, resolution and depth of the main input, or the folder of layers with its depth."""
+    """One picture with the profile, resolution, depth and metadata of the main input, or the folder of layers with its depth."""
     from omnialpha.files import write_image
 
+    where: Path | BinaryIO = sys.stdout.buffer if output == PIPE else output
     bits = main.bits if main else 8
     if form is None:
         stack.save(output, bits=bits)
@@ -173,8 +194,8 @@ def _write(
     if bits not in form.bits:
         talk.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
         bits = 8
-    icc, dpi = (main.icc, main.dpi) if main else (None, None)
-    write_image(output, stack[0].rgba, settings=settings, icc=icc, dpi=dpi, bits=bits)
+    for note in write_image(where, stack[0].rgba, settings=settings, bits=bits, source=main):
+        talk.note(note)
 
 
 def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:
@@ -193,4 +214,5 @@ def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+    """(height, width) as people read it: width first."""
+    return f"{size[1]}x{size[0]} px"
