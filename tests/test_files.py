@@ -15,10 +15,19 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from omnialpha import files, icc
-from omnialpha.encoding import encode
 from omnialpha.errors import InputError
-from omnialpha.files import check_output, read_image, read_settings, same_kind, to_rgba, write_image
+from omnialpha.files import (
+    FORMATS,
+    check_output,
+    icc,
+    read_image,
+    read_settings,
+    same_kind,
+    to_rgba,
+    write_image,
+    writing,
+)
+from omnialpha.files.encoding import encode
 
 STEP = 1.001 / 255
 
@@ -320,7 +329,7 @@ def in_gamut(bits: int) -> np.ndarray:
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
 def test_untouched_pixels_of_a_profiled_file_round_trip(tmp_path: Path, suffix: str, gamma: float) -> None:
     array, data = in_gamut(8), profile(gamma)
-    (tmp_path / f"a.{suffix}").write_bytes(encode(files.FORMATS[f".{suffix}"].name, array, None, data, None))
+    (tmp_path / f"a.{suffix}").write_bytes(encode(FORMATS[f".{suffix}"].name, array, None, data, None))
     picture = read_image(tmp_path / f"a.{suffix}")
     assert picture.icc == data and np.abs(hwc(picture.rgba) - array / 255).max() > 0.02 and picture.notes == ()
     write_image(tmp_path / f"b.{suffix}", picture.rgba, icc=picture.icc)
@@ -332,7 +341,7 @@ def test_untouched_pixels_of_a_profiled_file_round_trip(tmp_path: Path, suffix: 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bit_profiled_files_keep_their_depth(tmp_path: Path, suffix: str) -> None:
     array, data = in_gamut(16), profile()
-    (tmp_path / f"a.{suffix}").write_bytes(encode(files.FORMATS[f".{suffix}"].name, array, None, data, None))
+    (tmp_path / f"a.{suffix}").write_bytes(encode(FORMATS[f".{suffix}"].name, array, None, data, None))
     picture = read_image(tmp_path / f"a.{suffix}")
     write_image(tmp_path / f"b.{suffix}", picture.rgba, icc=picture.icc, bits=16)
     first, second = (read_image(tmp_path / f"{name}.{suffix}").rgba for name in "ab")
@@ -440,9 +449,11 @@ def test_arrays_of_1_to_4_channels() -> None:
     [
         (np.zeros((3, 3, 5)), "1 to 4 channels"),
         (np.zeros((0, 3, 3)), "1 to 4 channels"),
-        (torch.zeros(1, 4, 3, 3), "1 to 4 channels"),
+        (torch.zeros(2, 4, 3, 3), r"shape \(2, 4, 3, 3\).* 1 to 4 channels"),
+        (torch.zeros(5, 3, 4), r"shape \(5, 3, 4\).* 1 to 4 channels as \(H, W\) or \(C, H, W\)"),
         (np.full((3, 3), 255.0), "not in"),
-        (np.full((3, 3), np.nan), "not in"),
+        (np.full((3, 3), np.nan), "NaN"),
+        (np.full((3, 3), -np.inf), "infinite"),
         (np.zeros((3, 3), np.int64), "int64"),
         (7, "int is not a picture"),
     ],
@@ -473,7 +484,7 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
 def test_truncated_16_bit_files_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     array = samples(dtype=np.uint16, height=60, width=60)
-    path.write_bytes(encode(files.FORMATS[f".{suffix}"].name, array, None, None, None))
+    path.write_bytes(encode(FORMATS[f".{suffix}"].name, array, None, None, None))
     _truncate(path)
     with pytest.raises(InputError, match="damaged|not a picture"):
         read_image(path)
@@ -607,7 +618,7 @@ def test_a_real_limit_on_file_size(tmp_path: Path) -> None:
 def test_a_file_that_does_not_read_back_is_not_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr(files, "encode", lambda *args: damage(encode(*args)))
+    monkeypatch.setattr(writing, "encode", lambda *args: damage(encode(*args)))
     with pytest.raises(InputError, match="could not be written"):
         write_image(tmp_path / "x.png", torch.rand(4, 64, 64))
     assert list(tmp_path.iterdir()) == []
@@ -617,7 +628,7 @@ def test_a_file_without_its_alpha_is_not_delivered(tmp_path: Path, monkeypatch: 
     def without_alpha(name: str, array: np.ndarray, *rest: Any) -> bytes:
         return png(array[..., :3], 2, 8)
 
-    monkeypatch.setattr(files, "encode", without_alpha)
+    monkeypatch.setattr(writing, "encode", without_alpha)
     with pytest.raises(RuntimeError, match="reads back as RGB"):
         write_image(tmp_path / "x.png", torch.rand(4, 8, 8) * 0.9)
     assert list(tmp_path.iterdir()) == []

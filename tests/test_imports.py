@@ -14,7 +14,7 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config"),
-    ("rgba", "icc", "decoding", "encoding", "files", "limits", "kernels"),
+    ("rgba", "files", "limits", "kernels"),
     ("canvas", "masks", "layers", "refine"),
     ("tasks",),
     ("fidelity", "sampling", "verbs"),

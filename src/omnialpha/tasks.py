@@ -48,6 +48,7 @@ DERIVED: dict[Role, tuple[Role, ...]] = {
     Role.PRECISE: (Role.FOREGROUND,),
     Role.ROUGH: (Role.FOREGROUND,),
 }
+SAME = 0.1  # values of a map that differ by no more are one value: edges, noise, compression
 MAPS = (Role.ALPHA, Role.TRIMAP, Role.PRECISE, Role.ROUGH)
 
 
@@ -169,7 +170,7 @@ class Task:
                 raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
             for value in values:
                 check_pixels(value)
-            given[role] = [files.to_rgba(v) for v in values]
+            given[role] = [files.to_rgba(v, data=role in MAPS) for v in values]
             if role in MAPS:
                 given[role] = [check_map(v, role) for v in given[role]]
         return given
@@ -179,13 +180,46 @@ def check_map(picture: Tensor, role: Role) -> Tensor:
     """A map as an opaque grey picture; raises InputError where it says nothing (empty, or unknown everywhere)."""
     from omnialpha import masks
 
-    opaque = bool((picture[3] == 1).all())
-    values = picture[:3].mean(0) if opaque else picture[3]  # a cut-out given as a mask means its alpha
-    if float(values.max()) <= 0.02:
+    values = map_values(picture, role)
+    highest = float(values.max())
+    if 0 < highest <= 1.001 / 255:  # a mask of 0 and 1 in integers
+        raise InputError(
+            f"the {role} is nearly black, its highest value being 1 in integers: multiply by 255 or pass bool."
+        )
+    if highest <= 0.02:
         raise InputError(f"the {role} is empty (black everywhere): paint the subject white.")
     if role is Role.TRIMAP and bool(((values > 0.02) & (values < 0.98)).all()):
         raise InputError("the trimap is unknown (grey) everywhere: mark some sure subject white or background black.")
     return masks.as_picture(values)
+
+
+def map_values(picture: Tensor, role: Role) -> Tensor:
+    """(H, W) of a map's picture (4, H, W): its grey, or its alpha where that is what varies, as in a cut-out.
+
+    An alpha that is the same everywhere says nothing. Grey levels painted on a transparent ground lie on black.
+    """
+    colour, alpha = picture[:3], picture[3]
+    # the mean of three equal floats may not be that float
+    grey = (colour[0] == colour[1]) & (colour[1] == colour[2])
+    values = colour[0].where(grey, colour.mean(0))
+    lowest, highest = float(alpha.min()), float(alpha.max())
+    if highest <= 0.02:  # nothing is seen
+        return alpha
+    if highest - lowest <= SAME:
+        return values
+    seen = alpha > highest / 2
+    shown = values[seen]
+    coloured = float((colour[:, seen].amax(0) - colour[:, seen].amin(0)).max()) > SAME
+    constant = float(shown.max() - shown.min()) <= SAME
+    unknown = role is Role.TRIMAP and constant and abs(float(shown.mean()) - 0.5) <= SAME
+    if coloured or (constant and not unknown) or float((values - alpha).abs().max()) <= SAME:
+        return alpha
+    if lowest > 0.5:  # nothing is cut out
+        return values
+    levels = shown.new_tensor([0, 0.5, 1])
+    if float(((shown[:, None] - levels).abs().amin(1) <= 0.03).float().mean()) >= 0.9:
+        return values * alpha
+    raise InputError(f"the {role} varies both in grey and in alpha: save the one that counts as a grey picture.")
 
 
 def _with_map(

@@ -1,5 +1,5 @@
-"""What people do with a model: matte, remove, decompose, complete, generate. PIL, numpy, torch or path in, the same
-kind out.
+"""What people do with a model: matte, remove, decompose, complete, generate. PIL, numpy, torch, path or file in, the
+same kind out (see `files.same_kind`).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Verbs:
         """Cut the subject out of a picture: automatic, or the one that a text or a map marks. Returns RGBA of the kind
         given.
         """
+        image = files.loaded(image)
         return files.same_kind(
             self._layers("matte", image, text, _maps(alpha, trimap, precise, rough), None, options)[0].rgba, image
         )
@@ -77,6 +78,7 @@ class Verbs:
         **options: Any,
     ) -> Any:
         """The picture without its subject, or without what a map marks; outside the marked area bit-equal."""
+        image = files.loaded(image)
         return files.same_kind(
             self._layers("remove", image, None, _maps(alpha, trimap, precise, rough), None, options)[0].rgba, image
         )
@@ -103,9 +105,9 @@ class Verbs:
         """
         task = completion(foreground, background, full)
         given = foreground if foreground is not None else background
+        given = [files.loaded(one) for one in (given if isinstance(given, list | tuple) else [given])]
         example = task.example(prompt=prompt, **{str(task.inputs[0]): given})
-        first = given[0] if isinstance(given, list | tuple) else given
-        return files.same_kind(self.run([example], **options)[0][0].rgba, first)
+        return files.same_kind(self.run([example], **options)[0][0].rgba, given[0])
 
     def generate(self, prompt: str, *, size: tuple[int, int] | None = None, **options: Any) -> Any:
         """A transparent PIL picture from text; size (height, width), by default the model's own."""

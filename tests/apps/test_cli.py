@@ -321,7 +321,18 @@ def options_of(verb: str) -> set[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_the_common_options(verb: str) -> None:
-    common = {"--model", "--device", "--seed", "--steps", "--guidance", "--size", "--raw", "--quiet", "--json"}
+    common = {
+        "--model",
+        "--device",
+        "--seed",
+        "--steps",
+        "--guidance",
+        "--size",
+        "--frame",
+        "--raw",
+        "--quiet",
+        "--json",
+    }
     common |= {"--base", "--vae", "--lora", "--dtype", "--offload", "--quantize", "--attention", "--compile"}
     common |= {"--approximate"}
     assert common == {f"--{name}" for name in options.COMMON} and common | {"--output"} <= options_of(verb)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from omnialpha import __version__
 from omnialpha.apps.options import Options, Pictures
 from omnialpha.apps.progress import Talk, duration, hush
 from omnialpha.errors import InputError
 from omnialpha.limits import by
-from omnialpha.tasks import TASKS, Example, Role, Task
+from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from omnialpha.layers import LayerStack
     from omnialpha.loading import Setup
     from omnialpha.pipeline import OmniAlpha
+
+PIPE = Path("-")  # standard input or output
 
 
 def execute(
@@ -48,8 +51,12 @@ def execute(
     began, talk = time.monotonic(), Talk(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
     sampling.check(options.steps, options.guidance)
-    form = check_target(output, len(targets), [path for row in paths.values() for path in row])
-    pictures = read(paths, talk)
+    if output == PIPE and options.json:
+        raise InputError("-o - and --json both write to standard output: give a file, or leave --json out.")
+    if options.frame is not None and not task.inputs:
+        raise InputError(f"--frame {options.frame} is not for {task.name}, which takes no picture: leave it out.")
+    form = check_target(output, len(targets), [path for row in paths.values() for path in row if path != PIPE])
+    pictures = read(paths, talk, task.inputs[0] if task.inputs else None, options.frame)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
     example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
     behind = None if background is None else backdrop(background, example.size, output)
@@ -88,14 +95,20 @@ def execute(
         print(json.dumps(report))
     elif not options.quiet:
         times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
-        print(f"wrote {output} ({by(example.size)}) in {times}")
+        print(f"wrote {output} ({by(example.size)}) in {times}", file=sys.stderr if output == PIPE else sys.stdout)
 
 
 def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format | None:
     """The format of the output file, or None where layers make it a folder; InputError if it cannot be written."""
-    from omnialpha.files import check_output
+    from omnialpha.files import FORMATS, check_output
     from omnialpha.layers import check_folder
 
+    if output == PIPE:
+        if targets > 1:
+            raise InputError(f"-o - takes one picture, not {targets} layers: name a folder.")
+        if sys.stdout.isatty():
+            raise InputError("-o - would write a PNG to the terminal: redirect standard output, or name a file.")
+        return FORMATS[".png"]
     if targets == 1:
         return check_output(output, inputs)
     check_folder(output)
@@ -148,14 +161,21 @@ def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
     return rgba.flatten(rgba.cover(read_image(given).rgba, size))
 
 
-def read(paths: Mapping[Role, Sequence[Path]], talk: Talk) -> dict[Role, list[Picture]]:
-    """The picture files by role; what their reader had to say goes to `talk`."""
+def read(
+    paths: Mapping[Role, Sequence[Path]], talk: Talk, main: Role | None = None, frame: int | None = None
+) -> dict[Role, list[Picture]]:
+    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first one of role `main`."""
     from omnialpha.files import read_image
 
-    pictures = {role: [read_image(path) for path in row] for role, row in paths.items()}
-    for picture in (picture for row in pictures.values() for picture in row):
-        for note in picture.notes:
-            talk.note(f"{picture.path}: {note}")
+    pictures: dict[Role, list[Picture]] = {}
+    for role, row in paths.items():
+        for i, path in enumerate(row):
+            given = sys.stdin.buffer if path == PIPE else path
+            wanted = frame if role is main and i == 0 else None
+            picture = read_image(given, frame=wanted, data=role in MAPS)
+            pictures.setdefault(role, []).append(picture)
+            for note in picture.notes:
+                talk.note(f"{path}: {note}")
     return pictures
 
 
@@ -208,10 +228,11 @@ def _write(
     talk: Talk,
     behind: Tensor | None,
 ) -> None:
-    """One picture, or the folder of layers, with the profile, resolution and depth of the main input."""
+    """One picture, or the folder of layers, with the profile, resolution, depth and metadata of the main input."""
     from omnialpha import rgba
     from omnialpha.files import write_image
 
+    where: Path | BinaryIO = sys.stdout.buffer if output == PIPE else output
     bits, icc, dpi = (main.bits, main.icc, main.dpi) if main else (8, None, None)
     if form is None:
         stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
@@ -222,7 +243,8 @@ def _write(
     picture = stack[0].rgba
     if behind is not None:
         picture = rgba.opaque(rgba.flatten(picture, behind))
-    write_image(output, picture, settings=settings, icc=icc, dpi=dpi, bits=bits)
+    for note in write_image(where, picture, settings=settings, bits=bits, source=main):
+        talk.note(note)
 
 
 def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:

@@ -59,6 +59,9 @@ class Options:
     size: Annotated[str | None, _common("--size", metavar="WIDTHxHEIGHT", help="of a picture made from text alone")] = (
         None
     )
+    frame: Annotated[
+        int | None, _whole("--frame", help="which frame or page of the picture, from 0; the first if left out")
+    ] = None
     raw: Annotated[bool, _common("--raw", help="leave the model's pixels as they are: nothing from the input")] = False
     quiet: Annotated[bool, _common("--quiet", "-q", help="say nothing but errors")] = False
     json: Annotated[bool, _common("--json", help="one JSON object on standard output")] = False

@@ -152,7 +152,7 @@ def _useless(record: Record, tasks: Sequence[str]) -> str:
 
 def check_picture(part: Part) -> None:
     """InputError for a picture that cannot be decoded, or not be what its role says."""
-    picture = read(part.handle)
+    picture = read(part.handle, part.role)
     alpha = picture[3]
     if part.role is Role.FOREGROUND and float(alpha.max()) <= masks.PRESENT:
         raise InputError(f"{part.handle} is empty (alpha 0 everywhere): take the row away.")

@@ -18,7 +18,7 @@ from omnialpha.data.folders import scaled
 from omnialpha.data.mixture import map_of
 from omnialpha.errors import InputError
 from omnialpha.files import read_image
-from omnialpha.tasks import MAPS, Role, check_map
+from omnialpha.tasks import MAPS, Role, check_map, map_values
 
 Size = tuple[int, int]
 IN_VIEW = 0.9  # a cut holds at least this share of the subject that any cut could hold; of several, of each
@@ -54,10 +54,14 @@ def on_disk(handle: Handle) -> Iterator[Path]:
         os.unlink(name)
 
 
-def read(handle: Handle) -> Tensor:
-    """RGBA (4, H, W) in [0, 1]; the same values wherever the file lies."""
+def read(handle: Handle, role: Role | None = None) -> Tensor:
+    """RGBA (4, H, W) in [0, 1]; the same values wherever the file lies. A map as opaque grey: see `map_values`."""
     with on_disk(handle) as path:
-        return read_image(path).rgba
+        picture = read_image(path, data=role in MAPS).rgba
+    if role not in MAPS:
+        return picture
+    with told(str(handle)):
+        return masks.as_picture(map_values(picture, role))
 
 
 def fitted(
@@ -93,11 +97,11 @@ def told(ident: str) -> Iterator[None]:
         raise InputError(f"record {ident!r}: {error}") from error
 
 
-def read_all(handles: Sequence[Handle]) -> list[Tensor]:
+def read_all(parts: Sequence[tuple[Handle, Role]]) -> list[Tensor]:
     """Pictures of one size, (4, H, W) each; InputError otherwise."""
-    pictures = [read(handle) for handle in handles]
+    pictures = [read(handle, role) for handle, role in parts]
     sizes = [(int(p.shape[1]), int(p.shape[2])) for p in pictures]
-    check_sizes(dict(zip(map(str, handles), sizes, strict=True)))
+    check_sizes(dict(zip((str(handle) for handle, _ in parts), sizes, strict=True)))
     return pictures
 
 
@@ -111,8 +115,8 @@ def check_sizes(sizes: Mapping[str, Size]) -> None:
 
 
 def shown(picture: Tensor, role: Role) -> Tensor:
-    """(H, W): where a foreground, or what a map marks, is seen; a cut-out given as a map means its alpha."""
-    return picture[3] if role is Role.FOREGROUND or bool((picture[3] < 1).any()) else picture[0]
+    """(H, W): where a foreground, or what a map as `read` marks, is seen."""
+    return picture[3] if role is Role.FOREGROUND else picture[0]
 
 
 def drawn_map(role: Role, alpha: Tensor, generator: torch.Generator) -> Tensor:

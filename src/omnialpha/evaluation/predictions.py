@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omnialpha.data.folders import has_alpha
 from omnialpha.errors import InputError
-from omnialpha.files import FORMATS, atomic_write, read_image, write_image
+from omnialpha.files import FORMATS, Picture, atomic_write, read_image, write_image
 
 SAMPLES, PREDICTIONS = "samples.jsonl", "predictions"
 GREY = 0.1  # channels of a grey JPEG differ by less
@@ -84,22 +84,23 @@ def read(folder: Path, key: str, count: int, size: tuple[int, int] | None, grey_
         found = _found(path)
         if found is None:
             raise InputError(f"{path} is missing: make it, or leave the sample out.")
-        picture = read_image(found).rgba
-        height, width = picture.shape[-2:]
+        picture = read_image(found)
+        height, width = picture.rgba.shape[-2:]
         size = size or (height, width)
         if (height, width) != size:
             raise InputError(f"{found} is {width}x{height} px, the truth {size[1]}x{size[0]} px: resize it.")
-        layers.append(_matte(found, picture) if grey_is_alpha else picture)
+        layers.append(_matte(found, picture) if grey_is_alpha else picture.rgba)
     return torch.stack(layers)
 
 
-def _matte(path: Path, picture: Tensor) -> Tensor:
+def _matte(path: Path, picture: Picture) -> Tensor:
     """(4, H, W) of a file without an alpha channel: its grey as alpha, with colour 1. InputError for one in colour."""
     if has_alpha(path):
-        return picture
-    if float((picture[:3] - picture[:1]).abs().max()) > GREY:
+        return picture.rgba
+    matte = picture.raw  # a matte is data: no profile changes it
+    if float((matte[:3] - matte[:1]).abs().max()) > GREY:
         raise InputError(f"{path} is a colour picture without alpha: give the matte in grey, or the cut-out as RGBA.")
-    return torch.cat((torch.ones_like(picture[:3]), picture[:1]))
+    return torch.cat((torch.ones_like(matte[:3]), matte[:1]))
 
 
 def digest(folder: Path, key: str, count: int) -> str:

@@ -1,4 +1,4 @@
-"""From integer RGBA samples to the bytes of a PNG, WebP, JPEG or TIFF file; used by files.py alone."""
+"""From integer RGBA samples to the bytes of a PNG, WebP, JPEG or TIFF file; used by `writing` alone."""
 
 from __future__ import annotations
 
@@ -11,39 +11,56 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-SETTINGS = "omnialpha"  # the PNG text chunk that holds the settings a picture was made with
+from omnialpha.files.metadata import MARK, SETTINGS, Metadata, tiff_tags, with_resolution
+
 Dpi = tuple[float, float] | None
+NOTHING = Metadata()
 
 
-def encode(name: str, array: np.ndarray, text: str | None, icc: bytes | None, dpi: Dpi) -> bytes:
-    """(H, W, 4) uint8 or uint16 -> a file of the format `name`; `text` (ASCII) goes into PNG alone."""
+def encode(
+    name: str, array: np.ndarray, text: str | None, icc: bytes | None, dpi: Dpi, kept: Metadata = NOTHING
+) -> bytes:
+    """(H, W, 4) uint8 or uint16 -> a file of the format `name`; `text` (ASCII) goes into PNG alone. kept: fits it."""
     buffer = BytesIO()
     profile: dict[str, Any] = {"icc_profile": icc} if icc else {}
     if name == "PNG" and array.dtype == np.uint16:
-        buffer.write(_png16(array, text, icc, dpi))
+        buffer.write(_png16(array, _texts(text, kept), icc, dpi, kept.exif))
     elif name == "PNG":
-        info = PngInfo()
-        if text is not None:
-            info.add_text(SETTINGS, text)
-        Image.fromarray(array).save(buffer, name, pnginfo=info, **profile, **({"dpi": dpi} if dpi else {}))
+        profile |= {"dpi": dpi} if dpi else {}
+        profile |= {"exif": kept.exif} if kept.exif else {}
+        Image.fromarray(array).save(buffer, name, pnginfo=_texts(text, kept), **profile)
     elif name == "WEBP":
-        exif = Image.Exif()
-        exif.update({282: dpi[0], 283: dpi[1], 296: 2} if dpi else {})
+        profile |= {"exif": with_resolution(kept.exif, dpi) or b"", "xmp": kept.xmp or b""}
         # exact: the colour under alpha 0 is kept too
-        Image.fromarray(array).save(buffer, name, lossless=True, exact=True, exif=exif, **profile)
+        Image.fromarray(array).save(buffer, name, lossless=True, exact=True, **profile)
     elif name == "JPEG":
         rgb = Image.fromarray(np.ascontiguousarray(array[..., :3]))
+        profile |= {"exif": MARK + kept.exif} if kept.exif else {}
+        profile |= {"xmp": kept.xmp} if kept.xmp else {}
         rgb.save(buffer, name, quality=95, subsampling=0, dpi=dpi or (0, 0), **profile)
     else:
         import tifffile
 
         options: dict[str, Any] = {"resolution": dpi, "resolutionunit": "INCH"} if dpi else {}
         options |= {"photometric": "rgb", "extrasamples": ["unassalpha"], "compression": "adobe_deflate"}
-        tifffile.imwrite(buffer, array, metadata=None, software=False, iccprofile=icc, **options)
+        options |= {"metadata": None, "software": False, "iccprofile": icc, "extratags": tiff_tags(kept)}
+        tifffile.imwrite(buffer, array, **options)
     return buffer.getvalue()
 
 
-def _png16(array: np.ndarray, text: str | None, icc: bytes | None, dpi: Dpi) -> bytes:
+def _texts(settings: str | None, kept: Metadata) -> PngInfo:
+    """The text chunks of a PNG: the settings, the input's own, its XMP."""
+    info = PngInfo()
+    if settings is not None:
+        info.add_text(SETTINGS, settings)
+    for key, value in kept.text.items():
+        info.add_text(key, value)
+    if kept.xmp:
+        info.add_itxt("XML:com.adobe.xmp", kept.xmp)
+    return info
+
+
+def _png16(array: np.ndarray, texts: PngInfo, icc: bytes | None, dpi: Dpi, exif: bytes | None) -> bytes:
     """(H, W, 4) uint16 -> a 16-bit RGBA PNG (Pillow writes 8 bits only); every row uses the filter `Sub`."""
     height, width = array.shape[:2]
     rows = array.astype(">u2").reshape(height, -1).view(np.uint8)
@@ -56,8 +73,8 @@ def _png16(array: np.ndarray, text: str | None, icc: bytes | None, dpi: Dpi) -> 
         chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(icc)))
     if dpi:
         chunks.append((b"pHYs", struct.pack(">IIB", round(dpi[0] / 0.0254), round(dpi[1] / 0.0254), 1)))
-    if text is not None:
-        chunks.append((b"tEXt", SETTINGS.encode() + b"\0" + text.encode("ascii")))
+    chunks += [(kind, data) for kind, data, _ in texts.chunks]
+    chunks += [(b"eXIf", exif)] if exif else []
     chunks += [(b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
 

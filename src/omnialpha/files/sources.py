@@ -1,0 +1,58 @@
+"""Where the bytes of a picture come from: a path, a pipe, an open binary file, or bytes. A pipe is read once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from omnialpha.errors import InputError
+
+Given = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+NAMES = {"<stdin>": "standard input"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture's file, to be opened as often as it takes. name: what messages call it."""
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = None
+
+    def open(self) -> BinaryIO:
+        """A new binary file at its start, which can seek."""
+        if self.data is not None:
+            return BytesIO(self.data)
+        assert self.path is not None
+        return self.path.open("rb")
+
+
+def name_of(given: Given) -> str:
+    if isinstance(given, bytes | bytearray | memoryview):
+        return "The given bytes"
+    if hasattr(given, "read"):
+        name = getattr(given, "name", None)
+        return NAMES.get(name, name) if isinstance(name, str) else "The given file"
+    return str(Path(given))
+
+
+def source(given: Given) -> Source:
+    """Opens nothing but what can be read only once. InputError for a folder or a file in text mode."""
+    name = name_of(given)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return Source(name, data=bytes(given))
+    if hasattr(given, "read"):
+        data = given.read()
+        if not isinstance(data, bytes):
+            raise InputError(f"{name} is open in text mode; open it with mode 'rb'.")
+        return Source(name, data=data)
+    path = Path(given)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name one picture in it.")
+    if path.exists() and not path.is_file():  # a pipe
+        with path.open("rb") as pipe:
+            return Source(name, path, pipe.read())
+    return Source(name, path)
