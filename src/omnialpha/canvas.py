@@ -37,8 +37,11 @@ class Canvas:
     size: Size
 
     def fit(self, picture: Tensor) -> Tensor:
-        """(..., 4, *source) -> (..., 4, *size); the padding repeats the last row and column."""
-        _check("fit", picture, self.source)
+        """(..., 4, *source), or (..., 4, *content) if resized already -> (..., 4, *size); the padding repeats the last
+        row and column.
+        """
+        if tuple(picture.shape[-2:]) != self.content:
+            _check("fit", picture, self.source)
         content = rgba.resize(picture, self.content)
         rows, columns = (
             torch.arange(full, device=picture.device).clamp(max=filled - 1)

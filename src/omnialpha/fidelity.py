@@ -17,6 +17,7 @@ from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 SNAP = 0.02  # alpha this near to 0 or 1 is 0 or 1: a latent model never says either exactly
 CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
+DOUBT = 0.1  # alpha of the finder's above which something of the subject may be there
 RIM = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
 
 
@@ -34,7 +35,12 @@ def keep(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
     if category == "matting":
         return [matte(layers[0], composite, guide, map_role)]
     if category == "removal":
-        where = changed(layers[0], composite) if guide is None else hole(guide, map_role)
+        if guide is not None:
+            where = hole(guide, map_role)
+        elif example.found is not None:
+            where = found_hole(example.found, example.size)
+        else:
+            where = changed(layers[0], composite)
         return [patch(layers[0], composite, where)]
     assert category == "decomposition", category
     return decomposition(layers, composite, example.targets, guide, map_role)
@@ -50,9 +56,19 @@ def refined(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]
     composite = given.get(Role.COMPOSITE)
     if composite is None or Role.ALPHA in given:  # nothing to look at, or nothing left to find
         return list(layers)
+    trimap = (given[Role.TRIMAP][0] * 2).round() / 2 if Role.TRIMAP in given else None
     return [
-        refine(composite, alpha) if role is Role.FOREGROUND else layer
+        refine(composite, alpha, trimap) if role is Role.FOREGROUND else layer
         for layer, alpha, role in zip(layers, coarse, example.targets, strict=True)
+    ]
+
+
+def with_alpha(example: Example, layers: Sequence[Tensor], found: Tensor) -> list[Tensor]:
+    """Foregrounds with the finder's alpha (s, s) in the place of their own, where there is no need to refine it."""
+    alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+    return [
+        torch.cat([layer[:3], alpha[None]]) if role is Role.FOREGROUND else layer
+        for layer, role in zip(layers, example.targets, strict=True)
     ]
 
 
@@ -76,7 +92,8 @@ def matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | N
         alpha = guide
     elif guide is not None and role is Role.ROUGH:
         alpha = torch.where(guide < SNAP, 0.0, alpha)
-    rgb = torch.where(alpha == 1, composite[:3], layer[:3])
+    alpha = alpha.minimum(composite[3])  # nothing is more solid than what the picture shows
+    rgb = torch.where(alpha == composite[3], composite[:3], layer[:3])
     return torch.cat([rgb, alpha[None]])
 
 
@@ -84,6 +101,12 @@ def hole(guide: Tensor, role: Role | None) -> Tensor:
     """Where a removal may paint, (H, W) bool: all that the map's subject may touch."""
     touched = guide > (masks.PRESENT if role is Role.ALPHA else SNAP)  # a painted mask is never quite black
     return masks.dilate(touched, RIM * min(guide.shape)) if role is Role.PRECISE else touched
+
+
+def found_hole(found: Tensor, size: tuple[int, int]) -> Tensor:
+    """`hole`, (*size) bool, of the finder's alpha (s, s)."""
+    reach = masks.dilate(found > DOUBT, RIM * min(found.shape))
+    return F.interpolate(reach[None, None].float(), size=size, mode="bilinear")[0, 0] > 0
 
 
 def changed(layer: Tensor, composite: Tensor) -> Tensor:
@@ -95,22 +118,46 @@ def changed(layer: Tensor, composite: Tensor) -> Tensor:
 
 
 def patch(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
-    """The model's picture inside the hole (H, W), the input outside."""
-    return torch.where(where, opaque(layer), composite)
+    """The model's colours inside the hole (H, W), the input outside, and the input's alpha everywhere."""
+    return torch.cat([torch.where(where & (composite[3] > 0), layer[:3], composite[:3]), composite[3:]])
 
 
 def decomposition(
     layers: Sequence[Tensor], composite: Tensor, roles: Sequence[Role], guide: Tensor | None, role: Role | None
 ) -> list[Tensor]:
-    """Foregrounds as mattes, and the input behind them wherever no foreground reaches."""
+    """Foregrounds as mattes, backgrounds behind them, so that together they are the input: its alpha by how solid they
+    may be, its colour by `settle`, bit for bit where one layer alone is seen.
+    """
     done: list[Tensor] = []
-    above = torch.ones_like(composite[3])  # how much of a layer shows through the layers in front of it
-    for layer, own in zip(reversed(layers), reversed(roles), strict=True):  # front to back
+    left, above = composite[3], torch.ones_like(composite[3])  # the alpha that layers from here to the back make; what
+    for layer, own in zip(reversed(layers), reversed(roles), strict=True):  # shows through those in front: to the back
         if own is Role.FOREGROUND:
             layer = matte(layer, composite, guide, role) if len(layers) == 2 else snap(layer)
-            visible = (layer[3] == 1) & (above == 1)
+            alpha = layer[3].minimum(left)
         else:
-            layer, visible = opaque(layer), above == 1
-        done.append(torch.where(visible, torch.cat([composite[:3], layer[3:]]), layer))
+            alpha = left
+        done.append(torch.cat([layer[:3], alpha[None]]))
+        left = torch.where(alpha < 1, (left - alpha) / (1 - alpha).clamp_min(1e-6), left).clamp(0, 1)
+        above = above * (1 - alpha)
+    return settle(done[::-1], composite)
+
+
+def settle(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
+    """The least change of all layers' colours, by squares, that makes them recompose to the input: each takes its share
+    of what is missing by how much of it is seen. What a colour cannot give in [0, 1] stays missing.
+    """
+    above, shares = torch.ones_like(composite[3]), list[Tensor]()
+    for layer in reversed(layers):
+        shares.append(above * layer[3])
         above = above * (1 - layer[3])
-    return done[::-1]
+    shares.reverse()
+    missing = composite[:3] * composite[3] - torch.stack([s * x[:3] for s, x in zip(shares, layers, strict=True)]).sum(
+        0
+    )
+    missing = missing / torch.stack(shares).square().sum(0).clamp_min(1e-6)
+    settled = []
+    for layer, share in zip(layers, shares, strict=True):
+        alone = (share == composite[3]) & (share == layer[3])  # nothing in front of it and nothing seen behind
+        rgb = torch.where(alone, composite[:3], (layer[:3] + share * missing).clamp(0, 1))
+        settled.append(torch.cat([rgb, layer[3:]]))
+    return settled

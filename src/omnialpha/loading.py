@@ -57,6 +57,7 @@ def load(
     base: str | Path | None = None,
     vae: str | Path | None = None,
     lora: LoraLike | Iterable[LoraLike] = (),
+    finder: str | Path | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     offload: Offload = "none",
@@ -68,8 +69,8 @@ def load(
     """A model, ready to run. InputError where something is missing, damaged or not available, with the fix.
 
     where: a bundled name (None: nano), a model folder, or an id that `omnialpha pull` has stored; base, vae and lora
-    fill in or replace its parts, see `checkpoints.resolve`. dtype: float32, bfloat16 or float16, by default the
-    checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the name of a GGUF file that
+    fill in or replace its parts, as finder does, see `checkpoints.resolve`. dtype: float32, bfloat16 or float16, by
+    default the checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the name of a GGUF file that
     holds the transformer; approximations. attention: a back end of diffusers. compile: the transformer's block, with
     torch.compile. See `placement`. approximate: names and values, see `approximate`. Nothing here uses the network.
     """
@@ -77,7 +78,7 @@ def load(
     placement = Placement(device, named, offload, quantize, attention, compile)
     if not isinstance(approximate, Approximations):
         approximate = Approximations.parse(approximate or {})
-    return Setup(resolve(where, base=base, vae=vae, lora=lora), placement, approximate).load()
+    return Setup(resolve(where, base=base, vae=vae, lora=lora, finder=finder), placement, approximate).load()
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ class Setup:
         if self.placement.gguf:
             stored = replace(anatomy.transformer, bits=GGUF.read(self.placement.gguf).bits)
             anatomy = replace(anatomy, transformer=stored)
-        canvas = plan(example.size, len(example.inputs) + len(example.targets), self.parts.card.grid)
+        inputs = len(example.inputs) + (TASKS[example.task].automatic and self.parts.finder is not None)
+        canvas = plan(example.size, inputs + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // anatomy.side, canvas.size[1] // anatomy.side)
-        layout = Layout((size,) * len(example.targets), (size,) * len(example.inputs))
+        layout = Layout((size,) * len(example.targets), (size,) * inputs)
         guided = guided and self.parts.card.guidance == "negative"
         words = self.kind.words(self.parts.card)
         refined = 0  # as `fidelity.refined` chooses

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnialpha import fidelity
+from omnialpha import fidelity, masks, rgba
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
@@ -27,6 +27,7 @@ from omnialpha.models import adapters, flux
 from omnialpha.models.card import Family
 from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
 from omnialpha.models.codec import Codec
+from omnialpha.models.finder import Finder, U2NetP, hint_of, open_finder
 from omnialpha.models.flux_text import FluxText
 from omnialpha.models.instructor import Instructor
 from omnialpha.models.placement import Placed, place
@@ -34,9 +35,10 @@ from omnialpha.models.positions import Layout, Positions, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
 from omnialpha.models.vae import load_vae
 from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
-from omnialpha.tasks import Example
+from omnialpha.tasks import MAPS, TASKS, Example, Role
 from omnialpha.verbs import Verbs
 
+FINDER = "finder"  # the folder of a model's finder in its own
 REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
 PATCH = 2  # latents a transformer token spans, each way
 
@@ -74,6 +76,7 @@ class OmniAlpha(nn.Module, Verbs):
         self.parts: Parts | None = None  # where it came from, and
         self.placed: Placed | None = None  # how it was made ready to run: see `loading`
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
+        self._finder: tuple[Finder, ...] = ()  # not a submodule: it stays on the CPU, and nothing here trains it
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copies, in another process too: how it was placed goes along, the hooks of that do not."""
@@ -112,6 +115,7 @@ class OmniAlpha(nn.Module, Verbs):
         model = cls(
             load_vae(parts.vae, dtype, widen=True), transformer, instructor(parts.instructor, dtype, **settings), card
         )
+        model.use_finder(open_finder(parts.finder) if parts.finder else None)
         return model.eval().requires_grad_(False)
 
     @classmethod
@@ -136,7 +140,11 @@ class OmniAlpha(nn.Module, Verbs):
                 part.save_pretrained(new / name)
                 forget_origin(new / name / "config.json")
             self.instructor.save_pretrained(new, dtype)
-            self.card.write(new)
+            card = self.card
+            if isinstance(self.finder, U2NetP):
+                self.finder.save(new / FINDER)
+                card = replace(card, finder=FINDER)
+            card.write(new)
             for written in sorted(new.iterdir()):
                 swap(written, folder / written.name)
 
@@ -149,7 +157,35 @@ class OmniAlpha(nn.Module, Verbs):
         """Where it computes, wherever its weights wait."""
         return self.placed.device if self.placed else self.transformer.device
 
+    @property
+    def finder(self) -> Finder | None:
+        """What finds subjects for it."""
+        return self._finder[0] if self._finder else None
+
+    def use_finder(self, finder: Finder | None) -> None:
+        self._finder = () if finder is None else (finder,)
+
     # ---- the path ----------------------------------------------------------------------------------------------
+
+    def hinted(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with what the finder sees: in automatic tasks it is an input picture more, the last one; where
+        the card takes alpha from it, it looks for what the map of the example marks. A model without one changes none.
+        """
+        return [self._hinted(example) for example in examples]
+
+    def _hinted(self, example: Example) -> Example:
+        task, finder = TASKS[example.task], self.finder
+        guide = next((r for r in example.roles if r in MAPS), None)
+        wanted = task.automatic or (guide is not None and example.task in self.card.alpha_from_finder)
+        if finder is None or not wanted or example.found is not None or (guide and not finder.hints):
+            return example
+        given = dict(zip(example.roles, example.inputs, strict=True))
+        hint = hint_of(guide, given[guide][:1]) if guide else None
+        found = finder.find(given[Role.COMPOSITE][None], hint)[0]
+        if not task.automatic:
+            return replace(example, found=found)
+        roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
+        return replace(example, roles=roles, inputs=inputs, found=found)
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
@@ -161,9 +197,13 @@ class OmniAlpha(nn.Module, Verbs):
 
         It belongs to the weights it was made with. InputError for a task that the model cannot do.
         """
+        examples = self.hinted(examples)
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
-        pictures = [[c.fit(p.to(self.device)) for p in e.inputs] for e, c in zip(examples, canvases, strict=True)]
+        pictures = [
+            [c.fit(seen(r, p, c).to(self.device)) for r, p in zip(e.roles, e.inputs, strict=True)]
+            for e, c in zip(examples, canvases, strict=True)
+        ]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
             return self.assemble(examples, inputs, *self.instructor(self.instructor.tokenize(instructions, pictures)))
@@ -282,9 +322,14 @@ class OmniAlpha(nn.Module, Verbs):
         for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
             if not raw:
-                coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
+                found = example.found if example.task in self.card.alpha_from_finder else None
+                coarse = [
+                    p[3, : canvas.content[0], : canvas.content[1]].cpu() if found is None else found for p in made
+                ]
                 if self.card.refine and max(canvas.source) > REFINE_FROM * max(canvas.content):
                     layers = fidelity.refined(example, layers, coarse)
+                elif found is not None:
+                    layers = fidelity.with_alpha(example, layers, found)
                 layers = fidelity.keep(example, layers)
             names = _names(example)
             stacks.append(
@@ -338,6 +383,11 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     if len(seed) != count:
         raise InputError(f"{len(seed)} seeds were given for {count} examples: pass one for each, or one for all.")
     return [check_seed(own) for own in seed]
+
+
+def seen(role: Role, picture: Tensor, canvas: Canvas) -> Tensor:
+    """An input as it is fitted to the canvas: a hint, whose size is the finder's own, takes that of the content."""
+    return rgba.resize(picture, canvas.content) if role is Role.HINT else picture
 
 
 def _names(example: Example) -> list[str]:

@@ -25,7 +25,7 @@ MARGIN = 8  # pixels of certainty kept around the unknown band
 GUIDE_RADIUS, GUIDE_EPS = 4, 1e-4  # of the guided filter, at the working size; eps in squared grey levels of [0, 1]
 
 
-def refine(image: Tensor, alpha: Tensor) -> Tensor:
+def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor:
     """image (4, H, W), alpha (h, w) of any smaller size -> the foreground, straight RGBA (4, H, W).
 
     Where the result is opaque the colour is the image's own, bit for bit. A translucent image is seen on white."""

@@ -28,6 +28,7 @@ class Role(StrEnum):
     PRECISE = "precise"
     ROUGH = "rough"
     FULL = "full"
+    HINT = "hint"
 
 
 MEANING: dict[Role, str] = {
@@ -39,6 +40,7 @@ MEANING: dict[Role, str] = {
     Role.PRECISE: "black and white mask: the solid part of the subject",
     Role.ROUGH: "black and white mask: an area somewhat larger than the subject",
     Role.FULL: "a flat picture that the model makes",
+    Role.HINT: "grey map: where the model's finder sees the subject; it adds this by itself",
 }
 # What a layered record need not hold, and what it is made from: the maps by `masks`, a composite by `rgba.recompose`.
 DERIVED: dict[Role, tuple[Role, ...]] = {
@@ -58,7 +60,8 @@ class Example:
 
     inputs: RGBA (4, H, W) each; instruction: the full text the model reads; targets: the roles to make, in output
     order;
-    size: (height, width) of every output.
+    size: (height, width) of every output, and of every input but a hint, which has the finder's own.
+    found: what the model's finder sees, alpha (s, s) of the picture stretched to a square; see `OmniAlpha.hinted`.
     """
 
     task: str
@@ -67,6 +70,7 @@ class Example:
     instruction: str
     targets: tuple[Role, ...]
     size: tuple[int, int]
+    found: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ class Task:
     text: Role | None = None
     many: Role | None = None
     summary: str = ""
+
+    @property
+    def automatic(self) -> bool:
+        """Whether nothing says which subject of the picture is meant."""
+        return self.inputs == (Role.COMPOSITE,) and self.text is None
 
     def target_roles(self, layers: int | None = None) -> tuple[Role, ...]:
         """The roles to make; `layers` counts all targets where the row allows several (back to front)."""

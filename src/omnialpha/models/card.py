@@ -62,6 +62,10 @@ class Card:
     guidance: Literal["negative", "embedded"] = "negative"
     picture_pixels: int = 384 * 384  # area of the pictures that the instruction encoder sees; 0: as the canvas
     max_tokens: int = 1024
+    finder: str | None = None  # what finds subjects for it: a folder inside its own, or a path; see `models.finder`
+    # Tasks whose foreground's alpha is the finder's, as the transformer's was measured to be worse.
+    alpha_from_finder: list[str] = field(default_factory=list)
+    reads: bool = True  # whether its words choose a subject; measured, as tasks that need it are refused otherwise
     refine: bool = False  # finish mattes of pictures larger than the canvas with closed-form matting
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of the weights when they run
     shift: Shift = field(default_factory=Shift)

@@ -41,6 +41,7 @@ class Parts:
     instructor: Path
     own_card: Card
     adapters: tuple[AdapterFile, ...] = ()
+    finder: Path | None = None
 
     @property
     def card(self) -> Card:
@@ -63,12 +64,14 @@ def resolve(
     base: str | Path | None = None,
     vae: str | Path | None = None,
     lora: LoraLike | Iterable[LoraLike] = (),
+    finder: str | Path | None = None,
 ) -> Parts:
     """The parts of a model, by folders and by ids that `omnialpha pull` has stored (`owner/name[@revision][:path]`).
 
     where: a bundled name (nano, if no base is given), a folder of ours, of a diffusers pipeline, or of a release that
     holds only what it adds. base: the model that fills in what `where` lacks. vae: its folder, or that of a model that
     has one. lora: `path[:weight][@preset]`, of a file, a folder or an id; applied after those that `where` brings.
+    finder: an ONNX file or a folder in the place of the card's, for models that have one.
     """
     main = None if where is None and base is not None else _folder("nano" if where is None else where)
     release = release_of(main, hub.origin(main)[0]) if main else None
@@ -79,12 +82,14 @@ def resolve(
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
     if lacking and (base is not None or (release and release.base)):
         sources.append(_folder(base) if base is not None else _base_of(release, main))
+    card = _card(sources, release)
     return Parts(
         transformer=_find(sources, "transformer"),
         vae=_find(sources, "vae") if vae is None else _vae(_folder(vae)),
         instructor=_find(sources, *TEXT[_family(sources)]).parent,
-        own_card=_card(sources, release),
+        own_card=card,
         adapters=_adapters(main, release, lora),
+        finder=_finder(sources, card, finder),
     )
 
 
@@ -145,6 +150,18 @@ def _vae(folder: Path) -> Path:
     if found := _part(folder, "vae"):
         return found
     raise InputError(f"{folder} holds no config.json and no vae/: give the folder of a VAE.")
+
+
+def _finder(sources: Sequence[Path], card: Card, other: str | Path | None) -> Path | None:
+    """Of the first source that has it, or the other one."""
+    if other is not None:
+        if card.finder is None:
+            raise InputError(f"{card.name} takes no hints of a finder: leave out {other}.")
+        return Path(other).expanduser()
+    if card.finder is None:
+        return None
+    found = (folder / card.finder for folder in sources)
+    return next((path for path in found if path.exists()), sources[0] / card.finder)
 
 
 # ---- adapters and card -----------------------------------------------------------------------------------------

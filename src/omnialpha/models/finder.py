@@ -146,7 +146,7 @@ class U2NetP(nn.Module):
 
     hints = True
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
         """See `Finder`. The mean of what it says of a picture and of its mirror image."""
         x = self.read(pictures, hints)
