@@ -19,6 +19,7 @@ PRESENT = 0.5 / 255  # alpha above this is not stored as 0 in 8 bits: the subjec
 RADIUS_RANGE = (0.05, 0.10)  # of the shorter side
 CLICK = 0.02  # of the shorter side: radius of the disk that a click marks
 
+Mark = tuple[float, ...]  # see `marks`
 Radius = float | Sequence[float] | Tensor  # one for all, or one a picture
 
 
@@ -73,24 +74,31 @@ def rough(alpha: Tensor, radius: Radius) -> Tensor:
     return dilate(alpha > PRESENT, radius).to(alpha.dtype)
 
 
-def marks(
-    size: tuple[int, int],
-    points: Sequence[tuple[float, float, bool]] = (),
-    boxes: Sequence[tuple[float, float, float, float]] = (),
-) -> Tensor:
-    """Clicks (x, y, whether on the subject) and boxes around subjects (x, y, width, height), in pixels from the top
-    left -> (H, W): 1 subject, 0 unknown, -1 background. With boxes, all outside them is background.
+def marks(size: tuple[int, int], points: Sequence[Mark] = (), boxes: Sequence[Mark] = ()) -> Tensor:
+    """Clicks (x, y) and boxes (x, y, width, height), in pixels from the top left, on and around the subject; with a
+    False at the end, on and around what is not meant -> (H, W): 1 subject, 0 unknown, -1 background.
+
+    With boxes around the subject, all outside them is background. InputError for marks outside the picture.
     """
     rows, columns = (torch.arange(n, dtype=torch.float32) + 0.5 for n in size)
-    marked = torch.full(size, -1.0 if boxes else 0.0)
-    for left, top, width, height in boxes:
-        down, across = (rows > top) & (rows < top + height), (columns > left) & (columns < left + width)
-        marked[down[:, None] & across[None]] = 0
+    meant = [(tuple(box[:4]), len(box) < 5 or bool(box[4])) for box in boxes]
+    marked = torch.full(size, -1.0 if any(wanted for _, wanted in meant) else 0.0)
+    for (left, top, width, height), wanted in sorted(meant, key=lambda one: not one[1]):
+        inside = (rows > top) & (rows < top + height), (columns > left) & (columns < left + width)
+        if not (inside[0].any() and inside[1].any()):
+            raise InputError(f"the box {left:g},{top:g},{width:g},{height:g} holds no pixel of the {_by(size)} picture.")
+        marked[inside[0][:, None] & inside[1][None]] = 0.0 if wanted else -1.0
     radius = max(CLICK * min(size), 1.0)
-    for x, y, wanted in points:
+    for x, y, *rest in points:
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise InputError(f"the point {x:g},{y:g} lies outside the {_by(size)} picture: use X,Y from its top left.")
         near = (rows[:, None] - y).square() + (columns[None] - x).square() <= radius**2
-        marked[near] = 1.0 if wanted else -1.0
+        marked[near] = 1.0 if not rest or rest[0] else -1.0
     return marked
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]} px"
 
 
 def draw_radius(height: int, width: int, generator: torch.Generator | None = None) -> float:

@@ -27,7 +27,7 @@ from omnialpha.models import adapters, flux
 from omnialpha.models.card import Family
 from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
 from omnialpha.models.codec import Codec
-from omnialpha.models.finder import Finder, U2NetP, hint_of, open_finder
+from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, hint_of, open_finder, outline
 from omnialpha.models.flux_text import FluxText
 from omnialpha.models.instructor import Instructor
 from omnialpha.models.placement import Placed, place
@@ -38,7 +38,6 @@ from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 from omnialpha.verbs import Verbs
 
-FINDER = "finder"  # the folder of a model's finder in its own
 REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
 PATCH = 2  # latents a transformer token spans, each way
 
@@ -161,6 +160,11 @@ class OmniAlpha(nn.Module, Verbs):
     def finder(self) -> Finder | None:
         """What finds subjects for it."""
         return self._finder[0] if self._finder else None
+
+    def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
+        """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
+        own = self.finder if self.finder is not None and self.finder.hints else bundled_finder()
+        return outline(own, picture.cpu(), points, boxes)
 
     def use_finder(self, finder: Finder | None) -> None:
         self._finder = () if finder is None else (finder,)

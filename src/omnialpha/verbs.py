@@ -4,24 +4,32 @@ same kind out (see `files.same_kind`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from omnialpha import files
 from omnialpha.errors import InputError
 from omnialpha.layers import LayerStack
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omnialpha.masks import Mark
+
 # verb -> (task family, what the picture given to the verb is)
 FAMILIES = {"matte": "matting", "remove": "removal", "decompose": "decompose"}
 
 
-def choose(verb: str, given: Mapping[Role, Any], text: str | None = None) -> Task:
-    """The task row of a verb for what was given beside the picture: one map, or a text, or nothing (automatic)."""
+def choose(verb: str, given: Mapping[Role, Any], text: str | None = None, marked: bool = False) -> Task:
+    """The task row of a verb for what was given beside the picture: one map, or a text, or nothing (automatic).
+    marked: by clicks and boxes, of which a rough map is made.
+    """
     maps = [role for role in MAPS if given.get(role) is not None]
-    if len(maps) + bool(text) > 1:
-        names = ", ".join([*maps, *(["text"] if text else [])])
+    if len(maps) + bool(text) + marked > 1:
+        names = ", ".join([*maps, *(["text"] if text else []), *(["points or boxes"] if marked else [])])
         raise InputError(f"{verb} got {names} together: give one of them.")
+    maps += [Role.ROUGH] * marked
     name = f"{FAMILIES[verb]}_{maps[0] if maps else 'text' if text else 'auto'}"
     if name not in TASKS:
         raise InputError(f"{verb} takes no text, but got {(text or '')[:40]!r}: give a map, or nothing.")
@@ -39,13 +47,17 @@ def completion(foreground: Any, background: Any, full: bool) -> Task:
 
 class Verbs:
     """Mixed into the pipeline. Keyword options of every verb: seed, steps, guidance, raw, on_step (see
-    `OmniAlpha.run`).
+    `OmniAlpha.run`); of those that take a map also points and boxes, see `masks.marks`, in its place.
     """
 
     def run(self, examples: list[Example], **options: Any) -> list[LayerStack]:
         raise NotImplementedError
 
     def native_size(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def outline(self, picture: Tensor, points: Sequence[Mark], boxes: Sequence[Mark]) -> Tensor:
+        """A rough map (H, W) of what is marked in a picture (4, H, W)."""
         raise NotImplementedError
 
     def matte(
@@ -125,7 +137,12 @@ class Verbs:
         layers: int | None,
         options: dict[str, Any],
     ) -> LayerStack:
-        example = choose(verb, maps, text).example({Role.COMPOSITE: image, **maps}, prompt=text, layers=layers)
+        points, boxes = options.pop("points", ()), options.pop("boxes", ())
+        task = choose(verb, maps, text, marked=bool(points or boxes))
+        if points or boxes:
+            image = files.to_rgba(image)
+            maps[Role.ROUGH] = self.outline(image, points, boxes)
+        example = task.example({Role.COMPOSITE: image, **maps}, prompt=text, layers=layers)
         return self.run([example], **options)[0]
 
 

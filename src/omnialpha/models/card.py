@@ -16,7 +16,7 @@ from omnialpha.canvas import Grid
 from omnialpha.errors import InputError
 from omnialpha.models import releases
 from omnialpha.sampling import Shift
-from omnialpha.tasks import TASKS, Example
+from omnialpha.tasks import TASKS, Example, Role
 
 Family = Literal["qwen", "flux"]
 CARD, INDEX = "omnialpha.json", "model_index.json"
@@ -92,6 +92,14 @@ class Card:
         """InputError for a task that the model cannot do."""
         if self.tasks and task not in self.tasks:
             raise InputError(f"{self.name} cannot do {task}, only {', '.join(self.tasks)}: give another --model.")
+
+    def check_reads(self, task: str) -> None:
+        """InputError where words alone would choose the subject, for a model that does not follow them."""
+        if not self.reads and TASKS[task].inputs == (Role.COMPOSITE,) and TASKS[task].text:
+            raise InputError(
+                f"{self.name} cannot tell subjects apart by words: mark yours with --point X,Y or --box X,Y,W,H, or "
+                "give a model that reads, such as --model Longin-Yu/OmniAlpha."
+            )
 
     @property
     def native_size(self) -> tuple[int, int]:

@@ -185,7 +185,7 @@ def _as_taken(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class FinderRecipe:
-    """start: a folder of the finder that is fine-tuned, such as benchmarks/convert_u2netp.py writes."""
+    """start: a folder of the finder that is fine-tuned, such as recipes/u2netp.py writes."""
 
     kind: str
     fit: FitSettings
