@@ -31,6 +31,15 @@ def check_seed(value: Any) -> int:
     return whole("seed", value, 0, MAX_SEED)
 
 
+def check_seeds(value: Any, count: int) -> list[int]:
+    """A seed for each of `count` samples: value + b, or those given. InputError where one is out of range."""
+    if not hasattr(value, "__len__") or isinstance(value, str):
+        return [check_seed(value) + b for b in range(count)]
+    if len(value) != count:
+        raise InputError(f"{len(value)} seeds were given for {count} examples: pass one for each, or one for all.")
+    return [check_seed(own) for own in value]
+
+
 def check_steps(value: Any) -> int:
     return whole("steps", value, 1, MAX_STEPS)
 
@@ -46,7 +55,7 @@ def check_guidance(value: Any) -> float:
 
 def check_size(value: Any, given: str = "") -> tuple[int, int]:
     """(height, width) of a picture to be made; InputError otherwise. given: what the user wrote, for the message."""
-    from omnialpha.decoding import MAX_PIXELS
+    from omnialpha.files import MAX_PIXELS
 
     given = given or f"size={value!r} (height, width)"
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
@@ -64,7 +73,7 @@ def check_size(value: Any, given: str = "") -> tuple[int, int]:
 
 def check_pixels(picture: Any) -> None:
     """InputError where an array, a tensor or a PIL picture is larger than a picture file may be."""
-    from omnialpha.decoding import MAX_PIXELS
+    from omnialpha.files import MAX_PIXELS
 
     size = getattr(picture, "shape", None) or getattr(picture, "size", None)
     if isinstance(size, tuple) and prod(sorted(size)[-2:]) > MAX_PIXELS:  # without the channels

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +21,14 @@ from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
 from omnialpha.files import swap
 from omnialpha.layers import Layer, LayerStack
-from omnialpha.limits import check_guidance, check_seed, check_steps
+from omnialpha.limits import check_guidance, check_seeds, check_steps
 from omnialpha.models import adapters, flux
 from omnialpha.models.card import Family
 from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
 from omnialpha.models.codec import Codec
 from omnialpha.models.flux_text import FluxText
 from omnialpha.models.instructor import Instructor
-from omnialpha.models.placement import Placed, place
+from omnialpha.models.placement import Placed, Portable
 from omnialpha.models.positions import Layout, Positions, batch_positions
 from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
 from omnialpha.models.vae import load_vae
@@ -59,7 +58,7 @@ KINDS: dict[Family, Kind] = {
 }
 
 
-class OmniAlpha(nn.Module, Verbs):
+class OmniAlpha(Portable, Verbs):
     """One model: any number of RGBA pictures and an instruction in, any number of RGBA pictures out."""
 
     def __init__(
@@ -74,24 +73,6 @@ class OmniAlpha(nn.Module, Verbs):
         self.parts: Parts | None = None  # where it came from, and
         self.placed: Placed | None = None  # how it was made ready to run: see `loading`
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copies, in another process too: how it was placed goes along, the hooks of that do not."""
-        state = self.__dict__.copy()
-        if self.placed is not None:
-            placement = self.placed.placement
-            if placement.offload != "none" or placement.compile:
-                raise InputError(
-                    f"a model with offload={placement.offload}, compile={placement.compile} cannot be pickled or "
-                    "copied: load it where it is needed."
-                )
-            state["placed"] = placement
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if (placement := state["placed"]) is not None:
-            self.placed = place(self, replace(placement, dtype=None, quantize=None))
 
     @classmethod
     def from_parts(
@@ -212,8 +193,7 @@ class OmniAlpha(nn.Module, Verbs):
 
     def noise(self, cond: Condition, seed: int | Sequence[int] = 0) -> Tensor:
         """Starting noise (B, Lt, C). Sample b draws from a CPU generator of its own, seeded seed + b or seeds[b]."""
-        seeds = _seeds(seed, len(cond.examples))
-        rows = []
+        rows, seeds = [], check_seeds(seed, len(cond.examples))
         for layout, own in zip(cond.layouts, seeds, strict=True):
             generator = torch.Generator().manual_seed(own)
             shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
@@ -308,8 +288,7 @@ class OmniAlpha(nn.Module, Verbs):
     ) -> list[LayerStack]:
         """Examples -> layer stacks. steps and guidance default to the card's for the first example's task.
 
-        on_step(step, condition) is called after each step: show progress, decode a preview from step.x0, or raise to
-        cancel.
+        on_step(step, condition) is called after each step: show progress, preview step.x0, or raise to cancel.
         """
         if not examples:
             raise InputError("no examples were given: pass at least one.")
@@ -317,7 +296,7 @@ class OmniAlpha(nn.Module, Verbs):
         steps = check_steps(defaults.steps if steps is None else steps)
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
         check(None, None, self.guidance_interval)
-        seeds = _seeds(seed, len(examples))
+        seeds = check_seeds(seed, len(examples))
         cond = self.condition(examples, guided=guidance != 1.0)
         velocity = self.guided(cond, guidance)
         if self.transformer.is_cache_enabled:
@@ -329,15 +308,6 @@ class OmniAlpha(nn.Module, Verbs):
             if on_step:
                 on_step(step, cond)
         return self.decode(step.x, cond, raw)
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed a sample: seed + b, or those given. InputError where one is out of range, or they are too few."""
-    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
-        return [check_seed(seed) + b for b in range(count)]
-    if len(seed) != count:
-        raise InputError(f"{len(seed)} seeds were given for {count} examples: pass one for each, or one for all.")
-    return [check_seed(own) for own in seed]
 
 
 def _names(example: Example) -> list[str]:
