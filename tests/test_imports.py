@@ -19,6 +19,7 @@ ORDER = (
     ("tasks",),
     ("fidelity", "sampling", "verbs"),
     ("models",),
+    ("hints",),
     ("condition", "pipeline", "loading"),
     ("data",),
     ("evaluation",),

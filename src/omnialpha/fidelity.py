@@ -15,10 +15,31 @@ from torch import Tensor
 from omnialpha import masks
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
+REFINE_FROM = 1.25  # a picture this much larger than what its alpha was made at gets its edges from closed-form matting
 SNAP = 0.02  # alpha this near to 0 or 1 is 0 or 1: a latent model never says either exactly
 CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
 DOUBT = 0.1  # alpha of the finder's above which something of the subject may be there
 RIM = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
+
+
+def finish(
+    example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refines: bool
+) -> list[Tensor]:
+    """The model's layers at full size as they are handed out. coarse: their alphas (h, w) at the size that they were
+    made at; found: the finder's (s, s), where foregrounds take that instead; refines: larger ones by closed form.
+    """
+    if found is not None:
+        coarse = [found] * len(layers)
+    if refines and needs_refining(example.size, (int(coarse[0].shape[0]), int(coarse[0].shape[1]))):
+        layers = refined(example, layers, coarse)
+    elif found is not None:
+        layers = with_alpha(example, layers, found)
+    return keep(example, layers)
+
+
+def needs_refining(size: tuple[int, int], made: tuple[int, int]) -> bool:
+    """Whether a picture of this size is much larger than what its alpha was made at."""
+    return max(size) > REFINE_FROM * max(made)
 
 
 def keep(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:

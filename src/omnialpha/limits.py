@@ -31,6 +31,15 @@ def check_seed(value: Any) -> int:
     return whole("seed", value, 0, MAX_SEED)
 
 
+def check_seeds(value: Any, count: int) -> list[int]:
+    """A seed for each of `count` samples: value + b, or those given. InputError where one is out of range."""
+    if not hasattr(value, "__len__") or isinstance(value, str):
+        return [check_seed(value) + b for b in range(count)]
+    if len(value) != count:
+        raise InputError(f"{len(value)} seeds were given for {count} examples: pass one for each, or one for all.")
+    return [check_seed(own) for own in value]
+
+
 def check_steps(value: Any) -> int:
     return whole("steps", value, 1, MAX_STEPS)
 

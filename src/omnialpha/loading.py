@@ -10,6 +10,7 @@ import torch
 
 from omnialpha.canvas import plan
 from omnialpha.errors import InputError
+from omnialpha.fidelity import needs_refining
 from omnialpha.models import adapters, flux_files
 from omnialpha.models.anatomy import Anatomy
 from omnialpha.models.approximate import Approximations
@@ -21,7 +22,7 @@ from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, 
 from omnialpha.models.positions import Layout
 from omnialpha.models.quantize import GGUF, load_gguf
 from omnialpha.models.vae import load_vae
-from omnialpha.pipeline import REFINE_FROM, OmniAlpha
+from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import ALWAYS
 from omnialpha.tasks import TASKS, Example, Role
 
@@ -70,9 +71,10 @@ def load(
 
     where: a bundled name (None: nano), a model folder, or an id that `omnialpha pull` has stored; base, vae and lora
     fill in or replace its parts, as finder does, see `checkpoints.resolve`. dtype: float32, bfloat16 or float16, by
-    default the checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the name of a GGUF file that
-    holds the transformer; approximations. attention: a back end of diffusers. compile: the transformer's block, with
-    torch.compile. See `placement`. approximate: names and values, see `approximate`. Nothing here uses the network.
+    default the checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the name of a GGUF
+    file that holds the transformer; approximations. attention: a back end of diffusers. compile: the transformer's
+    block, with torch.compile. See `placement`. approximate: names and values, see `approximate`. Nothing here uses the
+    network.
     """
     named = None if dtype is None else str(dtype).removeprefix("torch.")
     placement = Placement(device, named, offload, quantize, attention, compile)
@@ -120,7 +122,7 @@ class Setup:
         guided = guided and self.parts.card.guidance == "negative"
         words = self.kind.words(self.parts.card)
         refined = 0  # as `fidelity.refined` chooses
-        if self.parts.card.refine and not raw and max(example.size) > REFINE_FROM * max(canvas.content):
+        if self.parts.card.refine and not raw and needs_refining(example.size, canvas.content):
             seen = Role.COMPOSITE in example.roles and Role.ALPHA not in example.roles
             refined = example.targets.count(Role.FOREGROUND) * seen
         job = Job(

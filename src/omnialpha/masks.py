@@ -86,7 +86,9 @@ def marks(size: tuple[int, int], points: Sequence[Mark] = (), boxes: Sequence[Ma
     for (left, top, width, height), wanted in sorted(meant, key=lambda one: not one[1]):
         inside = (rows > top) & (rows < top + height), (columns > left) & (columns < left + width)
         if not (inside[0].any() and inside[1].any()):
-            raise InputError(f"the box {left:g},{top:g},{width:g},{height:g} holds no pixel of the {_by(size)} picture.")
+            raise InputError(
+                f"the box {left:g},{top:g},{width:g},{height:g} holds no pixel of the {_by(size)} picture."
+            )
         marked[inside[0][:, None] & inside[1][None]] = 0.0 if wanted else -1.0
     radius = max(CLICK * min(size), 1.0)
     for x, y, *rest in points:

@@ -5,62 +5,42 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnialpha import fidelity, masks, rgba
+from omnialpha import fidelity, hints, masks
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
 from omnialpha.files import swap
 from omnialpha.layers import Layer, LayerStack
-from omnialpha.limits import check_guidance, check_seed, check_steps
+from omnialpha.limits import check_guidance, check_seeds, check_steps
 from omnialpha.models import adapters, flux
-from omnialpha.models.card import Family
 from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
 from omnialpha.models.codec import Codec
-from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, hint_of, open_finder, outline
+from omnialpha.models.families import FAMILIES
+from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, open_finder, outline
 from omnialpha.models.flux_text import FluxText
 from omnialpha.models.instructor import Instructor
-from omnialpha.models.placement import Placed, place
-from omnialpha.models.positions import Layout, Positions, batch_positions
+from omnialpha.models.placement import Placed, Portable
+from omnialpha.models.positions import Layout, Positions
 from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
 from omnialpha.models.vae import load_vae
 from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
-from omnialpha.tasks import MAPS, TASKS, Example, Role
+from omnialpha.tasks import Example
 from omnialpha.verbs import Verbs
 
-REFINE_FROM = 1.25  # a picture this much larger than the canvas gets its edges from closed-form matting
 PATCH = 2  # latents a transformer token spans, each way
 
 
-@dataclass(frozen=True)
-class Kind:
-    """The classes of a family of models; they are called alike. settings: fields of `Card` that the instructor takes.
-    positions: layouts, text lengths, target order, axes and device -> Positions.
-    """
-
-    transformer: Any
-    instructor: Any
-    settings: tuple[str, ...]
-    positions: Callable[..., Positions]
-
-
-KINDS: dict[Family, Kind] = {
-    "qwen": Kind(MultiImageTransformer, Instructor, ("picture_pixels", "max_tokens", "template"), batch_positions),
-    "flux": Kind(flux.FluxTransformer, FluxText, ("max_tokens",), flux.positions),
-}
-
-
-class OmniAlpha(nn.Module, Verbs):
+class OmniAlpha(Portable, Verbs):
     """One model: any number of RGBA pictures and an instruction in, any number of RGBA pictures out."""
 
     def __init__(
@@ -77,24 +57,6 @@ class OmniAlpha(nn.Module, Verbs):
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
         self._finder: tuple[Finder, ...] = ()  # not a submodule: it stays on the CPU, and nothing here trains it
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copies, in another process too: how it was placed goes along, the hooks of that do not."""
-        state = self.__dict__.copy()
-        if self.placed is not None:
-            placement = self.placed.placement
-            if placement.offload != "none" or placement.compile:
-                raise InputError(
-                    f"a model with offload={placement.offload}, compile={placement.compile} cannot be pickled or "
-                    "copied: load it where it is needed."
-                )
-            state["placed"] = placement
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if (placement := state["placed"]) is not None:
-            self.placed = place(self, replace(placement, dtype=None, quantize=None))
-
     @classmethod
     def from_parts(
         cls, parts: Parts, dtype: torch.dtype = torch.float32, whole: bool = True, reads: bool = True
@@ -103,7 +65,7 @@ class OmniAlpha(nn.Module, Verbs):
 
         Not whole: without the transformer's weights, to encode with. Not reads: without an instruction encoder.
         """
-        card, kind = parts.card, KINDS[parts.card.family]
+        card, kind = parts.card, FAMILIES[parts.card.family]
         if whole:
             transformer = kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
         else:
@@ -172,24 +134,8 @@ class OmniAlpha(nn.Module, Verbs):
     # ---- the path ----------------------------------------------------------------------------------------------
 
     def hinted(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with what the finder sees: in automatic tasks it is an input picture more, the last one; where
-        the card takes alpha from it, it looks for what the map of the example marks. A model without one changes none.
-        """
-        return [self._hinted(example) for example in examples]
-
-    def _hinted(self, example: Example) -> Example:
-        task, finder = TASKS[example.task], self.finder
-        guide = next((r for r in example.roles if r in MAPS), None)
-        wanted = task.automatic or (guide is not None and example.task in self.card.alpha_from_finder)
-        if finder is None or not wanted or example.found is not None or (guide and not finder.hints):
-            return example
-        given = dict(zip(example.roles, example.inputs, strict=True))
-        hint = hint_of(guide, given[guide][:1]) if guide else None
-        found = finder.find(given[Role.COMPOSITE][None], hint)[0]
-        if not task.automatic:
-            return replace(example, found=found)
-        roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
-        return replace(example, roles=roles, inputs=inputs, found=found)
+        """The examples with what the finder sees, see `hints.hinted`. A model without a finder changes none."""
+        return [hints.hinted(example, self.finder, self.card) for example in examples] if self.finder else [*examples]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
@@ -205,7 +151,7 @@ class OmniAlpha(nn.Module, Verbs):
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
         pictures = [
-            [c.fit(seen(r, p, c).to(self.device)) for r, p in zip(e.roles, e.inputs, strict=True)]
+            [c.fit(hints.fitted(r, p, c).to(self.device)) for r, p in zip(e.roles, e.inputs, strict=True)]
             for e, c in zip(examples, canvases, strict=True)
         ]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
@@ -240,7 +186,7 @@ class OmniAlpha(nn.Module, Verbs):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        made = KINDS[self.card.family].positions
+        made = FAMILIES[self.card.family].positions
         return made(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
@@ -256,8 +202,7 @@ class OmniAlpha(nn.Module, Verbs):
 
     def noise(self, cond: Condition, seed: int | Sequence[int] = 0) -> Tensor:
         """Starting noise (B, Lt, C). Sample b draws from a CPU generator of its own, seeded seed + b or seeds[b]."""
-        seeds = _seeds(seed, len(cond.examples))
-        rows = []
+        rows, seeds = [], check_seeds(seed, len(cond.examples))
         for layout, own in zip(cond.layouts, seeds, strict=True):
             generator = torch.Generator().manual_seed(own)
             shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
@@ -326,15 +271,9 @@ class OmniAlpha(nn.Module, Verbs):
         for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
             if not raw:
+                coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
                 found = example.found if example.task in self.card.alpha_from_finder else None
-                coarse = [
-                    p[3, : canvas.content[0], : canvas.content[1]].cpu() if found is None else found for p in made
-                ]
-                if self.card.refine and max(canvas.source) > REFINE_FROM * max(canvas.content):
-                    layers = fidelity.refined(example, layers, coarse)
-                elif found is not None:
-                    layers = fidelity.with_alpha(example, layers, found)
-                layers = fidelity.keep(example, layers)
+                layers = fidelity.finish(example, layers, coarse, found, self.card.refine)
             names = _names(example)
             stacks.append(
                 LayerStack(
@@ -357,8 +296,7 @@ class OmniAlpha(nn.Module, Verbs):
     ) -> list[LayerStack]:
         """Examples -> layer stacks. steps and guidance default to the card's for the first example's task.
 
-        on_step(step, condition) is called after each step: show progress, decode a preview from step.x0, or raise to
-        cancel.
+        on_step(step, condition) is called after each step: show progress, preview step.x0, or raise to cancel.
         """
         if not examples:
             raise InputError("no examples were given: pass at least one.")
@@ -366,7 +304,7 @@ class OmniAlpha(nn.Module, Verbs):
         steps = check_steps(defaults.steps if steps is None else steps)
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
         check(None, None, self.guidance_interval)
-        seeds = _seeds(seed, len(examples))
+        seeds = check_seeds(seed, len(examples))
         cond = self.condition(examples, guided=guidance != 1.0)
         velocity = self.guided(cond, guidance)
         if self.transformer.is_cache_enabled:
@@ -378,20 +316,6 @@ class OmniAlpha(nn.Module, Verbs):
             if on_step:
                 on_step(step, cond)
         return self.decode(step.x, cond, raw)
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed a sample: seed + b, or those given. InputError where one is out of range, or they are too few."""
-    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
-        return [check_seed(seed) + b for b in range(count)]
-    if len(seed) != count:
-        raise InputError(f"{len(seed)} seeds were given for {count} examples: pass one for each, or one for all.")
-    return [check_seed(own) for own in seed]
-
-
-def seen(role: Role, picture: Tensor, canvas: Canvas) -> Tensor:
-    """An input as it is fitted to the canvas: a hint, whose size is the finder's own, takes that of the content."""
-    return rgba.resize(picture, canvas.content) if role is Role.HINT else picture
 
 
 def _names(example: Example) -> list[str]:

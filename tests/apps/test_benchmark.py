@@ -50,7 +50,7 @@ def test_the_bundled_model(call: Call) -> None:
     assert result.exit_code == 0, result.stderr
     out = Path("runs/eval-aim-500/AIM-500")
     for line in (
-        "n: 2", "resolution: 48x64 (as stored)", "region: whole picture, and the unknown region of the trimap",
+        "n: 2", "resolution: 64x48 (as stored)", "region: whole picture, and the unknown region of the trimap",
         "seed: 0", "device: cpu", "model: nano", "time a picture: nano ",
     ):  # fmt: skip
         assert line in result.stdout
@@ -153,7 +153,7 @@ def test_removal_and_its_options(call: Call, tiny_model_folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
     assert data["header"]["n"] == "2" and data["header"]["seed"] == "3"
-    assert data["header"]["resolution"] == "29x40 (longer side 40 px)"
+    assert data["header"]["resolution"] == "40x29 (longer side 40 px)"
     assert data["output"] == "runs/eval-rord/RORD-40" and "tiny: raw=True, steps=1" in data["notes"]
     assert {"psnr", "ssim", "hole_psnr"} <= data["summary"][0].keys() and {"lpips", "fid"} <= data["skipped"].keys()
     assert data["summary"][1]["psnr"] > data["summary"][0]["psnr"]

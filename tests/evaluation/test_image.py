@@ -84,7 +84,7 @@ def test_pictures_that_cannot_be_compared(metric) -> None:  # type: ignore[no-un
 
 
 def test_a_picture_smaller_than_the_window() -> None:
-    with pytest.raises(InputError, match="11 px or more, not 10x40"):
+    with pytest.raises(InputError, match="11 px or more, not 40x10"):
         image.ssim(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
 
 

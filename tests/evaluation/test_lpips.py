@@ -137,7 +137,7 @@ def test_pictures_that_do_not_fit(made: tuple[str, nn.Sequential, Path]) -> None
     least = metric.smallest
     small = torch.zeros(1, 3, least, least)
     assert metric(small, small).tolist() == [0]
-    with pytest.raises(InputError, match=f"{least} px or more, not {least - 1}x64"):
+    with pytest.raises(InputError, match=f"{least} px or more, not 64x{least - 1}"):
         metric(torch.zeros(1, 3, least - 1, 64), torch.zeros(1, 3, least - 1, 64))
     with pytest.raises(InputError, match=r"\(1, 4, 64, 64\)"):
         metric(torch.zeros(1, 4, 64, 64), torch.zeros(1, 4, 64, 64))

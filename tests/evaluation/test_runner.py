@@ -269,7 +269,7 @@ def test_a_report_is_of_the_samples_that_all_have_answered(data: Path, tmp_path:
     assert {name: len(rows) for name, rows in common(run, entrants, answers).items()} == {"red": 2, "theirs": 2}
     told = report(AIM, run, entrants, answers, "cpu", "AIM-500")
     assert told.header["n"] == "2" and [row["method"] for row in told.summary] == ["red", "theirs", BEST_CONSTANT]
-    assert told.header["resolution"] == "40x56 (as stored)" and "unknown region" in told.header["region"]
+    assert told.header["resolution"] == "56x40 (as stored)" and "unknown region" in told.header["region"]
     assert told.header["time a picture"].startswith("red ") and "theirs" not in told.header["time a picture"]
     sad = [row["sad"] for row in answers["red"] if row["key"] in "ac"]
     assert told.summary[0]["sad"] == pytest.approx(sum(sad) / 2)

@@ -164,7 +164,7 @@ def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
 def read(
     paths: Mapping[Role, Sequence[Path]], talk: Talk, main: Role | None = None, frame: int | None = None
 ) -> dict[Role, list[Picture]]:
-    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first one of role `main`."""
+    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first of role `main`."""
     from omnialpha.files import read_image
 
     pictures: dict[Role, list[Picture]] = {}

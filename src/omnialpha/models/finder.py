@@ -202,7 +202,8 @@ class U2NetP(nn.Module):
             net.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(f"the finder in {folder} cannot be read ({error}): get the model again.") from error
-        return net.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        net = net.float().eval().requires_grad_(False)
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 # ---- any salient-object file ----------------------------------------------------------------------------------------

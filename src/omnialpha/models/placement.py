@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,29 @@ class Placed:
     placement: Placement
     device: torch.device
     undo: ExitStack = field(repr=False)  # close() takes hooks and compiled code away; weights end in main memory
+
+
+class Portable(nn.Module):
+    """A model that can be pickled and copied, into another process too: how it was placed goes along, the hooks of
+    that are made anew. InputError where weights are offloaded or code is compiled.
+    """
+
+    placed: Placed | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self.placed is not None:
+            how = self.placed.placement
+            if how.offload != "none" or how.compile:
+                given = f"offload={how.offload}, compile={how.compile}"
+                raise InputError(f"a model with {given} cannot be pickled or copied: load it where it is needed.")
+            state["placed"] = how
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if (how := state["placed"]) is not None:
+            self.placed = place(self, replace(how, dtype=None, quantize=None))  # type: ignore[arg-type]
 
 
 def place(model: Model, placement: Placement) -> Placed:

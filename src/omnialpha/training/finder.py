@@ -71,8 +71,7 @@ class FinderObjective(Objective):
         self.net, self.settings, self.batch, self.seed = net.requires_grad_(True).train(), loss, batch, seed
         self.side = side
         self.bank, self.held_out, self.photographs = bank, held_out, photographs
-        # not a submodule: neither trained nor kept
-        object.__setattr__(self, "teacher", copy.deepcopy(net).eval().requires_grad_(False))
+        self._teacher = (copy.deepcopy(net).eval().requires_grad_(False),)  # not a submodule: neither trained nor kept
 
     def forward(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -126,7 +125,8 @@ class FinderObjective(Objective):
         photos = replace(bank, backgrounds=bank.backgrounds[: self.photographs], scenes=bank.scenes[: self.photographs])
         pictures = compose(photos, count, 1, (self.side, self.side), generator).background
         with torch.no_grad():
-            alpha = stretched(self.teacher(self.teacher.read(pictures, side=self.side))[:, 0].float().sigmoid())  # type: ignore[attr-defined]
+            logits = self._teacher[0](self._teacher[0].read(pictures, side=self.side))
+            alpha = stretched(logits[:, 0].float().sigmoid())
         drawn = [hints.draw_hint(a, generator) for a in alpha]
         return Drawn(
             pictures, torch.stack([h for _, h in drawn]), alpha, torch.zeros_like(alpha), [k for k, _ in drawn]
@@ -138,13 +138,15 @@ class FinderObjective(Objective):
         self.net.eval()
         generator = torch.Generator().manual_seed(SEED)
         seen: dict[str, list[float]] = defaultdict(list)
-        for _ in range(12):
+        for _ in range(6):
             for drawn, name in (
                 (self.scenes(self.held_out, 8, 1, generator), ""),
                 (self.scenes(self.held_out, 4, 2, generator), "two/"),
                 *([(self.taught(self.held_out, 4, generator), "photo/")] if self.photographs else []),
             ):
-                made = self.net.find(drawn.pictures, drawn.hints)
+                made = F.interpolate(
+                    self.net.find(drawn.pictures, drawn.hints)[:, None], size=drawn.alpha.shape[1:], mode="bilinear"
+                )[:, 0]
                 for kind, off in zip(drawn.kinds, (made - drawn.alpha).abs().mean((1, 2)).tolist(), strict=True):
                     seen[f"mad/{name}{kind}"].append(off)
         self.net.train()
@@ -155,8 +157,8 @@ class FinderObjective(Objective):
 
 
 def _join(parts: list[Drawn]) -> Drawn:
-    maps = [torch.cat([part[k] for part in parts]) for k in range(4)]
-    return Drawn(*maps, [kind for part in parts for kind in part.kinds])  # type: ignore[arg-type]
+    pictures, marked, alpha, contrast = (torch.cat(maps) for maps in list(zip(*parts, strict=True))[:4])
+    return Drawn(pictures, marked, alpha, contrast, [kind for part in parts for kind in part.kinds])
 
 
 def _cut(maps: Tensor, generator: torch.Generator) -> Tensor:

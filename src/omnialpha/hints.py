@@ -1,0 +1,36 @@
+"""What a model is told of a picture by its finder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from omnialpha import masks, rgba
+from omnialpha.canvas import Canvas
+from omnialpha.models.card import Card
+from omnialpha.models.finder import Finder, hint_of
+from omnialpha.tasks import MAPS, TASKS, Example, Role
+
+
+def hinted(example: Example, finder: Finder, card: Card) -> Example:
+    """An example with what the finder sees in its picture. In automatic tasks that is an input picture more, the last;
+    where the card takes alpha from the finder, it looks for what the map of the example marks. Others stay as they are.
+    """
+    automatic = TASKS[example.task].automatic
+    guide = next((role for role in example.roles if role in MAPS), None)
+    wanted = automatic or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
+    if not wanted or example.found is not None:
+        return example
+    given = dict(zip(example.roles, example.inputs, strict=True))
+    hint = hint_of(guide, given[guide][:1]) if guide else None
+    found = finder.find(given[Role.COMPOSITE][None].cpu(), hint)[0]
+    if not automatic:
+        return replace(example, found=found)
+    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
+    return replace(example, roles=roles, inputs=inputs, found=found)
+
+
+def fitted(role: Role, picture: Tensor, canvas: Canvas) -> Tensor:
+    """An input as the canvas takes it: a hint, whose size is the finder's own, at that of the content."""
+    return rgba.resize(picture, canvas.content) if role is Role.HINT else picture

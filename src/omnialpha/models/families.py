@@ -1,0 +1,32 @@
+"""The families of models: which classes each is made of. They are called alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omnialpha.models import flux
+from omnialpha.models.card import Family
+from omnialpha.models.flux_text import FluxText
+from omnialpha.models.instructor import Instructor
+from omnialpha.models.positions import Positions, batch_positions
+from omnialpha.models.transformer import MultiImageTransformer
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Of a family. settings: fields of `Card` that the instructor takes.
+    positions: layouts, text lengths, target order, axes and device -> Positions.
+    """
+
+    transformer: Any
+    instructor: Any
+    settings: tuple[str, ...]
+    positions: Callable[..., Positions]
+
+
+FAMILIES: dict[Family, Classes] = {
+    "qwen": Classes(MultiImageTransformer, Instructor, ("picture_pixels", "max_tokens", "template"), batch_positions),
+    "flux": Classes(flux.FluxTransformer, FluxText, ("max_tokens",), flux.positions),
+}
