@@ -123,6 +123,10 @@ class OmniAlpha(Portable, Verbs):
         """What finds subjects for it."""
         return self._finder[0] if self._finder else None
 
+    def check_reads(self, task: str) -> None:
+        """See `Card.check_reads`."""
+        self.card.check_reads(task)
+
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
         own = self.finder if self.finder is not None and self.finder.hints else bundled_finder()

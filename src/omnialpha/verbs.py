@@ -56,6 +56,9 @@ class Verbs:
     def native_size(self) -> tuple[int, int]:
         raise NotImplementedError
 
+    def check_reads(self, task: str) -> None:
+        raise NotImplementedError
+
     def outline(self, picture: Tensor, points: Sequence[Mark], boxes: Sequence[Mark]) -> Tensor:
         """A rough map (H, W) of what is marked in a picture (4, H, W)."""
         raise NotImplementedError
@@ -142,6 +145,7 @@ class Verbs:
         if points or boxes:
             image = files.to_rgba(image)
             maps[Role.ROUGH] = self.outline(image, points, boxes)
+        self.check_reads(task.name)
         example = task.example({Role.COMPOSITE: image, **maps}, prompt=text, layers=layers)
         return self.run([example], **options)[0]
 

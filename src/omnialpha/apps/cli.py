@@ -16,7 +16,7 @@ import typer
 from omnialpha import __version__
 from omnialpha.apps import data, evaluate, vae
 from omnialpha.apps.exits import Commands
-from omnialpha.apps.options import Options, Pictures, command, input_roles, whole
+from omnialpha.apps.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.errors import InputError
 from omnialpha.tasks import MAPS, TASKS, Role
 
@@ -59,6 +59,16 @@ def _root(
     pass
 
 
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--point", metavar="X,Y", help="a pixel of the subject; -X,Y: of what is not; may be repeated"),
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option("--box", metavar="X,Y,W,H", help="a box around the subject; -X,Y,W,H: what is not; may be repeated"),
+]
+
+
 @command(app, "json")
 def tasks(options: Options) -> None:
     """List the tasks: what each takes and makes."""
@@ -90,24 +100,36 @@ def matte(
     pictures: Pictures,
     options: Options,
     text: Text = None,
+    point: Points = None,
+    box: Boxes = None,
     background: Annotated[
         str | None, typer.Option("--background", metavar="COLOUR|FILE", help="put the subject on this: white, #336699")
     ] = None,
 ) -> None:
-    """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text or a map marks."""
-    _verb("matte", image, output, pictures, options, text=text, background=background)
+    """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text, a map or marks choose."""
+    _verb("matte", image, output, pictures, options, text=text, background=background, point=point, box=box)
 
 
 @command(app, roles=input_roles("removal", beside=Role.COMPOSITE))
-def remove(image: Image, output: Output, pictures: Pictures, options: Options) -> None:
-    """Take the subject out of a picture and show what is behind it: by itself, or the one that a map marks."""
-    _verb("remove", image, output, pictures, options)
+def remove(
+    image: Image, output: Output, pictures: Pictures, options: Options, point: Points = None, box: Boxes = None
+) -> None:
+    """Take the subject out of a picture and show what is behind it: by itself, or the one that is marked."""
+    _verb("remove", image, output, pictures, options, point=point, box=box)
 
 
 @command(app, roles=input_roles("decomposition", beside=Role.COMPOSITE))
-def decompose(image: Image, output: Folder, pictures: Pictures, options: Options, layers: Layers = None) -> None:
+def decompose(
+    image: Image,
+    output: Folder,
+    pictures: Pictures,
+    options: Options,
+    layers: Layers = None,
+    point: Points = None,
+    box: Boxes = None,
+) -> None:
     """Take a picture apart into a background and foreground layers, each complete, back to front."""
-    _verb("decompose", image, output, pictures, options, layers=layers)
+    _verb("decompose", image, output, pictures, options, layers=layers, point=point, box=box)
 
 
 def _verb(
@@ -119,16 +141,19 @@ def _verb(
     text: str | None = None,
     layers: int | None = None,
     background: str | None = None,
+    point: list[str] | None = None,
+    box: list[str] | None = None,
 ) -> None:
-    """A verb on a picture that may be guided by one map or a text."""
+    """A verb on a picture that may be guided by one map, by marks or by a text."""
     from omnialpha.apps.execute import execute
     from omnialpha.verbs import choose
 
     if text is not None and not text.strip():
         raise InputError("--text is empty: name the subject in words, or leave it out.")
-    task = choose(verb, pictures, text)
+    marks = [mark("--point", one, 2) for one in point or ()], [mark("--box", one, 4) for one in box or ()]
+    task = choose(verb, pictures, text, marked=any(marks))
     paths = {Role.COMPOSITE: [image], **pictures}
-    execute(task, paths, output, options, prompt=text, layers=layers, background=background)
+    execute(task, paths, output, options, prompt=text, layers=layers, background=background, marks=marks)
 
 
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omnialpha.files import Format, Picture
     from omnialpha.layers import LayerStack
     from omnialpha.loading import Setup
+    from omnialpha.masks import Mark
     from omnialpha.pipeline import OmniAlpha
 
 PIPE = Path("-")  # standard input or output
@@ -41,10 +42,12 @@ def execute(
     prompt: str | None = None,
     layers: int | None = None,
     background: str | None = None,
+    marks: tuple[Sequence[Mark], Sequence[Mark]] = ((), ()),
 ) -> None:
     """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`.
 
-    background: a colour or a picture file that the one picture is put on, which makes it opaque.
+    background: a colour or a picture file that the one picture is put on, which makes it opaque. marks: points and
+    boxes, in the place of a rough map.
     """
     from omnialpha import sampling
 
@@ -58,13 +61,21 @@ def execute(
     form = check_target(output, len(targets), [path for row in paths.values() for path in row if path != PIPE])
     pictures = read(paths, talk, task.inputs[0] if task.inputs else None, options.frame)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
-    example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
+    if any(marks):
+        from omnialpha.models.finder import bundled_finder, outline
+
+        assert main is not None
+        rough = {Role.ROUGH: [outline(bundled_finder(), main.rgba, *marks)]}
+        example = task.example({**pictures, **rough}, layers=layers)
+    else:
+        example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
     behind = None if background is None else backdrop(background, example.size, output)
     if form is not None:
         check_fits(output, form, example, options.raw, behind is not None)
 
     setup = settle(options)
     card = setup.parts.card
+    card.check_reads(task.name)
     if main is None and size is None:
         example = replace(example, size=card.native_size)
     defaults = card.defaults(task.name)
@@ -184,7 +195,7 @@ def settle(options: Options) -> Setup:
     hush()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 
-    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or ())
+    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or (), finder=options.finder)
     how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
     return Setup(parts, Placement(options.device, *how), Approximations.parse(options.approximations))  # type: ignore[arg-type]
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from omnialpha.errors import InputError
 from omnialpha.limits import check_seed, check_size
 from omnialpha.tasks import MEANING, TASKS, Role, Task
+
+if TYPE_CHECKING:
+    from omnialpha.masks import Mark
 
 Pictures = Mapping[Role, Sequence[Path]]
 
@@ -37,6 +41,20 @@ def number(value: str | float) -> float:
         return float(value)
     except ValueError:
         raise typer.BadParameter(f"{value!r} is not a number.") from None
+
+
+def mark(option: str, value: str, count: int) -> Mark:
+    """`X,Y` or `X,Y,W,H` in pixels as numbers, then whether it is of the subject, which a leading `-` denies."""
+    try:
+        numbers = tuple(float(one) for one in value.strip().removeprefix("-").split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not all(math.isfinite(one) and one >= 0 for one in numbers):
+        form = "X,Y" if count == 2 else "X,Y,W,H"
+        raise InputError(
+            f"{option} {value!r} is not {form}: give pixels from the top left, such as 120,80{',40,60' * (count > 2)}."
+        )
+    return *numbers, not value.strip().startswith("-")
 
 
 _weights = partial(typer.Option, rich_help_panel="Weights, memory and speed")
@@ -69,6 +87,10 @@ class Options:
     base: Annotated[
         str | None,
         _weights("--base", metavar="NAME", help="folder or id of the model that fills in what --model lacks"),
+    ] = None
+    finder: Annotated[
+        str | None,
+        _weights("--finder", metavar="FILE", help="salient-object .onnx file in the place of the model's own"),
     ] = None
     vae: Annotated[str | None, _weights("--vae", metavar="NAME", help="folder of another autoencoder")] = None
     lora: Annotated[
