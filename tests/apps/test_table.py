@@ -14,6 +14,7 @@ import benchmark_trees as trees
 from omnialpha.apps import benchmark as benchmarks
 from omnialpha.apps import table as tables
 from omnialpha.apps.cli import app as whole
+from omnialpha.evaluation.constants import BEST_CONSTANT
 from omnialpha.evaluation.report import Report
 
 HEADER = {"n": "500", "resolution": "1080x1600 (as stored)", "region": "whole picture, and another", "seed": "7"}
@@ -77,7 +78,9 @@ def test_a_real_run(call: Callable[..., Result]) -> None:
     trees.matting(Path("AIM-500"), ["o_0", "o_1"], size=(48, 64))
     made = call("aim-500", "--data", "AIM-500", "--peer", "closed-form", "--peer", "opaque", "-o", "made", "--json")
     assert made.exit_code == 0, made.stderr
-    figures = {row["task"]: row for row in json.loads(made.stdout)["summary"]}
+    *rows, constant = json.loads(made.stdout)["summary"]
+    figures = {row["task"]: row for row in rows}
+    assert constant["method"] == BEST_CONSTANT, "which is nobody's, and stands beside no published figure"
     told = json.loads(call("table", "made", "--json").stdout)
     free, guided = (row for row in told["summary"] if row["whose"] == "ours")
     assert free["table"] == "Automatic matting, AIM-500" and free["n"] == "2" and free["resolution"].startswith("48x64")

@@ -10,6 +10,7 @@ from typing import Any
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation import published
+from omnialpha.evaluation.constants import BEST_CONSTANT
 from omnialpha.evaluation.published import TABLES, Note, Published
 from omnialpha.evaluation.reconstruction_report import TOTAL, WEIGHTED
 from omnialpha.evaluation.report import FILES, HEADER, Column, Report, Row, Table
@@ -49,7 +50,7 @@ def read_runs(folder: Path) -> list[Run]:
 def _benchmark(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
     """A run a task; figures of the unknown region have names of their own."""
     tasks: dict[str, list[Row]] = {}
-    for row in (row for row in summary if row["category"] in WAYS):
+    for row in (row for row in summary if row["category"] in WAYS and row["method"] != BEST_CONSTANT):
         method = {"method": row["method"] + WAYS[row["category"]]}
         tasks.setdefault(row["task"], []).append(row | _told(header) | method | {"region": "whole picture"})
     return [Run(folder, summary[0]["benchmark"], task, header["scale"], tuple(rows)) for task, rows in tasks.items()]
