@@ -1,7 +1,7 @@
 """u2netp.onnx -> the folder that nano-finder.toml starts from: `python recipes/u2netp.py u2netp.onnx runs/u2netp`.
 
-Needs `pip install omnialpha[onnx]`. The file is U²-Netp as its authors trained it (arXiv 2005.09007, Apache-2.0), exported
-with its batch norms folded into the convolutions before them; rembg's wheels and releases carry it.
+Needs `pip install omnialpha[onnx]`. The file is U²-Netp as its authors trained it (arXiv 2005.09007, Apache-2.0),
+exported with its batch norms folded into the convolutions before them; rembg's wheels and releases carry it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def convolutions(net: U2NetP) -> list[torch.nn.Conv2d]:
 
 
 def convert(source: Path) -> U2NetP:
-    """The network of an ONNX file, with a hint channel that does nothing yet."""
+    """The network of an ONNX file, with hint blocks that do nothing yet."""
     import onnx
 
     graph = onnx.load(source).graph
@@ -42,8 +42,7 @@ def convert(source: Path) -> U2NetP:
     pairs = [*inside, *(ends[f"side{k + 1}"] for k in range(len(net.side))), ends["outconv"]]
     with torch.no_grad():
         for conv, (weight, bias) in zip(own, pairs, strict=True):
-            conv.weight.zero_()
-            conv.weight[:, : weight.shape[1]] = weight
+            conv.weight.copy_(weight)
             assert conv.bias is not None
             conv.bias.copy_(bias)
     return net

@@ -15,11 +15,11 @@ from omnialpha.tasks import Role
 NEAR = 0.2  # a drawn box is up to this share of its side larger or smaller than the subject's
 
 
-def draw_hint(alpha: Tensor, generator: torch.Generator) -> tuple[str, Tensor]:
+def draw_hint(alpha: Tensor, generator: torch.Generator, always: bool = False) -> tuple[str, Tensor]:
     """A kind by its share in KINDS, and a hint (H, W) in [-1, 1] of it, for alpha (H, W); zeros for `none`, and where
-    the subject is too faint to point at.
+    the subject is too faint to point at. always: never `none`.
     """
-    names = list(KINDS)
+    names = [name for name in KINDS if name != "none" or not always]
     chosen = torch.multinomial(torch.tensor([KINDS[name][0] for name in names]), 1, generator=generator)
     name = names[int(chosen)]
     return name, hint(name, alpha, generator)

@@ -122,6 +122,26 @@ class ResidualUBlock(nn.Module):
         return x + begun
 
 
+class HintBlock(nn.Module):
+    """What a hint changes of a block's output: two convolutions of both, added to it; nothing where there is no hint,
+    so that the published network stays what it is.
+    """
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.mix = ConvReLU(channels + 3, inner)
+        self.add = nn.Conv2d(inner, channels, 3, padding=1)
+        nn.init.zeros_(self.add.weight)
+        nn.init.zeros_(self.add.bias)  # type: ignore[arg-type]
+
+    def forward(self, y: Tensor, hint: Tensor) -> Tensor:
+        """y (B, C, h, w), hint (B, 1, H, W) in [-1, 1] -> (B, C, h, w)."""
+        size = y.shape[-2:]
+        marks = [F.adaptive_max_pool2d(side, size) for side in (hint.relu(), (-hint).relu())]  # a click stays a click
+        told = self.add(self.mix(torch.cat([y, F.adaptive_avg_pool2d(hint, size), *marks], dim=1)))
+        return y + told * (hint != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+
+
 def _halve(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2, 2, ceil_mode=True)
 
@@ -140,7 +160,7 @@ class U2NetP(nn.Module):
         super().__init__()
         self.config = {"inner": inner, "width": width, "depths": list(depths)}
         dilated = [False] * (len(depths) - 2) + [True, True]
-        given = [4] + [width] * (len(depths) - 1)
+        given = [3] + [width] * (len(depths) - 1)
         self.encoder = nn.ModuleList(
             ResidualUBlock(d, c, inner, width, f) for d, c, f in zip(depths, given, dilated, strict=True)
         )
@@ -149,16 +169,20 @@ class U2NetP(nn.Module):
         )
         self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in depths)  # finest first
         self.fuse = nn.Conv2d(len(depths), 1, 1)
+        self.told = nn.ModuleList(HintBlock(width, inner) for _ in range(2 * len(depths) - 1))  # as the blocks run
 
     def forward(self, x: Tensor) -> Tensor:
+        y, hint = x[:, :3], x[:, 3:]
+        told, hinted = iter(self.told), bool(hint.any())
         seen: list[Tensor] = []
-        y = x
         for k, block in enumerate(self.encoder):
             y = block(_halve(y) if k else y)
+            y = next(told)(y, hint) if hinted else y
             seen.append(y)
         maps = [seen.pop()]  # deepest first
         for block in self.decoder:
-            maps.append(block(torch.cat([_like(maps[-1], seen[-1]), seen.pop()], dim=1)))
+            y = block(torch.cat([_like(maps[-1], seen[-1]), seen.pop()], dim=1))
+            maps.append(next(told)(y, hint) if hinted else y)
         logits = [_like(side(y), x) for side, y in zip(self.side, reversed(maps), strict=True)]
         return torch.cat([self.fuse(torch.cat(logits, dim=1)), *logits], dim=1)
 

@@ -63,20 +63,23 @@ class FinderObjective(Objective):
         photographs: int,
         side: int,
         seed: int,
+        whole: bool = False,
     ) -> None:
-        """photographs: of the backgrounds of each bank the first so many are. A third of a batch are photographs, a
-        fifth scenes of two objects, the rest of one.
+        """photographs: of the backgrounds of each bank the first so many are. whole: the published weights are trained
+        too, and some pictures come without a hint. A quarter of a batch are photographs, a quarter scenes of two
+        objects, the rest of one.
         """
         super().__init__()
-        self.net, self.settings, self.batch, self.seed = net.requires_grad_(True).train(), loss, batch, seed
-        self.side = side
+        self.net, self.settings, self.batch, self.seed = net.requires_grad_(False), loss, batch, seed
+        (net if whole else net.told).requires_grad_(True)
+        self.side, self.always = side, not whole
         self.bank, self.held_out, self.photographs = bank, held_out, photographs
         self._teacher = (copy.deepcopy(net).eval().requires_grad_(False),)  # not a submodule: neither trained nor kept
 
     def forward(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        photographs = round(self.batch / 3) if self.photographs else 0
-        pairs = round(self.batch / 5)
+        photographs = self.batch // 4 if self.photographs else 0
+        pairs = self.batch // 4
         parts = [
             self.scenes(self.bank, self.batch - photographs - pairs, 1, generator),
             self.scenes(self.bank, pairs, 2, generator),
@@ -108,7 +111,7 @@ class FinderObjective(Objective):
         rows = []
         for b in range(count):
             asked = int(torch.randint(objects, (1,), generator=generator))
-            kind, hint = hints.draw_hint(made.layers[b, asked, 3], generator)
+            kind, hint = hints.draw_hint(made.layers[b, asked, 3], generator, self.always)
             marked = bool(hint.any())
             front = made.layers[b, asked] if marked else rgba.recompose(list(made.layers[b]))
             others = [made.layers[b, k] for k in range(objects) if marked and k != asked]
@@ -127,7 +130,7 @@ class FinderObjective(Objective):
         with torch.no_grad():
             logits = self._teacher[0](self._teacher[0].read(pictures, side=self.side))
             alpha = stretched(logits[:, 0].float().sigmoid())
-        drawn = [hints.draw_hint(a, generator) for a in alpha]
+        drawn = [hints.draw_hint(a, generator, self.always) for a in alpha]
         return Drawn(
             pictures, torch.stack([h for _, h in drawn]), alpha, torch.zeros_like(alpha), [k for k, _ in drawn]
         )
@@ -135,7 +138,6 @@ class FinderObjective(Objective):
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """Alpha MAD on held-out scenes by kind of hint, and on held-out photographs against the teacher."""
-        self.net.eval()
         generator = torch.Generator().manual_seed(SEED)
         seen: dict[str, list[float]] = defaultdict(list)
         for _ in range(6):
@@ -149,7 +151,6 @@ class FinderObjective(Objective):
                 )[:, 0]
                 for kind, off in zip(drawn.kinds, (made - drawn.alpha).abs().mean((1, 2)).tolist(), strict=True):
                     seen[f"mad/{name}{kind}"].append(off)
-        self.net.train()
         return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
 
     def export(self, folder: Path) -> None:
@@ -195,13 +196,14 @@ class FinderRecipe:
     data: DataSettings = DataSettings()
     loss: FinderLoss = FinderLoss()
     batch: int = 8
+    whole: bool = False  # the published weights too, and not only what reads hints
     side: int = SIDE  # of the pictures: fewer pixels, more steps an hour
 
     def objective(self) -> Objective:
-        if self.batch < 3:
-            raise InputError(f"batch={self.batch} is too small to hold scenes and photographs: use 3 or more.")
+        if self.batch < 4:
+            raise InputError(f"batch={self.batch} is too small to hold scenes and photographs: use 4 or more.")
         bank, held_out = load_banks(self.data)
         drawn = self.data.backgrounds if self.data.foregrounds else 0
         photographs = len(bank.scenes) - drawn if self.data.folders else 0
-        net = U2NetP.load(Path(self.start))
-        return FinderObjective(net, bank, held_out, self.loss, self.batch, photographs, self.side, self.fit.seed)
+        how = (self.loss, self.batch, photographs, self.side, self.fit.seed, self.whole)
+        return FinderObjective(U2NetP.load(Path(self.start)), bank, held_out, *how)
