@@ -9,8 +9,10 @@ from torch import Tensor
 from omnialpha import masks, rgba
 from omnialpha.canvas import Canvas
 from omnialpha.models.card import Card
-from omnialpha.models.finder import Finder, hint_of
+from omnialpha.models.finder import REACH, Finder, hint_of
 from omnialpha.tasks import MAPS, TASKS, Example, Role
+
+HALF = 0.5  # alpha of the finder's from which on it means the subject
 
 
 def hinted(example: Example, finder: Finder, card: Card) -> Example:
@@ -27,8 +29,13 @@ def hinted(example: Example, finder: Finder, card: Card) -> Example:
     found = finder.find(given[Role.COMPOSITE][None].cpu(), hint)[0]
     if not automatic:
         return replace(example, found=found)
-    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
-    return replace(example, roles=roles, inputs=inputs, found=found)
+    shown, words = found, example.instruction
+    if card.hint_as == Role.ROUGH:
+        shown = masks.dilate(found > HALF, REACH * min(found.shape)).float()
+    if card.hint_as:
+        words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
+    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))
+    return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
 def fitted(role: Role, picture: Tensor, canvas: Canvas) -> Tensor:
