@@ -53,8 +53,8 @@ class Canvas:
 
 def _check(verb: str, picture: Tensor, size: Size) -> None:
     if tuple(picture.shape[-2:]) != size:
-        got = "x".join(map(str, picture.shape[-2:]))
-        raise InputError(f"This canvas cannot {verb} a picture of {got}; pass one of {size[0]}x{size[1]} (h x w).")
+        height, width = picture.shape[-2:]
+        raise InputError(f"This canvas cannot {verb} a picture of {width}x{height} px; pass {size[1]}x{size[0]} px.")
 
 
 @lru_cache(maxsize=4096)
@@ -64,7 +64,7 @@ def plan(source: Size, pictures: int, grid: Grid) -> Canvas:
     `pictures` counts all images of the sample, inputs and targets. At scale 1, fit then restore is bit-exact."""
     height, width = source
     if min(height, width) < 1:
-        raise InputError(f"A picture of {height}x{width} has no pixels; pass at least 1x1.")
+        raise InputError(f"A picture of {width}x{height} has no pixels; pass at least 1x1.")
     if pictures < 1:
         raise InputError(f"A sample of {pictures} pictures is empty; pass at least 1.")
     budget = min(grid.picture_pixels, grid.sample_pixels // pictures)

@@ -54,7 +54,7 @@ class LayerStack:
         self.size = (int(size[0]), int(size[1]))
         self.layers = tuple(layers)
         if min(self.size) < 1:
-            raise InputError(f"A stack of {size[0]}x{size[1]} has no pixels; pass a size of at least 1x1.")
+            raise InputError(f"A stack of {size[1]}x{size[0]} has no pixels; pass a size of at least 1x1.")
         if not self.layers:
             raise InputError("A stack of 0 layers is empty; pass at least one layer.")
 

@@ -126,7 +126,7 @@ def check_fits(output: Path, form: Format, example: Example, raw: bool) -> None:
 def read(
     paths: Mapping[Role, Sequence[Path]], talk: Talk, main: Role | None = None, frame: int | None = None
 ) -> dict[Role, list[Picture]]:
-    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first one of role `main`."""
+    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first of role `main`."""
     from omnialpha.files import read_image
 
     pictures: dict[Role, list[Picture]] = {}
@@ -183,7 +183,7 @@ def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], t
 def _write(
     output: Path, stack: LayerStack, form: Format | None, main: Picture | None, settings: dict[str, Any], talk: Talk
 ) -> None:
-    """One picture with the profile, resolution, depth and metadata of the main input, or the folder of layers with its depth."""
+    """One picture with what the main input's file had beside its pixels, or the folder of layers with its depth."""
     from omnialpha.files import write_image
 
     where: Path | BinaryIO = sys.stdout.buffer if output == PIPE else output

@@ -35,7 +35,7 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     _check(predicted, true)
     if min(true.shape[-2:]) < SSIM_WINDOW:
         height, width = true.shape[-2:]
-        raise InputError(f"SSIM needs sides of {SSIM_WINDOW} px or more, not {height}x{width}: use larger pictures.")
+        raise InputError(f"SSIM needs sides of {SSIM_WINDOW} px or more, not {width}x{height}: use larger pictures.")
     mean_p, mean_t = _window(predicted), _window(true)
     var_p = _window(predicted.square()) - mean_p.square()
     var_t = _window(true.square()) - mean_t.square()

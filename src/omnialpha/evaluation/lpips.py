@@ -94,7 +94,7 @@ class LPIPS(nn.Module):
             shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
             raise InputError(f"LPIPS cannot compare shapes {shapes}: pass two of one shape, (B, 3, H, W).")
         if min(a.shape[-2:]) < self.smallest:
-            size = f"{a.shape[-2]}x{a.shape[-1]}"
+            size = f"{a.shape[-1]}x{a.shape[-2]}"
             raise InputError(f"LPIPS with {self.name} needs sides of {self.smallest} px or more, not {size}.")
         x, count = (torch.cat([a, b]) - self.shift) / self.scale, len(a)
         total = x.new_zeros(count)
