@@ -400,6 +400,7 @@ def test_the_thumbnail_goes_and_all_else_keeps_its_place() -> None:
             upright(damaged, (3, 2))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_noted_and_left_out(tmp_path: Path) -> None:
     Image.fromarray(PHOTO).save(tmp_path / "x.png", exif=b"II*\0\x08\0\0\0\x09\0")
     picture = read_image(tmp_path / "x.png")
@@ -511,6 +512,15 @@ def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
     link.symlink_to("gone/real.png")
     with pytest.raises(InputError, match="gone does not exist; create"):
         write_image(link, torch.ones(4, 2, 3))
+
+
+def test_a_reader_that_went_away_is_told() -> None:
+    class Gone(BytesIO):
+        def write(self, data: Any) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(InputError, match="could not be written .Broken pipe."):
+        write_image(Gone(), torch.ones(4, 2, 3))
 
 
 def test_an_open_file_gets_a_png() -> None:
