@@ -121,7 +121,7 @@ class Verbs:
         task = completion(foreground, background, full)
         given = foreground if foreground is not None else background
         given = [files.loaded(one) for one in (given if isinstance(given, list | tuple) else [given])]
-        example = task.example(prompt=prompt, **{str(task.inputs[0]): given})
+        example = task.example({task.inputs[0]: given}, prompt=prompt)
         return files.same_kind(self.run([example], **options)[0][0].rgba, given[0])
 
     def generate(self, prompt: str, *, size: tuple[int, int] | None = None, **options: Any) -> Any:

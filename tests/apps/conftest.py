@@ -37,8 +37,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def call() -> Callable[..., Result]:
     """Run a command in this process: `call("tasks", "--json")`."""
 
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="omnialpha", catch_exceptions=False)
+    def run(*arguments: object, stdin: bytes | None = None) -> Result:
+        words = [str(a) for a in arguments]
+        return CliRunner().invoke(app, words, input=stdin, prog_name="omnialpha", catch_exceptions=False)
 
     return run
 
@@ -46,4 +47,4 @@ def call() -> Callable[..., Result]:
 @pytest.fixture
 def ask(call: Callable[..., Result], tiny_model_folder: Path) -> Callable[..., Result]:
     """Run a verb on the tiny model: `ask("matte", "photo.png", "-o", "out.png")`."""
-    return lambda *arguments: call(*arguments, "--model", tiny_model_folder)
+    return lambda *arguments, **stdin: call(*arguments, "--model", tiny_model_folder, **stdin)

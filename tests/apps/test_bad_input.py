@@ -350,3 +350,19 @@ def test_what_is_not_the_user_s_mistake_is_not_hidden(
     monkeypatch.setattr(execute, "load", bug)
     with pytest.raises(RuntimeError, match="a bug"):
         call(*MATTE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["matte", "photo.png", "-o", "-", "--json"], ["-o -", "--json", "give a file"]),
+        (["decompose", "photo.png", "-o", "-"], ["-o -", "2 layers", "name a folder"]),
+        (["matte", "photo.png", *OUT, "--frame", 1], ["photo.png", "no frame 1", "leave the frame out"]),
+        (["generate", "a mug", *OUT, "--frame", 0], ["--frame 0", "takes no picture"]),
+        (["matte", "-", *OUT], ["is empty (0 bytes)"]),
+    ],
+)
+def test_pipes_and_frames_that_cannot_be(arguments: list[object], words: list[str], pictures: Path, ask: Call) -> None:
+    before = listing()
+    refused(ask(*arguments), *words)
+    assert listing() == before

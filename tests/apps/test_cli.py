@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +196,36 @@ def test_a_cut_out_is_put_on_a_picture(folder: Path, ask: Call) -> None:
     inner[:, 4:16] = True  # away from the seams, where resizing mixes
     assert (pixels[outside & inner] == (255, 0, 0, 255)).all()
     assert (pixels[outside & inner[:, ::-1]] == (0, 0, 255, 255)).all()
+
+
+def test_a_pipe_in_and_a_pipe_out_is_the_file(folder: Path, ask: Call) -> None:
+    assert ask("matte", "photo.png", "-o", "out.png", "--trimap", "trimap.png").exit_code == 0
+    done = ask("matte", "-", "--trimap", "trimap.png", "-o", "-", stdin=Path("photo.png").read_bytes())
+    assert done.exit_code == 0 and "wrote - (40x24 px)" in done.stderr
+    assert done.stdout_bytes == Path("out.png").read_bytes(), "nothing else on standard output"
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(Path("trimap.png").read_bytes()), daemon=True)
+    writer.start()
+    assert ask("matte", "photo.png", "--trimap", "pipe", "-o", "piped.png").exit_code == 0
+    assert Path("piped.png").read_bytes() == Path("out.png").read_bytes()
+
+
+def test_a_frame_of_the_picture_is_taken(folder: Path, ask: Call) -> None:
+    frames = [Image.new("RGB", SIZE[::-1], (90 * i, 0, 90)) for i in range(3)]
+    frames[0].save("moving.png", save_all=True, append_images=frames[1:])
+    made = report(ask("remove", "moving.png", "--rough", "mask.png", "--frame", 2, "-o", "out.png", "--json"))
+    assert made["notes"] == [] and np.asarray(Image.open("out.png"))[0, 0].tolist() == [180, 0, 90, 255]
+
+
+def test_metadata_and_colours_of_the_input_are_kept(folder: Path, ask: Call) -> None:
+    exif = Image.Exif()
+    exif.update({271: "Maker", 274: 3})
+    Image.open("photo.png").save("turned.png", exif=exif)
+    assert ask("remove", "turned.png", "--rough", "mask.png", "-o", "out.png").exit_code == 0
+    made, photo = Image.open("out.png"), np.asarray(Image.open("photo.png"))[::-1, ::-1]
+    assert dict(made.getexif()) == {271: "Maker", 274: 1}
+    untouched = np.asarray(Image.open("mask.png")) == 0
+    assert np.array_equal(np.asarray(made)[untouched][:, :3], photo[untouched])
 
 
 # ---- what is said ----------------------------------------

@@ -239,7 +239,7 @@ def _write(
     talk: Talk,
     behind: Tensor | None,
 ) -> None:
-    """One picture, or the folder of layers, with the profile, resolution, depth and metadata of the main input."""
+    """One picture with what the main input's file had beside its pixels, or the folder of layers with its depth."""
     from omnialpha import rgba
     from omnialpha.files import write_image
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -97,11 +98,11 @@ def told(ident: str) -> Iterator[None]:
         raise InputError(f"record {ident!r}: {error}") from error
 
 
-def read_all(parts: Sequence[tuple[Handle, Role]]) -> list[Tensor]:
-    """Pictures of one size, (4, H, W) each; InputError otherwise."""
-    pictures = [read(handle, role) for handle, role in parts]
+def read_all(handles: Sequence[Handle], roles: Sequence[Role | None] = ()) -> list[Tensor]:
+    """Pictures of one size, (4, H, W) each, by `read`; InputError otherwise. roles: of the first of them."""
+    pictures = [read(handle, role) for handle, role in zip_longest(handles, roles)]
     sizes = [(int(p.shape[1]), int(p.shape[2])) for p in pictures]
-    check_sizes(dict(zip((str(handle) for handle, _ in parts), sizes, strict=True)))
+    check_sizes(dict(zip(map(str, handles), sizes, strict=True)))
     return pictures
 
 

@@ -100,7 +100,7 @@ class Pair:
             raise InputError(f"record {self.id!r} is a pair for {self.task or 'no task'}, not for {name}.")
         row, (inputs, outputs) = find_task(name), self.roles()
         with told(self.id):
-            raw = read_all([(part.handle, part.role) for part in self.parts()])
+            raw = read_all([p.handle for p in self.parts()], [p.role for p in self.parts()])
         roles = zip(inputs + outputs, raw, strict=True)
         guides = [shown(picture, role) for role, picture in roles if role is FG or role in MAPS]
         pictures = fitted(raw, size, guides, generator) if raw else []
@@ -217,7 +217,7 @@ class Layered:
         keys = [(FG, k) for k in (range(self.layers) if derived else chosen)]
         keys += [(r, 0) for r in HELD if r is not FG and r in self.pictures and (r in wanted or derived and r is BG)]
         with told(self.id):
-            raw = dict(zip(keys, read_all([(self.pictures[r][k], r) for r, k in keys]), strict=True))
+            raw = dict(zip(keys, read_all([self.pictures[r][k] for r, k in keys], [r for r, _ in keys]), strict=True))
             subjects = [shown(p, r) for (r, k), p in raw.items() if r in MAPS or (r is FG and k in chosen)]
             if any(float(subject.max()) <= masks.PRESENT for subject in subjects):
                 raise InputError("a foreground or a map is empty: take the row away.")

@@ -166,7 +166,7 @@ class Benchmark:
             height, width = (max(1, round(side * scale)) for side in picture.shape[1:])
             picture = rgba.resize(picture, (height, width))
         if min(picture.shape[1:]) < self.settings.smallest:
-            size, least = f"{picture.shape[1]}x{picture.shape[2]}", self.settings.smallest
+            size, least = f"{picture.shape[2]}x{picture.shape[1]}", self.settings.smallest
             raise InputError(
                 f"{item.path} would be measured at {size}, but needs sides of {least} px: use another size."
             )

@@ -120,7 +120,9 @@ class Sample:
     def _of_files(self, longer: int | None) -> Loaded:
         inputs = [(role, handle) for role, handles in self.inputs.items() for handle in handles]
         truths = [handle for handle in self.truths if handle is not None]
-        pictures = read_all([handle for _, handle in inputs] + truths + [h for h in [self.trimap] if h is not None])
+        others = truths + [h for h in [self.trimap] if h is not None]
+        roles = [role for role, _ in inputs] + [None] * len(truths) + [Role.TRIMAP]
+        pictures = read_all([handle for _, handle in inputs] + others, roles[: len(inputs) + len(others)])
         size = sized(shape(pictures[0]), longer) if pictures else (longer or BLANK, longer or BLANK)
         resized = iter([rgba.resize(picture, size) for picture in pictures])
         given: dict[Role, list[Tensor]] = {}

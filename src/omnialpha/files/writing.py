@@ -107,7 +107,11 @@ def write_image(
     if isinstance(path, Path):
         atomic_write(path, data, lambda written: _check_written(written, array.shape[1::-1], opaque))
     else:
-        path.write(data)
+        try:
+            path.write(data)
+            path.flush()
+        except OSError as error:  # a reader that went away
+            raise InputError(f"The output could not be written ({error.strerror or error}); run it again.") from error
     return tuple(notes)
 
 

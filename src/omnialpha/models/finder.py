@@ -136,7 +136,7 @@ class HintBlock(nn.Module):
 
     def forward(self, y: Tensor, hint: Tensor) -> Tensor:
         """y (B, C, h, w), hint (B, 1, H, W) in [-1, 1] -> (B, C, h, w)."""
-        size = y.shape[-2:]
+        size = (y.shape[2], y.shape[3])
         marks = [F.adaptive_max_pool2d(side, size) for side in (hint.relu(), (-hint).relu())]  # a click stays a click
         told = self.add(self.mix(torch.cat([y, F.adaptive_avg_pool2d(hint, size), *marks], dim=1)))
         return y + told * (hint != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
