@@ -117,8 +117,7 @@ def own_finder(model: OmniAlpha) -> Method | None:
     """The finder that lies in a model's folder, by itself, if its card names one."""
     from omnialpha.evaluation.peers import OWN_FINDER, finder
 
-    name = getattr(model.card, "finder", None)
-    return finder(model.parts.transformer.parent / name, OWN_FINDER) if name and model.parts else None
+    return finder(model.parts.finder, OWN_FINDER) if model.parts and model.parts.finder else None
 
 
 def default_output(scenes: Scenes, data: Path | None) -> Path:

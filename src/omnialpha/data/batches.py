@@ -18,7 +18,7 @@ from torch import Tensor
 from omnialpha.canvas import Grid, Size, plan
 from omnialpha.errors import InputError
 from omnialpha.limits import by
-from omnialpha.tasks import Example, Task
+from omnialpha.tasks import TASKS, Example, Task
 
 BLOCK = 4096  # draws that are planned at once
 STREAM = 0x3C6EF372  # between the numbers that order batches and those that other streams draw with the same seed
@@ -58,7 +58,8 @@ class Budget:
     """tokens: of the transformer, that a batch has at most. grid, side: of the model; a token is side x side pixels.
 
     Of text a sample counts as `words` tokens and what the instruction encoder makes of its inputs, `seen` pixels each
-    (0: those of the canvas). Text that is longer is not counted: pictures are what fills a sequence.
+    (0: those of the canvas). Text that is longer is not counted: pictures are what fills a sequence. hinted: the model
+    has a finder, which adds an input to automatic tasks.
     """
 
     tokens: int
@@ -66,12 +67,14 @@ class Budget:
     grid: Grid
     side: int
     seen: int
+    hinted: bool = False
 
     def count(self, shape: Shape) -> int:
         """Tokens of a sample; InputError where it alone is more than a batch may have."""
-        pictures = shape.inputs + shape.targets
+        inputs = shape.inputs + (self.hinted and TASKS[shape.task].automatic)
+        pictures = inputs + shape.targets
         height, width = plan(shape.size, pictures, self.grid).size
-        text = self.words + shape.inputs * ceil((self.seen or height * width) / SEEN)
+        text = self.words + inputs * ceil((self.seen or height * width) / SEEN)
         made = pictures * (height // self.side) * (width // self.side) + text
         if made > self.tokens:
             raise InputError(

@@ -47,6 +47,8 @@ class SFTRecipe:
     all samples of a batch, which may be of any kind, where the text of one counts as text_tokens and its inputs.
     packing: no padding is computed (docs/decisions/0014); by tokens it never is.
 
+    finder: a folder or an ONNX file, see `models.finder`, for a model that has none yet or another one.
+
     validation: examples of each of validation_tasks, by default one task of every category that is trained.
     """
 
@@ -63,6 +65,7 @@ class SFTRecipe:
     card: dict[str, Any] = field(default_factory=dict)
     start: str = ""
     vae: str = ""
+    finder: str = ""
     lora: LoraSettings | None = None
     transformer: dict[str, Any] = field(default_factory=dict)
     instructor: dict[str, Any] = field(default_factory=dict)
@@ -144,7 +147,8 @@ class SFTRecipe:
             return None
         from omnialpha.pipeline import PATCH
 
-        return Budget(self.tokens, self.text_tokens, card.grid, codec.ratio * PATCH, card.picture_pixels)
+        hinted = bool(self.finder or card.finder)
+        return Budget(self.tokens, self.text_tokens, card.grid, codec.ratio * PATCH, card.picture_pixels, hinted)
 
     def _pack(self, model: OmniAlpha) -> None:
         if self.packing or self.tokens:
@@ -234,6 +238,7 @@ class SFTRecipe:
     def _whole(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
         """The model of `start`, or a new one, kept beside the checkpoint as it was begun with."""
         from omnialpha.models.checkpoints import CARD
+        from omnialpha.models.finder import open_finder
         from omnialpha.pipeline import OmniAlpha
 
         begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
@@ -242,6 +247,8 @@ class SFTRecipe:
         else:
             model = OmniAlpha.from_folder(self.start) if self.start else self._new(mixture, card)
         model.card = card
+        if self.finder or not card.finder:  # as the card says, in training and in use alike
+            model.use_finder(open_finder(self.finder) if self.finder else None)
         if not (begun / CARD).is_file() and os.environ.get("RANK", "0") == "0":
             model.save(begun)
         return model
