@@ -123,10 +123,6 @@ class OmniAlpha(Portable, Verbs):
         """What finds subjects for it."""
         return self._finder[0] if self._finder else None
 
-    def check_reads(self, task: str) -> None:
-        """See `Card.check_reads`."""
-        self.card.check_reads(task)
-
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
         own = self.finder if self.finder is not None and self.finder.hints else bundled_finder()
@@ -278,7 +274,7 @@ class OmniAlpha(Portable, Verbs):
                 coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
                 found = example.found if example.task in self.card.alpha_from_finder else None
                 layers = fidelity.finish(example, layers, coarse, found, self.card.refine)
-            names = _names(example)
+            names = example.names
             stacks.append(
                 LayerStack(
                     example.size,
@@ -320,12 +316,3 @@ class OmniAlpha(Portable, Verbs):
             if on_step:
                 on_step(step, cond)
         return self.decode(step.x, cond, raw)
-
-
-def _names(example: Example) -> list[str]:
-    """Layer names: the role, numbered from the back where it repeats."""
-    names = []
-    for k, role in enumerate(example.targets):
-        number = example.targets[: k + 1].count(role)
-        names.append(f"{role}-{number}" if example.targets.count(role) > 1 else str(role))
-    return names

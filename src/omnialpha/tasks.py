@@ -72,6 +72,13 @@ class Example:
     size: tuple[int, int]
     found: Tensor | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """Of the layers: the role, numbered from the back where it repeats."""
+        numbers = [self.targets[: k + 1].count(role) for k, role in enumerate(self.targets)]
+        several = [self.targets.count(role) > 1 for role in self.targets]
+        return [f"{r}-{n}" if s else str(r) for r, n, s in zip(self.targets, numbers, several, strict=True)]
+
 
 @dataclass(frozen=True)
 class Task:

@@ -50,13 +50,12 @@ class Verbs:
     `OmniAlpha.run`); of those that take a map also points and boxes, see `masks.marks`, in its place.
     """
 
+    card: Any  # models.card.Card
+
     def run(self, examples: list[Example], **options: Any) -> list[LayerStack]:
         raise NotImplementedError
 
     def native_size(self) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def check_reads(self, task: str) -> None:
         raise NotImplementedError
 
     def outline(self, picture: Tensor, points: Sequence[Mark], boxes: Sequence[Mark]) -> Tensor:
@@ -145,7 +144,7 @@ class Verbs:
         if points or boxes:
             image = files.to_rgba(image)
             maps[Role.ROUGH] = self.outline(image, points, boxes)
-        self.check_reads(task.name)
+        self.card.check_reads(task.name)
         example = task.example({Role.COMPOSITE: image, **maps}, prompt=text, layers=layers)
         return self.run([example], **options)[0]
 

@@ -201,7 +201,7 @@ def test_a_cut_out_is_put_on_a_picture(folder: Path, ask: Call) -> None:
 def test_a_pipe_in_and_a_pipe_out_is_the_file(folder: Path, ask: Call) -> None:
     assert ask("matte", "photo.png", "-o", "out.png", "--trimap", "trimap.png").exit_code == 0
     done = ask("matte", "-", "--trimap", "trimap.png", "-o", "-", stdin=Path("photo.png").read_bytes())
-    assert done.exit_code == 0 and "wrote - (40x24 px)" in done.stderr
+    assert done.exit_code == 0 and "wrote - (40x24)" in done.stderr
     assert done.stdout_bytes == Path("out.png").read_bytes(), "nothing else on standard output"
     os.mkfifo("pipe")
     writer = threading.Thread(target=lambda: Path("pipe").write_bytes(Path("trimap.png").read_bytes()), daemon=True)
@@ -365,7 +365,7 @@ def test_every_verb_has_the_common_options(verb: str) -> None:
         "--json",
     }
     common |= {"--base", "--vae", "--lora", "--dtype", "--offload", "--quantize", "--attention", "--compile"}
-    common |= {"--approximate"}
+    common |= {"--approximate", "--finder"}
     assert common == {f"--{name}" for name in options.COMMON} and common | {"--output"} <= options_of(verb)
 
 

@@ -56,7 +56,9 @@ def pulled(folder: Path, hub_id: str, license: str = "") -> Path:
 def test_a_folder_of_ours_and_the_bundled_name(tiny_model_folder: Path) -> None:
     for where, folder in ((tiny_model_folder, tiny_model_folder), ("nano", BUNDLED["nano"]), (None, BUNDLED["nano"])):
         parts = resolve(where)
-        assert parts == Parts(folder / "transformer", folder / "vae", folder, Card.read(folder))
+        own = Card.read(folder)
+        finder = folder / own.finder if own.finder else None
+        assert parts == Parts(folder / "transformer", folder / "vae", folder, own, finder=finder)
         check(parts)
 
 

@@ -82,15 +82,14 @@ def resolve(
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
     if lacking and (base is not None or (release and release.base)):
         sources.append(_folder(base) if base is not None else _base_of(release, main))
-    card = _card(sources, release)
-    return Parts(
+    parts = Parts(
         transformer=_find(sources, "transformer"),
         vae=_find(sources, "vae") if vae is None else _vae(_folder(vae)),
         instructor=_find(sources, *TEXT[_family(sources)]).parent,
-        own_card=card,
+        own_card=_card(sources, release),
         adapters=_adapters(main, release, lora),
-        finder=_finder(sources, card, finder),
     )
+    return dataclasses.replace(parts, finder=_finder(sources, parts.own_card, finder))
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------
