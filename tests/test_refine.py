@@ -11,7 +11,7 @@ from torch import Tensor
 
 from omnialpha import refine as module
 from omnialpha.errors import InputError
-from omnialpha.refine import coarse_trimap, guided_upsample, refine
+from omnialpha.refine import coarse_trimap, enlarge, guided_upsample, refine
 
 SIDE = 192
 
@@ -49,7 +49,7 @@ def coarse_and_upsampled(true: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 def test_the_unknown_band_is_better_than_bilinear(photo: str, bound: float, factor: int) -> None:
     image, true, _ = scene(photo)
     coarse, upsampled = coarse_and_upsampled(true, factor)
-    band = coarse_trimap(upsampled, module.BAND * factor) == 0.5
+    band = enlarge(coarse_trimap(coarse), true.shape) == 0.5
     refined = refine(image, coarse)
     before, after = ((a - true).abs()[band].mean() for a in (upsampled, refined[3]))
     assert after < bound * before, (float(before), float(after))
@@ -102,7 +102,7 @@ def test_above_the_working_size_the_guide_keeps_edges(monkeypatch: pytest.Monkey
     assert module.working_size((SIDE, SIDE)) == (SIDE // 2, SIDE // 2)
     refined = refine(image, coarse)
     assert refined.shape == image.shape
-    band = coarse_trimap(upsampled, module.BAND * 4) == 0.5
+    band = enlarge(coarse_trimap(coarse), true.shape) == 0.5
     assert (refined[3] - true).abs()[band].mean() < 0.8 * (upsampled - true).abs()[band].mean()
 
 
