@@ -19,10 +19,9 @@ WORKING_PIXELS = 4_000_000  # sampling needs about 150 bytes for each of them
 WORKING_UNKNOWN = 150_000  # sampling and solving take up to 90 microseconds for each of them
 EMPTY, FULL = 0.05, 0.95  # a coarse alpha beyond these is certain: networks seldom reach 0 and 1
 EDGE = 1.5  # pixels of the coarse alpha that are unknown on either side of a sharp, certain edge
-DEPTHS = (1, 2, 4, 8, 16, 32)  # pixels into an unsure region: the band reaches as far beyond it
+DEPTHS = (1, 2, 4, 8, 16, 32)  # pixels into an unsure region: the band is as much wider around such a pixel
 SPECK = 0.02  # an island that is nowhere above .5 and holds less than this share of the alpha is no subject
 SAMPLED = 1e-3  # how strongly an unknown pixel holds on to what sampled colours say
-APART = 0.05  # squared distance of a sampled pair of colours at which that is half believed
 COARSE = 1e-4  # and to the coarse alpha
 PLATEAU, EVEN = 0.03, 0.05  # the same where it is translucent and even, as glass is; EVEN is its standard deviation
 ALONE = 0.03  # and to the coarse alpha where there is no subject or no background to take colours from
@@ -45,7 +44,9 @@ def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor
         raise InputError(f"An alpha of shape {tuple(alpha.shape)} cannot be refined; pass finite (height, width).")
     size = (image.shape[1], image.shape[2])
     if trimap is not None and (tuple(trimap.shape) != size or not bool(torch.isin(trimap.cpu() * 2, _HALVES).all())):
-        raise InputError(f"A trimap of shape {tuple(trimap.shape)} is not one of 0, .5 and 1 of shape {size}: pass one.")
+        raise InputError(
+            f"A trimap of shape {tuple(trimap.shape)} is not one of 0, .5 and 1 of shape {size}: pass one."
+        )
     picture = image.detach().float().cpu()
     coarse = alpha.detach().float().cpu().clamp(0, 1)
     if trimap is None:
@@ -54,7 +55,7 @@ def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor
     else:
         known = trimap.detach().float().cpu()
     rgb = rgba.flatten(picture)
-    matte = _solved(rgb, coarse, known)
+    matte = _solved(rgb, coarse, known, trimap is not None)
     seen = matte * picture[3]
     colours = torch.where(matte == 1, picture[:3], foreground(rgb, seen))
     return torch.cat([colours, seen[None]]).to(image.device, image.dtype)
@@ -82,7 +83,7 @@ def without_specks(alpha: Tensor) -> Tensor:
 
 
 def coarse_trimap(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> {0, .5, 1}: unknown for EDGE pixels at a sharp edge, wider the wider the alpha is unsure."""
+    """Coarse alpha (h, w) -> {0, .5, 1}: unknown for EDGE pixels at a sharp edge, wider where it is unsure."""
     from scipy.ndimage import distance_transform_edt
 
     subject, empty = alpha >= FULL, alpha <= EMPTY
@@ -118,7 +119,7 @@ def _resample(picture: Tensor, size: tuple[int, int]) -> Tensor:
 # ---- the matte ------------------------------------------------------------------------------------------------------
 
 
-def _solved(rgb: Tensor, coarse: Tensor, trimap: Tensor) -> Tensor:
+def _solved(rgb: Tensor, coarse: Tensor, trimap: Tensor, given: bool) -> Tensor:
     """rgb (3, H, W), coarse alpha (h, w), trimap (H, W) -> alpha (H, W): the trimap where that is known."""
     unknown = trimap == 0.5
     if not bool(unknown.any()):
@@ -128,7 +129,7 @@ def _solved(rgb: Tensor, coarse: Tensor, trimap: Tensor) -> Tensor:
     if min(working) < 3:  # the matting Laplacian looks at 3x3 windows
         return torch.where(unknown, _resample(coarse[None], size)[0], trimap)
     small = _resample(rgb, working)
-    near = max(2, round(EDGE * working[0] / coarse.shape[0]))
+    near = 0 if given else max(2, round(EDGE * working[0] / coarse.shape[0]))
     matte = _closed_form(small, _resample(coarse[None], working)[0], enlarge(trimap, working), near)
     if working != size:
         matte = guided_upsample(matte, small, rgb)
@@ -138,17 +139,18 @@ def _solved(rgb: Tensor, coarse: Tensor, trimap: Tensor) -> Tensor:
 def _closed_form(rgb: Tensor, coarse: Tensor, trimap: Tensor, near: int) -> Tensor:
     """rgb (3, H, W), coarse alpha and trimap (H, W) -> alpha (H, W), solved around the trimap's unknown band alone.
 
-    near: pixels that one pixel of the coarse alpha and its neighbours reach."""
+    near: pixels that one pixel of the coarse alpha and its neighbours reach; 0 where the trimap is a user's, who said
+    more than the coarse alpha knows."""
     unknown = trimap == 0.5
     if not bool(unknown.any()):
         return trimap
     rows, columns = (_span(unknown.any(dim=1 - axis), unknown.shape[axis]) for axis in (0, 1))
     rgb, coarse, crop = rgb[:, rows, columns], coarse[rows, columns], trimap[rows, columns]
     if bool((crop == 0).any()) and bool((crop == 1).any()):
-        sampled, apart = _sampled(rgb, crop)
-        pulls = SAMPLED * apart / (apart + APART), COARSE + PLATEAU * _glass(coarse, sampled, near)
-        hold = pulls[0] + pulls[1]
-        prior = (pulls[0] * sampled + pulls[1] * coarse) / hold
+        sampled = _sampled(rgb, crop)
+        pull = COARSE + PLATEAU * _glass(coarse, sampled, near) if near else torch.zeros_like(coarse)
+        hold = SAMPLED + pull
+        prior = (SAMPLED * sampled + pull * coarse) / hold
     else:
         hold, prior = torch.full_like(coarse, ALONE), coarse
     alpha = trimap.clone()
@@ -167,14 +169,11 @@ def _pixels(rgb: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rgb.permute(1, 2, 0).numpy())
 
 
-def _sampled(rgb: Tensor, trimap: Tensor) -> tuple[Tensor, Tensor]:
-    """Alpha (H, W) by the pair of known colours nearby that explains each unknown pixel best, Shared Matting; and the
-    pair's squared distance: the closer the two, the less they say."""
+def _sampled(rgb: Tensor, trimap: Tensor) -> Tensor:
+    """Alpha (H, W) by the pair of known colours nearby that explains each unknown pixel best: Shared Matting."""
     from pymatting.alpha.estimate_alpha_sm import estimate_alpha_sm
 
-    found = estimate_alpha_sm(_pixels(rgb), trimap.numpy(), return_foreground_background=True)
-    alpha, subject, back = map(torch.from_numpy, found)
-    return alpha.clamp(0, 1), (subject - back).square().sum(-1)
+    return torch.from_numpy(estimate_alpha_sm(_pixels(rgb), trimap.numpy())).clamp(0, 1)
 
 
 def _glass(coarse: Tensor, sampled: Tensor, near: int) -> Tensor:
