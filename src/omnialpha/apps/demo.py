@@ -13,7 +13,7 @@ from omnialpha.errors import InputError
 if TYPE_CHECKING:
     from omnialpha.pipeline import OmniAlpha
 
-PAGE, SHEET = "index.html", "contact-sheet.png"
+PAGE, SHEET, STRIP = "index.html", "contact-sheet.png", "photographs.png"
 
 
 def run(output: Path, model: str | None = None, device: str = "auto", seed: int = 0, quiet: bool = False) -> Path:
@@ -24,8 +24,8 @@ def run(output: Path, model: str | None = None, device: str = "auto", seed: int 
     from omnialpha.apps import entries
     from omnialpha.apps.page import index_page
     from omnialpha.apps.progress import hush
-    from omnialpha.apps.sheet import contact_sheet
-    from omnialpha.files import atomic_write
+    from omnialpha.apps.sheet import contact_sheet, strip
+    from omnialpha.files import atomic_write, write_image
     from omnialpha.loading import load
     from omnialpha.tasks import CATEGORIES, TASKS
 
@@ -37,17 +37,22 @@ def run(output: Path, model: str | None = None, device: str = "auto", seed: int 
     made: list[entries.Entry] = []
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=quiet) as progress:
-        bar = progress.add_task("", total=len(entries.PHOTOS) * len(CATEGORIES) + len(TASKS))
+        clicks = sum(photo.click is not None for photo in entries.PHOTOS)
+        left = len(TASKS) - len(entries.refused(loaded))
+        bar = progress.add_task("", total=len(entries.PHOTOS) * len(CATEGORIES) + clicks + left)
         for entry in runs:
             made.append(entry)
             progress.update(bar, advance=1, description=f"{entry.task} {entry.photo}".strip())
     facts = describe(loaded, seed) | {
         "Time": f"{perf_counter() - start:.0f} s, of which model {sum(e.seconds for e in made):.0f} s"
     }
+    if names := entries.refused(loaded):
+        facts["Left out"] = f"{', '.join(names)}, which {loaded.card.name} does not do"
     line = "   ".join(f"{name.lower()}: {value}" for name, value in facts.items())
     atomic_write(folder / SHEET, contact_sheet(folder, made, "OmniAlpha demo", line))
     page = folder / PAGE
     atomic_write(page, index_page("OmniAlpha demo", facts, made).encode())
+    write_image(folder / STRIP, strip(folder, [e for e in made if e.task == "matting_auto" and e.photo]))
     console.print(
         f"{len(made)} runs in {perf_counter() - start:.0f} s on {loaded.device}. Open {page}",
         soft_wrap=True,

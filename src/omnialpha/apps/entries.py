@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omnialpha import masks, rgba
 from omnialpha.data import bank, mixture
+from omnialpha.errors import InputError
 from omnialpha.files import to_rgba, write_image
 from omnialpha.layers import INDEX, Layer, LayerStack
 from omnialpha.tasks import TASKS, Example
@@ -23,7 +24,7 @@ from omnialpha.tasks import TASKS, Example
 if TYPE_CHECKING:
     from omnialpha.pipeline import OmniAlpha
 
-LONG_SIDE = 512  # of a photograph: far above the bundled model's canvas, so that refinement shows, and still quick
+LONG_SIDE = 4096  # of a photograph; they are shown as they come
 LAYERS, SCENES = 140, 26  # a multiple of the kinds that are drawn
 GROUNDS = ("checkerboard", "black", "white")  # that every output is shown on
 ONE_ANSWER = ("matting", "removal", "decomposition")  # the others have as many right answers as there are pictures
@@ -39,6 +40,7 @@ class Photo:
     scene: str  # the text for a new background
     wish: str  # the text for a new layer
     where: tuple[float, float, float]  # centre (x, y) and side of that layer, the side as a share of the shorter side
+    click: tuple[float, float] | None = None  # on a subject that is not the most salient one
 
 
 PHOTOS = (
@@ -51,7 +53,7 @@ PHOTOS = (
         "astronaut",
         ((0.77, 0), (0.88, 0), (0.92, 0.09), (0.93, 0.42), (0.96, 0.57), (0.68, 0.57), (0.67, 0.44), (0.73, 0.35),
          (0.73, 0.09)),
-        "the model of a space shuttle", "blue bokeh lights on black", "a yellow star", (0.3, 0.2, 0.34),
+        "the model of a space shuttle", "blue bokeh lights on black", "a yellow star", (0.3, 0.2, 0.34), (0.78, 0.3),
     ),
     Photo(
         "coffee",
@@ -173,7 +175,7 @@ def outline_mask(photo: Photo, size: tuple[int, int]) -> Tensor:
 
 
 def of_photograph(desk: Desk, photo: Photo) -> Iterator[Entry]:
-    """All five categories on one photograph. The cut-out of the matting goes on into the completion."""
+    """All five categories on one photograph, its cut-out first, which goes on into the completion."""
     picture = photograph(photo)
     size, base = (int(picture.shape[1]), int(picture.shape[2])), f"photos/{photo.name}"
     whole = desk.picture(f"{base}.png", "photograph", picture)
@@ -181,12 +183,15 @@ def of_photograph(desk: Desk, photo: Photo) -> Iterator[Entry]:
     def run(example: Example, *inputs: Shown) -> tuple[LayerStack, Entry]:
         return desk.run(f"{base}-{example.task}", example, inputs, photo.name)
 
-    stack, entry = run(TASKS["text_to_image"].example(prompt=photo.wish, size=desk.model.native_size()))
-    yield desk.beside(entry, "in use", [("over the photograph", laid_over(picture, stack[0].rgba, photo.where))])
-
     stack, entry = run(TASKS["matting_auto"].example(image=picture), whole)
     cutout, shown = stack[0].rgba, replace(entry.outputs[0], label="cut-out")
     yield desk.beside(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
+    if photo.click:
+        x, y = photo.click[0] * size[1], photo.click[1] * size[0]
+        rough = desk.model.outline(picture, [(x, y)], ())
+        clicked = desk.picture(f"{base}-in-click.png", "what a click found", masks.as_picture(rough))
+        stack, entry = run(TASKS["matting_rough"].example(composite=picture, rough=rough), whole, clicked)
+        yield replace(entry, note=f"Told by one click: --point {x:.0f},{y:.0f}")
 
     stack, entry = run(TASKS["foreground_to_background"].example(foreground=cutout, prompt=photo.scene), shown)
     yield desk.beside(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])
@@ -200,6 +205,9 @@ def of_photograph(desk: Desk, photo: Photo) -> Iterator[Entry]:
     note = f"PSNR {stack.error(picture)['psnr']:.1f} dB to the photograph when put together again."
     yield desk.beside(entry, "put together", [("all layers", stack.recompose())], note)
 
+    stack, entry = run(TASKS["text_to_image"].example(prompt=photo.wish, size=desk.model.native_size()))
+    yield desk.beside(entry, "in use", [("over the photograph", laid_over(picture, stack[0].rgba, photo.where))])
+
 
 def laid_over(picture: Tensor, layer: Tensor, where: tuple[float, float, float]) -> Tensor:
     """The layer over the picture (4, H, W), centred at (x, y), its longer side a share of the picture's shorter one."""
@@ -210,11 +218,27 @@ def laid_over(picture: Tensor, layer: Tensor, where: tuple[float, float, float])
     return LayerStack((height, width), [Layer("picture", picture), Layer("layer", small, offset)]).recompose()
 
 
+def refused(model: OmniAlpha) -> list[str]:
+    """The tasks that a model does not do, as its card says."""
+    names = []
+    for name in TASKS:
+        try:
+            model.card.check_task(name)
+            model.card.check_reads(name)
+        except InputError:
+            names.append(name)
+    return names
+
+
 def of_held_out(desk: Desk) -> Iterator[Entry]:
-    """Every task once, on a scene of its own made from procedural layers of the test split, beside the truth."""
+    """Every task that the model does once, on a scene of its own made from procedural layers of the test split, beside
+    the truth.
+    """
     size = desk.model.native_size()
     layers = bank.procedural(LAYERS, SCENES, max(size) * 4 // 3, bank.TEST_SEED, "test")
     for index, (name, task) in enumerate(TASKS.items()):
+        if name in refused(desk.model):
+            continue
         generator = torch.Generator().manual_seed(desk.seed * len(TASKS) + index)
         batch = mixture.examples(task, layers, 1, size, generator)
         example, truth = batch.examples[0], batch.targets[0]

@@ -8,12 +8,14 @@ from string import Template
 from urllib.parse import quote
 
 from omnialpha.apps.entries import GROUNDS, Entry, Shown
-from omnialpha.tasks import CATEGORIES, TASKS
+from omnialpha.tasks import TASKS
 
+ON_PHOTOGRAPHS = ("matting", "removal", "decomposition", "completion", "generation")  # what people come for, first
+HELD_OUT = "Every task once on layers that nothing was trained on, drawn by this software, beside the true answer."
 ABOUT = {
     "generation": "A transparent picture from a text.",
     "completion": "The layer, or the whole picture, that is missing around or behind what is given.",
-    "matting": "The subject as a layer with soft alpha: found by itself, or marked by a map or a text.",
+    "matting": "The subject as a layer with soft alpha: found by itself, or marked by a click, a box, a map or a text.",
     "removal": "The scene without its subject.",
     "decomposition": "The picture as layers, back to front.",
 }
@@ -82,6 +84,7 @@ details ul { margin: .25rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
 .group > h5 { font-size: .85rem; font-weight: 600; margin: 0 0 .35rem; color: var(--muted); }
 .row { display: flex; flex-wrap: wrap; gap: .5rem; }
 figure { margin: 0; width: var(--side); }
+.cutout { --side: 19rem; grid-template-columns: minmax(0, 1fr); }
 .photo { --side: 11.4rem; }
 .layer { --side: 8.5rem; }
 figure a { display: block; line-height: 0; }
@@ -90,8 +93,10 @@ figcaption { font-size: .8rem; color: var(--muted); margin-top: .15rem; }
 .on-checkerboard { background: repeating-conic-gradient(#ccc 0 25%, #fff 0 50%) 0 0 / 16px 16px; }
 .on-black { background: #000; }
 .on-white { background: #fff; }
-@media (max-width: 60rem) { article { grid-template-columns: minmax(0, 1fr); } .photo { --side: 10rem; } }
-@media (max-width: 40rem) { .photo, .layer { --side: max(5rem, calc((100vw - 6.5rem) / 3)); } }
+.on-colour { background: linear-gradient(160deg, #1d976c, #93f9b9); }
+@media (max-width: 60rem) { article { grid-template-columns: minmax(0, 1fr); } .photo { --side: 10rem; }
+  .cutout { --side: 15rem; } }
+@media (max-width: 40rem) { .cutout, .photo, .layer { --side: max(5rem, calc((100vw - 6.5rem) / 3)); } }
 @media print { nav, .skip { display: none; } article { break-inside: avoid; } }
 """
 
@@ -99,27 +104,26 @@ figcaption { font-size: .8rem; color: var(--muted); margin-top: .15rem; }
 def index_page(title: str, facts: dict[str, str], entries: Sequence[Entry]) -> str:
     """The page of all entries; `facts` are shown under the title in order."""
     listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    there = [c for c in CATEGORIES if any(e.category == c for e in entries)]
-    links = "".join(f'<li><a href="#{c}">{c}</a></li>' for c in there)
-    sections = "\n".join(_section(c, [e for e in entries if e.category == c]) for c in there)
+    photos, held_out = ([e for e in entries if bool(e.photo) is kind] for kind in (True, False))
+    chapters = [(name, name, ABOUT[name], [e for e in photos if e.category == name]) for name in ON_PHOTOGRAPHS]
+    chapters.append(("all-tasks", "All tasks, with the truth", HELD_OUT, held_out))
+    chapters = [chapter for chapter in chapters if chapter[3]]
+    links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading, _, _ in chapters)
+    sections = "\n".join(_section(*chapter) for chapter in chapters)
     return PAGE.substitute(title=escape(title), style=STYLE, facts=listed, links=links, sections=sections)
 
 
-def _section(category: str, entries: Sequence[Entry]) -> str:
+def _section(name: str, heading: str, about: str, entries: Sequence[Entry]) -> str:
     parts = [
-        f'<section id="{category}" aria-labelledby="{category}-title">',
-        f'<h2 id="{category}-title">{category}</h2>',
+        f'<section id="{name}" aria-labelledby="{name}-title">',
+        f'<h2 id="{name}-title">{escape(heading)}</h2>',
+        f"<p>{escape(about)}</p>",
     ]
-    parts.append(f"<p>{escape(ABOUT[category])}</p>")
-    for heading, chosen in (
-        ("On photographs", [e for e in entries if e.photo]),
-        ("On held-out layers, with the truth", [e for e in entries if not e.photo]),
-    ):
-        parts += [f"<h3>{heading}</h3>"] * bool(chosen) + [_article(e) for e in chosen]
-    return "\n".join([*parts, "</section>"])
+    articles = [_article(e, "cutout" if e.photo and e.category == "matting" else "") for e in entries]
+    return "\n".join([*parts, *articles, "</section>"])
 
 
-def _article(entry: Entry) -> str:
+def _article(entry: Entry, kind: str = "") -> str:
     name = f"{entry.photo}: {entry.task}" if entry.photo else entry.task
     heading = escape(name).replace("_", "_<wbr>")  # long names break at their underscores
     told = [f"<h4>{heading}</h4>", f'<p class="muted">{escape(TASKS[entry.task].summary)}</p>']
@@ -131,13 +135,14 @@ def _article(entry: Entry) -> str:
     groups = (
         [_group("Input", [_figure(s, name, "checkerboard", s.label) for s in entry.inputs])] if entry.inputs else []
     )
+    grounds = (*GROUNDS, "colour") if kind else GROUNDS
     for shown in entry.outputs:
-        groups.append(_group(f"Output: {shown.label}", [_figure(shown, name, g, f"on {g}") for g in GROUNDS]))
+        groups.append(_group(f"Output: {shown.label}", [_figure(shown, name, g, f"on {g}") for g in grounds]))
     if entry.beside:
         groups.append(
             _group(entry.beside_title.capitalize(), [_figure(s, name, "checkerboard", s.label) for s in entry.beside])
         )
-    kind = "photo" if entry.photo else "layer"
+    kind = kind or ("photo" if entry.photo else "layer")
     return (
         f'<article class="{kind}"><div class="told">{"".join(told)}</div>'
         f'<div class="groups">{"".join(groups)}</div></article>'

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
+from omnialpha import rgba
 from omnialpha.apps.entries import GROUNDS, Entry, Shown
 from omnialpha.evaluation.sheet import ACCENT, INK, MUTED, PAPER, RULE, font, thumbnail, wrap
 from omnialpha.files import read_image
 from omnialpha.tasks import CATEGORIES
 
+STRIP = 300  # pixels: the height of a photograph in the strip
 PHOTO, LAYER = 176, 132  # pixels: the side of a cell for photographs, and for the smaller held-out layers
 LABEL, GAP, MARGIN, TOP = 186, 8, 28, 118  # with two inputs, one beside and three grounds, the sheet is 2,400 wide
 
@@ -31,6 +35,18 @@ def contact_sheet(folder: Path, entries: Sequence[Entry], heading: str, facts: s
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def strip(folder: Path, entries: Sequence[Entry]) -> Tensor:
+    """Photographs above, their cut-outs on a checkerboard below, (4, H, W), side by side at one height."""
+    columns = []
+    for entry in entries:
+        photo, cutout = (read_image(folder / shown.file).rgba for shown in (entry.inputs[0], entry.outputs[0]))
+        size = (STRIP, round(photo.shape[2] * STRIP / photo.shape[1]))
+        ground = rgba.checkerboard(*size, cell=12)
+        pair = [rgba.resize(photo, size)[:3], rgba.flatten(rgba.resize(cutout, size), ground)]
+        columns.append(torch.cat(pair, dim=1))
+    return rgba.opaque(torch.cat(columns, dim=2))
 
 
 def _x(column: int, side: int) -> int:
