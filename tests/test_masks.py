@@ -101,3 +101,51 @@ def test_as_picture_is_opaque_grey() -> None:
     assert picture.shape == (4, 41, 53) and bool((picture[3] == 1).all())
     assert torch.equal(picture[0], picture[2]) and torch.equal(picture[1], blobs(5))
     assert masks.as_picture(torch.zeros(2, 5, 6)).shape == (2, 4, 5, 6)
+
+
+# ---- clicks and boxes -----------------------------------------------------------------------------------------------
+
+
+def test_a_click_is_a_disk_and_nothing_else_is_known() -> None:
+    marked = masks.marks((200, 300), points=[(30.5, 50.5)])  # 2 % of 200 px: radius 4
+    rows, columns = np.indices((200, 300))
+    assert np.array_equal(marked.numpy(), ((rows - 50) ** 2 + (columns - 30) ** 2 <= 16).astype(np.float32))
+    small = masks.marks((1, 1), points=[(0, 0)])
+    assert small.tolist() == [[1]], "in the smallest picture too"
+    corners = masks.marks((8, 6), points=[(0, 0), (5.9, 7.9, False)])
+    assert (corners[0, 0], corners[7, 5]) == (1, -1) and int((corners != 0).sum()) == 2
+
+
+def test_all_outside_a_box_is_background_and_within_nothing_is_known() -> None:
+    marked = masks.marks((10, 20), boxes=[(4, 2, 6, 5)])
+    wanted = torch.full((10, 20), -1.0)
+    wanted[2:7, 4:10] = 0
+    assert torch.equal(marked, wanted)
+    assert torch.equal(masks.marks((10, 20), boxes=[(4.4, 2.4, 6, 5, True)]), wanted), "pixels count by their centres"
+    assert not masks.marks((10, 20), boxes=[(-5, -5, 100, 100)]).any(), "a box may reach beyond the picture"
+
+
+def test_several_boxes_and_marks_of_what_is_not_meant() -> None:
+    two = masks.marks((10, 20), boxes=[(0, 0, 4, 4), (10, 5, 4, 4)])
+    assert int((two == 0).sum()) == 32 and two[2, 2] == two[6, 12] == 0 and two[2, 12] == -1
+    denied = masks.marks((10, 20), boxes=[(10, 5, 4, 4, False)])
+    assert int((denied == -1).sum()) == 16 and int((denied == 0).sum()) == 200 - 16, "alone it says nothing of the rest"
+    for order in (1, -1):  # a hole in a box, whichever is given first
+        boxes = [(2, 2, 8, 6), (4, 4, 2, 2, False)][::order]
+        marked = masks.marks((10, 20), boxes=boxes)
+        assert marked[5, 5] == -1 and marked[3, 3] == 0 and int((marked == 0).sum()) == 48 - 4
+    clicked = masks.marks((10, 20), points=[(15.5, 5.5), (3.5, 3.5, False)], boxes=[(2, 2, 8, 6)])
+    assert clicked[5, 15] == 1 and clicked[3, 3] == -1, "clicks count more than boxes"
+
+
+@pytest.mark.parametrize("point", [(20, 5), (5, 10), (-1, 5), (5, -0.5)])
+def test_a_click_outside_the_picture_is_refused(point: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match=rf"the point {point[0]:g},{point[1]:g} lies outside the 20x10 px picture"):
+        masks.marks((10, 20), points=[point])
+
+
+@pytest.mark.parametrize("box", [(20, 2, 5, 5), (2, 10, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0.2)])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_box_that_holds_no_pixel_is_refused(box: tuple[float, ...], wanted: bool) -> None:
+    with pytest.raises(InputError, match=rf"the box {box[0]},{box[1]},.* holds no pixel of the 20x10 px picture"):
+        masks.marks((10, 20), boxes=[(*box, wanted)])

@@ -26,8 +26,10 @@ def finish(
     example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refines: bool
 ) -> list[Tensor]:
     """The model's layers at full size as they are handed out. coarse: their alphas (h, w) at the size that they were
-    made at; found: the finder's (s, s), where foregrounds take that instead; refines: larger ones by closed form.
+    made at; found: the finder's (s, s), where a foreground takes that instead; refines: larger ones by closed form.
     """
+    if example.targets.count(Role.FOREGROUND) > 1:  # the finder does not tell one from another
+        found = None
     if found is not None:
         coarse = [found] * len(layers)
     if refines and needs_refining(example.size, (int(coarse[0].shape[0]), int(coarse[0].shape[1]))):

@@ -32,10 +32,16 @@ def hinted(example: Example, finder: Finder, card: Card) -> Example:
     shown, words = found, example.instruction
     if card.hint_as == Role.ROUGH:
         shown = masks.dilate(found > HALF, REACH * min(found.shape)).float()
-    if card.hint_as:
+    if card.hint_as and words:  # empty is what is trained without an instruction
         words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
     roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
+
+
+def inputs(example: Example, found: bool) -> int:
+    """How many an example has once it is `hinted`. found: whether the model has a finder."""
+    added = found and TASKS[example.task].automatic and Role.HINT not in example.roles
+    return len(example.roles) + added
 
 
 def fitted(role: Role, picture: Tensor, canvas: Canvas) -> Tensor:

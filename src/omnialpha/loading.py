@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from omnialpha import hints
 from omnialpha.canvas import plan
 from omnialpha.errors import InputError
 from omnialpha.fidelity import needs_refining
@@ -115,7 +116,7 @@ class Setup:
         if self.placement.gguf:
             stored = replace(anatomy.transformer, bits=GGUF.read(self.placement.gguf).bits)
             anatomy = replace(anatomy, transformer=stored)
-        inputs = len(example.inputs) + (TASKS[example.task].automatic and self.parts.finder is not None)
+        inputs = hints.inputs(example, self.parts.finder is not None)
         canvas = plan(example.size, inputs + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // anatomy.side, canvas.size[1] // anatomy.side)
         layout = Layout((size,) * len(example.targets), (size,) * inputs)

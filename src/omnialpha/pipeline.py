@@ -139,7 +139,8 @@ class OmniAlpha(Portable, Verbs):
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
-        return plan(example.size, len(example.roles) + len(example.targets), self.card.grid)
+        inputs = hints.inputs(example, self.finder is not None)
+        return plan(example.size, inputs + len(example.targets), self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
         """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions, where

@@ -62,7 +62,7 @@ def encode(model: OmniAlpha, identity: str, batch: Batch, dtype: torch.dtype) ->
     record = {
         "key": key(identity, batch),
         "weight": batch.weight,
-        "examples": plain(batch.examples),
+        "examples": plain(list(cond.examples)),
         "counts": counts,
         "lengths": [len(row) for row in text],
         "blank_lengths": [len(row) for row in other],

@@ -224,8 +224,9 @@ class U2NetP(nn.Module):
             config = json.loads((folder / CONFIG).read_text())
             net = cls(config["inner"], config["width"], tuple(config["depths"]))
             net.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"the finder in {folder} cannot be read ({error}): get the model again.") from error
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]  # torch lists every tensor
+            raise InputError(f"the finder in {folder} cannot be read ({reason}): get the model again.") from error
         net = net.float().eval().requires_grad_(False)
         return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -254,10 +255,9 @@ class OnnxFinder:
             import onnxruntime
         except ImportError as error:
             raise InputError(f"{path} needs onnxruntime: pip install omnialpha[onnx].") from error
-        failures = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError, ValueError)
         try:
             self.session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except failures as error:
+        except Exception as error:  # its own have no base in common
             raise InputError(f"{path} is not an ONNX file that can be run ({error}): download it again.") from error
         given = self.session.get_inputs()[0]
         side = given.shape[-1]
