@@ -138,6 +138,19 @@ def test_faint_specks_are_no_subjects_and_faint_glass_is_one() -> None:
     assert bool((refine(image, speck)[3, :12] == 0).all())
 
 
+def test_small_gaps_amid_the_subject_are_filled_and_glass_is_not() -> None:
+    solid = torch.zeros(64, 64)
+    solid[8:56, 8:56] = 1
+    eye, glass, faint, rim = (solid.clone() for _ in range(4))
+    eye[20:28, 20:28] = 0.7
+    glass[16:48, 16:48] = 0.7  # too large a part of the subject
+    faint[20:28, 20:28] = 0.45
+    rim[8:12, 20:28] = 0.3  # a soft edge
+    assert torch.equal(module.without_gaps(eye), solid)
+    for kept in (glass, faint, rim, torch.full((8, 8), 0.7), torch.zeros(8, 8)):
+        assert torch.equal(module.without_gaps(kept), kept)
+
+
 def test_a_user_s_trimap_holds_and_beats_the_automatic_one() -> None:
     image, true, _ = scene("astronaut")
     trimap = masks.trimap(true, 3)

@@ -17,10 +17,12 @@ from omnialpha.errors import InputError
 
 WORKING_PIXELS = 4_000_000  # sampling needs about 150 bytes for each of them
 WORKING_UNKNOWN = 150_000  # sampling and solving take up to 90 microseconds for each of them
+SAMPLES = 20_000  # the same for sampling alone, where the trimap is none of a user's
 EMPTY, FULL = 0.05, 0.95  # a coarse alpha beyond these is certain: networks seldom reach 0 and 1
 EDGE = 1.5  # pixels of the coarse alpha that are unknown on either side of a sharp, certain edge
 DEPTHS = (1, 2, 4, 8, 16, 32)  # pixels into an unsure region: the band is as much wider around such a pixel
 SPECK = 0.02  # an island that is nowhere above .5 and holds less than this share of the alpha is no subject
+GAP = 0.05  # an unsure island that is nowhere below .5 and smaller than this share of the subject is a part of it
 SAMPLED = 1e-3  # how strongly an unknown pixel holds on to what sampled colours say
 COARSE = 1e-4  # and to the coarse alpha
 PLATEAU, EVEN = 0.03, 0.05  # the same where it is translucent and even, as glass is; EVEN is its standard deviation
@@ -50,7 +52,7 @@ def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor
     picture = image.detach().float().cpu()
     coarse = alpha.detach().float().cpu().clamp(0, 1)
     if trimap is None:
-        coarse = without_specks(coarse)
+        coarse = without_gaps(without_specks(coarse))
         known = enlarge(coarse_trimap(coarse), size)
     else:
         known = trimap.detach().float().cpu()
@@ -83,6 +85,23 @@ def without_specks(alpha: Tensor) -> Tensor:
     return torch.from_numpy(np.where((faint & small)[islands], 0, values))
 
 
+def without_gaps(alpha: Tensor) -> Tensor:
+    """Coarse alpha (h, w) -> the same with 1 in small unsure islands that are nowhere below .5 (see GAP): an eye of a
+    cat, the mirror of a spoon.
+    """
+    from scipy.ndimage import label, minimum, sum_labels
+
+    values = alpha.numpy()
+    islands, count = label((values > EMPTY) & (values < FULL), np.ones((3, 3)))
+    if not count:
+        return alpha
+    index = np.arange(count + 1)
+    gap = minimum(values, islands, index) >= 0.5
+    gap &= sum_labels(np.ones_like(values), islands, index) < GAP * (values >= FULL).sum()
+    gap[0] = False  # 0 is what is certain
+    return torch.from_numpy(np.where(gap[islands], 1, values).astype(np.float32))
+
+
 def coarse_trimap(alpha: Tensor) -> Tensor:
     """Coarse alpha (h, w) -> {0, .5, 1}: unknown for EDGE pixels at a sharp edge, wider where it is unsure."""
     from scipy.ndimage import distance_transform_edt
@@ -103,10 +122,12 @@ def enlarge(trimap: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(subject, 1.0, torch.where(empty, 0.0, 0.5))
 
 
-def working_size(trimap: Tensor) -> tuple[int, int]:
-    """The size at which the matte of a trimap (H, W) is solved: its own, or what both limits allow."""
+def working_size(trimap: Tensor, most: int | None = None) -> tuple[int, int]:
+    """The size at which the matte of a trimap (H, W) is solved: its own, or what both limits allow. most: unknown
+    pixels, WORKING_UNKNOWN by default.
+    """
     unknown = int((trimap == 0.5).sum())
-    scale = min(1.0, (WORKING_PIXELS / trimap.numel()) ** 0.5, (WORKING_UNKNOWN / max(unknown, 1)) ** 0.5)
+    scale = min(1.0, (WORKING_PIXELS / trimap.numel()) ** 0.5, ((most or WORKING_UNKNOWN) / max(unknown, 1)) ** 0.5)
     return max(1, round(trimap.shape[0] * scale)), max(1, round(trimap.shape[1] * scale))
 
 
@@ -148,7 +169,7 @@ def _closed_form(rgb: Tensor, coarse: Tensor, trimap: Tensor, near: int) -> Tens
     rows, columns = (_span(unknown.any(dim=1 - axis), unknown.shape[axis]) for axis in (0, 1))
     rgb, coarse, crop = rgb[:, rows, columns], coarse[rows, columns], trimap[rows, columns]
     if bool((crop == 0).any()) and bool((crop == 1).any()):
-        sampled = _sampled(rgb, crop)
+        sampled = _sampled(rgb, crop, SAMPLES if near else WORKING_UNKNOWN)
         pull = COARSE + PLATEAU * _glass(coarse, sampled, near) if near else torch.zeros_like(coarse)
         hold = SAMPLED + pull
         prior = (SAMPLED * sampled + pull * coarse) / hold
@@ -170,11 +191,15 @@ def _pixels(rgb: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rgb.permute(1, 2, 0).numpy())
 
 
-def _sampled(rgb: Tensor, trimap: Tensor) -> Tensor:
-    """Alpha (H, W) by the pair of known colours nearby that explains each unknown pixel best: Shared Matting."""
+def _sampled(rgb: Tensor, trimap: Tensor, most: int) -> Tensor:
+    """Alpha (H, W) by the pair of known colours nearby that explains each unknown pixel best: Shared Matting, on a
+    smaller copy where more than `most` are unknown.
+    """
     from pymatting.alpha.estimate_alpha_sm import estimate_alpha_sm
 
-    return torch.from_numpy(estimate_alpha_sm(_pixels(rgb), trimap.numpy())).clamp(0, 1)
+    size, small = (trimap.shape[0], trimap.shape[1]), working_size(trimap, most)
+    sampled = estimate_alpha_sm(_pixels(_resample(rgb, small)), enlarge(trimap, small).numpy())
+    return _resample(torch.from_numpy(sampled).float().clamp(0, 1)[None], size)[0]
 
 
 def _glass(coarse: Tensor, sampled: Tensor, near: int) -> Tensor:
