@@ -26,20 +26,21 @@ def finish(
     example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refines: bool
 ) -> list[Tensor]:
     """The model's layers at full size as they are handed out. coarse: their alphas (h, w) at the size that they were
-    made at; found: the finder's (s, s), where a foreground takes that instead; refines: larger ones by closed form.
+    made at; found: the finder's (s, s), where a foreground takes that instead; refines: by closed form, larger ones, and
+    what is the finder's at any size.
     """
     if example.targets.count(Role.FOREGROUND) > 1:  # the finder does not tell one from another
         found = None
     if found is not None:
         coarse = [found] * len(layers)
-    if refines and needs_refining(example.size, (int(coarse[0].shape[0]), int(coarse[0].shape[1]))):
+    if refines and (found is not None or needs_refining(example.size, tuple(coarse[0].shape))):
         layers = refined(example, layers, coarse)
     elif found is not None:
         layers = with_alpha(example, layers, found)
     return keep(example, layers)
 
 
-def needs_refining(size: tuple[int, int], made: tuple[int, int]) -> bool:
+def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
     """Whether a picture of this size is much larger than what its alpha was made at."""
     return max(size) > REFINE_FROM * max(made)
 
