@@ -26,8 +26,8 @@ def finish(
     example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refines: bool
 ) -> list[Tensor]:
     """The model's layers at full size as they are handed out. coarse: their alphas (h, w) at the size that they were
-    made at; found: the finder's (s, s), where a foreground takes that instead; refines: by closed form, larger ones, and
-    what is the finder's at any size.
+    made at; found: the finder's (s, s), where a foreground takes that instead; refines: by closed form, larger ones,
+    and what is the finder's at any size.
     """
     if example.targets.count(Role.FOREGROUND) > 1:  # the finder does not tell one from another
         found = None
