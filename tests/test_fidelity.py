@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from omnialpha import masks, rgba
-from omnialpha.fidelity import SNAP, hole, keep, refined, snap
+from omnialpha.fidelity import SNAP, hole, keep, refined, settle, snap
 from omnialpha.tasks import MAPS, TASKS, Role
 
 SIZE = (40, 60)
@@ -30,6 +31,12 @@ def composite(seed=0):
 
 def layer(alpha, seed):
     return torch.cat([noise(3, *SIZE, seed=seed), alpha[None]])
+
+
+def unclipped(layers):
+    """Where no colour of any layer had to be cut to [0, 1], (H, W) bool."""
+    colours = torch.stack([one[:3] for one in layers])
+    return ((colours > 0) & (colours < 1)).all(0).all(0)
 
 
 def map_of(role, alpha):
@@ -144,9 +151,10 @@ def test_a_decomposition_recomposes_exactly_where_nothing_is_soft(kind):
     assert hard.sum() > 1000 and (~hard).sum() > 50
     again = rgba.recompose([background, foreground])
     assert torch.equal(again[:, hard], request.inputs[0][:, hard])
-    assert not torch.equal(again[:, ~hard], request.inputs[0][:, ~hard])
+    free = ~hard & unclipped([background, foreground])
+    assert free.sum() > 20 and (again - request.inputs[0])[:, free].abs().max() < 1e-5, "and nearly so elsewhere"
     assert (background[3] == 1).all()
-    assert torch.equal(background[:3, alpha > 0], made[0][:3, alpha > 0]), "what is hidden is the model's"
+    assert torch.equal(background[:3, alpha == 1], made[0][:3, alpha == 1]), "what is hidden is the model's"
 
 
 def test_four_layers_recompose_exactly_too():
@@ -174,6 +182,92 @@ def test_a_decomposition_takes_its_map_seriously():
     assert (kept[1][3][trimap == 1] == 1).all() and (kept[1][3][trimap == 0] == 0).all()
 
 
+# ---- transparent pictures -------------------------------------------------------------------------------------------
+
+
+MAGENTA = torch.tensor([1.0, 0.0, 1.0])
+
+
+def see_through():
+    """A picture with a soft hole, under which its colour is magenta."""
+    made = composite()
+    made[3] = disk(radius=17, soft=10.0, center=(20, 30))
+    made[:3, made[3] == 0] = MAGENTA[:, None]
+    assert min((made[3] == 0).sum(), (made[3] == 1).sum(), ((made[3] > 0) & (made[3] < 1)).sum()) > 150
+    return made
+
+
+def of_see_through(name, **settings):
+    row, picture = TASKS[name], see_through()
+    given = {role: map_of(role, disk()) if role in MAPS else picture for role in row.inputs}
+    return row.example(given, size=SIZE, **settings), picture
+
+
+@pytest.mark.parametrize("kind", AUTO_OR_MAP)
+def test_no_matte_is_more_solid_than_its_picture(kind):
+    request, picture = of_see_through(f"matting_{kind}")
+    (kept,) = keep(request, [layer(disk(radius=15, center=(24, 36)), 5)])
+    assert (kept[3] <= picture[3]).all() and (kept[3] == picture[3]).sum() > 300
+    assert (kept[3][picture[3] == 0] == 0).all()
+    as_solid = kept[3] == picture[3]
+    assert torch.equal(kept[:3, as_solid], picture[:3, as_solid]), "as solid as it can be: nothing else is seen there"
+
+
+@pytest.mark.parametrize("kind", AUTO_OR_MAP)
+def test_removal_keeps_the_pictures_alpha_and_what_nobody_sees(kind):
+    request, picture = of_see_through(f"removal_{kind}")
+    (kept,) = keep(request, [layer(noise(*SIZE, seed=4), 5)])
+    assert torch.equal(kept[3], picture[3])
+    hidden = picture[3] == 0
+    assert torch.equal(kept[:, hidden], picture[:, hidden])
+    assert not torch.equal(kept[:3, ~hidden], picture[:3, ~hidden]), "something was painted"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [(f"decompose_{kind}", 2) for kind in AUTO_OR_MAP] + [("decompose_auto", 3)]
+)
+def test_layers_recompose_to_the_pictures_alpha_and_colour(name, count):
+    request, picture = of_see_through(name, **({"layers": count} if count > 2 else {}))
+    centers = [(18, 28), (24, 36)][: count - 1]
+    made = [layer(noise(*SIZE, seed=6), 7)] + [layer(disk(center=c), 8 + k) for k, c in enumerate(centers)]
+    kept = keep(request, made)
+    again, wanted = rgba.premultiply(rgba.recompose(kept)), rgba.premultiply(picture)
+    assert (again[3] - wanted[3]).abs().max() <= 1 / 255
+    free = unclipped(kept) | (picture[3] == 0)
+    assert free[picture[3] > 0].float().mean() > 0.3 and (again - wanted)[:, free].abs().max() <= 1 / 255
+    assert all(((one[:3] >= 0) & (one[:3] <= 1)).all() and one.isfinite().all() for one in kept)
+    shares, above = [], torch.ones(SIZE)
+    for one in reversed(kept):
+        shares.insert(0, above * one[3])
+        above = above * (1 - one[3])
+    for one, share in zip(kept, shares, strict=True):
+        alone = (share == one[3]) & (one[3] == picture[3]) & (picture[3] > 0)
+        assert alone.sum() > 20 and torch.equal(one[:3, alone], picture[:3, alone]), "seen alone: bit for bit"
+
+
+# ---- colours --------------------------------------------------------------------------------------------------------
+
+
+def test_colours_settle_by_the_least_change():
+    """One pixel, three layers: numpy's least-norm solution of sum share_k (colour_k + change_k) = the input."""
+    alphas, colours = np.array([1.0, 0.3, 0.6]), np.array([[0.4, 0.5, 0.6], [0.5, 0.4, 0.5], [0.3, 0.6, 0.45]])
+    picture = torch.tensor([0.45, 0.5, 0.55, 1.0]).view(4, 1, 1)
+    layers = [torch.tensor([*c, a], dtype=torch.float32).view(4, 1, 1) for c, a in zip(colours, alphas, strict=True)]
+    shares = np.array([0.4 * 0.7, 0.4 * 0.3, 0.6])
+    missing = picture[:3].numpy().reshape(3) - shares @ colours
+    wanted = colours + np.linalg.lstsq(shares[None], missing[None], rcond=None)[0]
+    made = torch.stack(settle(layers, picture)).numpy().reshape(3, 4)
+    assert np.abs(made[:, :3] - wanted).max() < 1e-6 and np.abs(wanted - colours).max() > 0.01
+    assert made[:, 3].tolist() == pytest.approx(alphas.tolist())
+
+
+def test_what_a_colour_cannot_give_stays_missing():
+    """A front layer of half a black picture is white: black behind it is as dark as can be."""
+    back, front = torch.tensor([0.5, 0.5, 0.5, 1.0]).view(4, 1, 1), torch.tensor([1.0, 1.0, 1.0, 0.5]).view(4, 1, 1)
+    made = settle([back, front], torch.tensor([0.0, 0.0, 0.0, 1.0]).view(4, 1, 1))
+    assert made[0][:3].flatten().tolist() == [0, 0, 0] and made[1][:3].flatten().tolist() == pytest.approx([0.25] * 3)
+
+
 # ---- the others -----------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +291,8 @@ def test_nothing_is_changed_in_place():
 def test_refined_replaces_foregrounds_that_can_be_seen(monkeypatch):
     calls = []
 
-    def fake(image, alpha):
-        calls.append((image, alpha))
+    def fake(image, alpha, trimap):
+        calls.append((image, alpha, trimap))
         return torch.full_like(image, 0.25)
 
     monkeypatch.setattr("omnialpha.refine.refine", fake)
@@ -207,8 +301,10 @@ def test_refined_replaces_foregrounds_that_can_be_seen(monkeypatch):
     request = example("decompose_rough")
     background, foreground = refined(request, made, coarse)
     assert background is made[0] and (foreground == 0.25).all()
-    ((image, alpha),) = calls
-    assert torch.equal(image, request.inputs[0]) and alpha is coarse[1]
+    ((image, alpha, trimap),) = calls
+    assert torch.equal(image, request.inputs[0]) and alpha is coarse[1] and trimap is None
+    refined(example("decompose_trimap"), made, coarse)
+    assert calls.pop()[2].unique().tolist() == [0, 0.5, 1]
     for name in ("decompose_alpha", "background_to_foreground"):  # alpha is known; there is nothing to look at
         row = replace(example(name), targets=(Role.BACKGROUND, Role.FOREGROUND))
         assert refined(row, made, coarse) == made

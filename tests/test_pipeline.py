@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from omnialpha import fidelity, pipeline
+from omnialpha import fidelity, pipeline, rgba
 from omnialpha.errors import InputError
 from omnialpha.loading import load, pick_device
 from omnialpha.models.checkpoints import Card, Defaults, locate
@@ -157,6 +157,35 @@ def test_every_task_runs(model, name):
     assert stack.size == (24, 40) and all(layer.rgba.isfinite().all() for layer in stack)
     kept = fidelity.keep(request, [layer.rgba for layer in model.run([request], raw=True)[0]])
     assert all(torch.equal(a, b.rgba) for a, b in zip(kept, stack, strict=True))
+
+
+@pytest.mark.parametrize("name", ["matting_auto", "matting_rough", "matting_alpha", "removal_auto", "removal_rough"])
+@pytest.mark.parametrize("size", [(24, 40), (70, 90)], ids=["as it is", "scaled down"])
+def test_transparent_pictures_keep_their_alpha(model, name, size):
+    asked = example(name, size, seed=6)
+    given = asked.inputs[0].clone()
+    given[3, :, : size[1] // 3] = 0
+    given[3, :, size[1] // 3 : size[1] // 2] = 0.5
+    given[:3, :, : size[1] // 3] = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1)  # a colour that nobody sees
+    (made,) = model.run([replace(asked, inputs=(given, *asked.inputs[1:]))])[0]
+    if TASKS[name].category == "removal":
+        hidden = given[3] == 0
+        assert torch.equal(made.rgba[3], given[3]) and torch.equal(made.rgba[:, hidden], given[:, hidden])
+    else:
+        assert (made.rgba[3] <= given[3]).all() and made.rgba[3].max() > 0.2
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_layers_of_a_transparent_picture_recompose_to_it(model, layers):
+    asked = example("decompose_auto", (24, 40), seed=6, layers=layers)
+    given = asked.inputs[0].clone()
+    given[3] = torch.linspace(0, 1, 40).mul(1.4).sub(0.2).clamp(0, 1)
+    (stack,) = model.run([replace(asked, inputs=(given,))])
+    again, wanted = rgba.premultiply(stack.recompose()), rgba.premultiply(given)
+    assert (again[3] - wanted[3]).abs().max() <= 1 / 255
+    colours = torch.stack([layer.rgba[:3] for layer in stack])
+    free = ((colours > 0) & (colours < 1)).all(0).all(0)
+    assert free.sum() > 20 and (again - wanted)[:, free].abs().max() <= 1 / 255
 
 
 def test_layers_are_numbered_from_the_back(model):
