@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omnialpha.apps import demo, entries
+from omnialpha.apps import demo, entries, sheet
 from omnialpha.errors import InputError
 from omnialpha.files import read_settings
 from omnialpha.layers import LayerStack
@@ -119,7 +120,7 @@ def test_outputs_say_how_they_were_made(made: Path) -> None:
 def test_every_link_leads_to_a_file_inside_the_folder(made: Path, page: Page) -> None:
     ids = {attrs["id"] for _, attrs in page.tags if attrs.get("id")}
     links = [attrs["href"] or "" for attrs in page.all("a")] + [attrs["src"] or "" for attrs in page.all("img")]
-    assert len(links) > 41 * 4
+    assert len(links) > 42 * 4
     for link in links:
         parts = urlsplit(link)
         assert not parts.scheme and not parts.netloc, f"{link} is not relative"
@@ -143,7 +144,9 @@ def test_the_page_names_tasks_instructions_times_and_settings(page: Page) -> Non
     headings = [name for name in TASKS if f" {name} {TASKS[name].summary}" in text]
     assert headings == list(TASKS)
     assert {f"#{category}" for category in CATEGORIES} <= {attrs["href"] for attrs in page.all("a")}
-    assert len(list(page.all("blockquote"))) == len(list(page.all("article"))) == 41
+    chapters = [attrs["id"] for attrs in page.all("section")]
+    assert chapters == ["matting", "removal", "decomposition", "completion", "generation", "all-tasks"]
+    assert len(list(page.all("blockquote"))) == len(list(page.all("article"))) == 42
     for fact in (
         "tiny (Apache-2.0)",
         "32 x 32 px",
@@ -161,7 +164,7 @@ def test_the_page_can_be_read_without_eyes_and_in_the_dark(made: Path, page: Pag
     assert "prefers-color-scheme: dark" in html
     assert all((attrs["alt"] or "").strip() and attrs["width"] and attrs["height"] for attrs in page.all("img"))
     grounds = [attrs["class"] for attrs in page.all("img")]
-    assert grounds.count("on-black") == grounds.count("on-white") >= 41
+    assert grounds.count("on-black") == grounds.count("on-white") >= 42
     assert grounds.count("on-checkerboard") > grounds.count("on-black")
 
 
@@ -192,7 +195,25 @@ def test_again_into_the_same_folder_keeps_foreign_files(
 
 @pytest.mark.parametrize("photo", entries.PHOTOS, ids=lambda photo: photo.name)
 def test_photographs_come_with_the_package_at_a_sensible_size(photo: entries.Photo) -> None:
-    assert 400 < max(entries.photograph(photo).shape[-2:]) <= entries.LONG_SIDE <= 512
+    assert 400 < max(entries.photograph(photo).shape[-2:]) < 700 < entries.LONG_SIDE  # shown as they come
+
+
+def test_what_a_model_does_not_do_is_left_out_and_named(
+    tiny_model: OmniAlpha, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = replace(tiny_model.card, reads=False, tasks=[name for name in TASKS if name != "removal_auto"])
+    monkeypatch.setattr(tiny_model, "card", card)
+    assert entries.refused(tiny_model) == ["matting_text", "removal_auto"]
+    desk = entries.Desk(tiny_model, demo.prepare(tmp_path), 0)
+    assert [entry.task for entry in entries.of_held_out(desk)] == [
+        name for name in TASKS if name not in ("matting_text", "removal_auto")
+    ]
+
+
+def test_the_strip_shows_photographs_above_their_cut_outs(made: Path) -> None:
+    with Image.open(made / "photographs.png") as image:
+        assert image.size[1] == 2 * sheet.STRIP and image.size[0] > 3 * sheet.STRIP
+        assert np.asarray(image.convert("RGBA"))[..., 3].min() == 255
 
 
 def test_the_seed_changes_scenes_and_outputs(tiny_model: OmniAlpha, tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def run(output: Path, model: str | None = None, device: str = "auto", seed: int 
     atomic_write(folder / SHEET, contact_sheet(folder, made, "OmniAlpha demo", line))
     page = folder / PAGE
     atomic_write(page, index_page("OmniAlpha demo", facts, made).encode())
-    write_image(folder / STRIP, strip(folder, [e for e in made if e.task == "matting_auto" and e.photo]))
+    if cutouts := [e for e in made if e.task == "matting_auto" and e.photo]:
+        write_image(folder / STRIP, strip(folder, cutouts))
     console.print(
         f"{len(made)} runs in {perf_counter() - start:.0f} s on {loaded.device}. Open {page}",
         soft_wrap=True,

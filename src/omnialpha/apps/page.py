@@ -35,7 +35,7 @@ PAGE = Template("""<!doctype html>
 <header>
 <h1>$title</h1>
 <p>Every output below is one PNG file with alpha, shown on three grounds. Follow a picture to its file.
-All of them at a glance: <a href="contact-sheet.png">contact sheet</a>.</p>
+At a glance: <a href="photographs.png">the photographs</a>, <a href="contact-sheet.png">all of them</a>.</p>
 <dl>$facts</dl>
 </header>
 <nav aria-label="Categories"><ul>$links</ul></nav>
