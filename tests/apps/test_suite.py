@@ -11,11 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from finders import fake_finder
+from finders import Red, fake_finder
 from omnialpha.apps import suite
 from omnialpha.apps.cli import Commands
 from omnialpha.evaluation.suite import Suite
-from omnialpha.pipeline import OmniAlpha
 
 pytest.importorskip("cv2")
 Call = Callable[..., Result]
@@ -125,15 +124,16 @@ def test_its_help_loads_nothing_heavy() -> None:
     assert {"torch", "numpy", "PIL", "diffusers"}.isdisjoint(json.loads(run.stdout))
 
 
-def test_the_finder_of_a_model_has_a_row(call: Call, tiny_model: OmniAlpha, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, card = fake_finder(monkeypatch), tiny_model.card
+def test_the_finder_of_a_model_has_a_row(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = fake_finder(monkeypatch)
     Path("u2.onnx").write_bytes(b"x")
     arguments = ("--categories", "matting", "--peer", "blank", "--peer", "onnx:u2.onnx", "--json")
     told = json.loads(call(*arguments, "-o", "without").stdout)
     assert opened == ["u2.onnx"]
     automatic = {row["method"] for row in told["summary"] if row["part"] == "matting_auto"}
     assert automatic == {"tiny, default", "tiny, raw", "blank", "u2", "best constant"}
-    monkeypatch.setattr(type(card), "finder", "finder", raising=False)
+    monkeypatch.setattr("omnialpha.models.checkpoints._finder", lambda sources, card, other: sources[0] / "finder")
+    monkeypatch.setattr("omnialpha.pipeline.open_finder", lambda path: Red())
     told = json.loads(call(*arguments, "-o", "with").stdout)
     rows = {(row["part"], row["method"]): row for row in told["summary"]}
     assert Path(opened[-1]).name == "finder" and len(opened) == 3
