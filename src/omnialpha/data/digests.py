@@ -8,14 +8,15 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnialpha.data.batches import Batch
 from omnialpha.models.checkpoints import TEXT, Card, Parts
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
-CARD = ("family", "grid", "words", "template", "picture_pixels", "max_tokens")  # what encoding depends on
+# what encoding depends on
+CARD = ("family", "grid", "words", "template", "picture_pixels", "max_tokens", "finder", "hint_as")
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -32,10 +33,11 @@ def plain(examples: list[Example]) -> list[Json]:
 
 
 def identity(model: OmniAlpha) -> str:
-    """Of all that encodes: weights of codec and instruction encoder, vocabularies, settings of the card."""
+    """Of all that encodes: weights of codec, instruction encoder and finder, vocabularies, settings of the card."""
     made = hashlib.blake2b(digest_size=32)
     made.update(as_bytes(_settings(model.card)))
-    for part in (model.vae, model.instructor):
+    finder: list[nn.Module] = [model.finder] if isinstance(model.finder, nn.Module) else []  # an ONNX file: by its path
+    for part in (model.vae, model.instructor, *finder):
         made.update(as_bytes({name: repr(value) for name, value in getattr(part, "config", {}).items()}))
         _add(made, part.state_dict())
     for name, value in sorted(vars(model.instructor).items()):
@@ -47,9 +49,11 @@ def identity(model: OmniAlpha) -> str:
 def files(parts: Parts) -> Json:
     """Of the same, without reading it: sizes and times of the files that it lies in, as `make` tells old from new."""
     folders = [parts.vae, *(parts.instructor / name for name in TEXT[parts.card.family])]
+    folders += [parts.finder] if parts.finder else []
     found = {}
     for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        inside = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in inside:
             state = path.stat()
             found[f"{folder.name}/{path.relative_to(folder).as_posix()}"] = [state.st_size, state.st_mtime_ns]
     return json.loads(as_bytes(_settings(parts.card) | {"dtype": parts.card.dtype, "files": found}))
