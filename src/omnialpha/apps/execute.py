@@ -79,7 +79,7 @@ def execute(
     loaded = time.monotonic() - loading
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
     stack = _run(model, task, example, used, talk)
-    settings = {"task": task.name, "instruction": example.instruction, "model": model.card.name, **used}
+    settings = {"task": task.name, "instruction": model.card.text(example), "model": model.card.name, **used}
     settings |= {} if background is None else {"background": background}
     settings |= {"size": by(example.size), "version": __version__}
     _write(output, stack, form, main, settings, talk, behind)

@@ -15,7 +15,7 @@ from omnialpha.models.checkpoints import TEXT, Card, Parts
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
-CARD = ("family", "grid", "words", "template", "picture_pixels", "max_tokens")  # what encoding depends on
+CARD = ("family", "grid", "instructions", "template", "picture_pixels", "max_tokens")  # what encoding depends on
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]

@@ -48,7 +48,11 @@ RELEASES: dict[str, Release] = {
         lora="lora/pytorch_lora_weights.safetensors",
         # Its training and its inference show the instruction encoder each picture as large as the canvas (0), where the
         # base shows 384 x 384 pixels.
-        card={"picture_pixels": 0},
+        card={
+            "picture_pixels": 0,
+            # Each trained on one fixed text; two layers of a decomposition.
+            "tasks": ["text_to_image", "removal_rough", "matting_auto", "matting_text", "decompose_auto"],
+        },
     ),
     "Qwen/Qwen-Image-Edit-2511": Release(license="apache-2.0"),
     "Qwen/Qwen-Image-Edit-2509": Release(license="apache-2.0"),
