@@ -184,7 +184,8 @@ def settle(options: Options) -> Setup:
     hush()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 
-    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or ())
+    named = {"base": options.base, "vae": options.vae, "instructions": options.instructions}
+    parts = resolve(options.model, lora=options.lora or (), **named)
     how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
     return Setup(parts, Placement(options.device, *how), Approximations.parse(options.approximations))  # type: ignore[arg-type]
 

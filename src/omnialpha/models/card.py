@@ -90,9 +90,14 @@ class Card:
     def check_task(self, task: str) -> None:
         """InputError for a task that the model cannot do."""
         if self.tasks and task not in self.tasks:
-            raise InputError(
-                f"{self.name} cannot do {task}, only {', '.join(self.tasks)}: use --model nano, which can."
-            )
+            able = ", ".join(self.tasks)
+            raise InputError(f"{self.name} cannot do {task}, only {able}: use --model nano, which can.")
+
+    def with_instructions(self, texts: Mapping[str, str]) -> Card:
+        """Trained on these texts, task -> text. InputError for a task that the model cannot do."""
+        for task in texts:
+            self.check_task(task)
+        return dataclasses.replace(self, instructions=self.instructions | dict(texts))
 
     @property
     def native_size(self) -> tuple[int, int]:
