@@ -102,12 +102,14 @@ def test_guidance_is_one_pass_and_is_heard(ours: OmniAlpha, monkeypatch: pytest.
 
 
 def test_prompt_is_read_bare(ours: OmniAlpha) -> None:
-    """Whatever wording the task puts around it; and an instruction of no wording as it is."""
+    """Whatever wording the task puts around it, and where it reads like one of them itself."""
     wordings = range(len(TASKS["text_to_image"].instructions))
     samples = [TASKS["text_to_image"].example(prompt=WORDS[1], size=(64, 64), wording=k) for k in wordings]
     assert {ours.card.text(sample) for sample in samples} == {WORDS[1]}
     assert ours.card.text(replace(samples[0], instruction="")) == ""
-    released = replace(ours.card, words="instruction")
+    frame = TASKS["text_to_image"].instruct("a mug")
+    assert ours.card.text(example(frame)) == frame
+    released = replace(ours.card, instructions={})
     assert len({released.text(sample) for sample in samples}) == len(samples)
 
 
@@ -139,7 +141,7 @@ def test_every_other_task_is_refused(ours: OmniAlpha, name: str) -> None:
     task = TASKS[name]
     grey = torch.ones(4, 32, 32)
     sample = task.example(dict.fromkeys(task.inputs, grey), prompt="a cat" if task.text else None, size=(32, 32))
-    with pytest.raises(InputError, match=f"cannot do {name}, only text_to_image: give another --model"):
+    with pytest.raises(InputError, match=f"cannot do {name}, only text_to_image: use --model nano"):
         ours.run([sample], steps=1)
 
 

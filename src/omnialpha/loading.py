@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def load(
     vae: str | Path | None = None,
     lora: LoraLike | Iterable[LoraLike] = (),
     finder: str | Path | None = None,
+    instructions: str | Path | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     offload: Offload = "none",
@@ -71,17 +73,18 @@ def load(
     """A model, ready to run. InputError where something is missing, damaged or not available, with the fix.
 
     where: a bundled name (None: nano), a model folder, or an id that `omnialpha pull` has stored; base, vae and lora
-    fill in or replace its parts, as finder does, see `checkpoints.resolve`. dtype: float32, bfloat16 or float16, by
-    default the checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the name of a GGUF
-    file that holds the transformer; approximations. attention: a back end of diffusers. compile: the transformer's
-    block, with torch.compile. See `placement`. approximate: names and values, see `approximate`. Nothing here uses the
-    network.
+    fill in or replace its parts, as finder and instructions do, see `checkpoints.resolve`. dtype: float32, bfloat16 or
+    float16, by default the checkpoint's own. offload: none, model, group or disk. quantize: int8, fp8 or nf4, or the
+    name of a GGUF file that holds the transformer; approximations. attention: a back end of diffusers. compile: the
+    transformer's block, with torch.compile. See `placement`. approximate: names and values, see `approximate`. Nothing
+    here uses the network.
     """
     named = None if dtype is None else str(dtype).removeprefix("torch.")
     placement = Placement(device, named, offload, quantize, attention, compile)
     if not isinstance(approximate, Approximations):
         approximate = Approximations.parse(approximate or {})
-    return Setup(resolve(where, base=base, vae=vae, lora=lora, finder=finder), placement, approximate).load()
+    parts = resolve(where, base=base, vae=vae, lora=lora, finder=finder, instructions=instructions)
+    return Setup(parts, placement, approximate).load()
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class Setup:
         parts, placement = self.parts, self.placement
         device = placement.torch_device  # a wrong name is refused before anything is read
         self._check()
+        if parts.warning:
+            logging.getLogger("omnialpha").warning(parts.warning)
         dtype = DTYPES[placement.dtype or parts.card.dtype]
         model = OmniAlpha.from_parts(parts, dtype, whole=not placement.gguf)
         if placement.gguf:

@@ -62,6 +62,7 @@ class Example:
     order;
     size: (height, width) of every output, and of every input but a hint, which has the finder's own.
     found: what the model's finder sees, alpha (s, s) of the picture stretched to a square; see `OmniAlpha.hinted`.
+    prompt: what a text task describes; of another task the whole instruction, where it is none of the row's.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Example:
     targets: tuple[Role, ...]
     size: tuple[int, int]
     found: Tensor | None = None
+    prompt: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -111,10 +113,15 @@ class Task:
 
     def instruct(self, prompt: str | None = None, wording: int = 0) -> str:
         """The instruction in wording number `wording`, with the prompt in its place."""
+        words, prompt = self.instructions[wording % len(self.instructions)], self.clean(prompt)
+        return words if prompt is None else words.format(prompt=prompt)
+
+    def clean(self, prompt: str | None) -> str | None:
+        """The prompt in one line; None for a task without one. InputError for one that is missing, or is no text."""
         if self.text is None:
             if prompt:
                 raise InputError(f"{self.name} takes no text, but got {prompt[:40]!r}: leave the prompt out.")
-            return self.instructions[wording % len(self.instructions)]
+            return None
         prompt = " ".join((prompt or "").split())
         if not prompt:
             raise InputError(f"{self.name} needs a text that describes the {self.text}: give a prompt.")
@@ -122,7 +129,7 @@ class Task:
             raise InputError(f"the prompt {prompt[:40]!r} is not valid text: type it in UTF-8.")
         if len(prompt) > MAX_PROMPT:
             raise InputError(f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT}: shorten it.")
-        return self.instructions[wording % len(self.instructions)].format(prompt=prompt)
+        return prompt
 
     def example(
         self,
@@ -159,8 +166,8 @@ class Task:
             raise InputError(f"{self.name} has no input picture: give size=(height, width).")
         else:
             size = check_size(size)
-        instruction = self.instruct(prompt, wording)
-        return Example(self.name, tuple(roles), tuple(pictures), instruction, self.target_roles(layers), size)
+        words, targets = self.instruct(prompt, wording), self.target_roles(layers)
+        return Example(self.name, tuple(roles), tuple(pictures), words, targets, size, prompt=self.clean(prompt))
 
     def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> dict[Role, list[Tensor]]:
         from omnialpha import files

@@ -265,15 +265,17 @@ def test_a_pair_serves_its_task(tmp_path):
     assert set(example.inputs[1][0].unique().tolist()) == {0.0, 1.0}
     assert example.instruction in TASKS["matting_rough"].instructions
     whole = parse(pair_row(tmp_path, 5, "Do  it."), lambda name: tmp_path / name, "matting_rough")
-    assert whole.example("matting_rough", seeded(0), SIZE)[0].instruction == "Do it."
+    asked = whole.example("matting_rough", seeded(0), SIZE)[0]
+    assert asked.instruction == asked.prompt == "Do it." and example.prompt is None
 
 
 def test_the_prompt_of_a_text_pair_is_what_is_described(tmp_path):
     save(front(1), tmp_path / "a.png")
     row = {"id": 1, "prompt": "a disk", "input_images": [], "output_images": ["a.png"]}
     record = parse(row, lambda name: tmp_path / name, "text_to_image")
-    words = {record.example("text_to_image", seeded(s), (24, 24))[0].instruction for s in range(30)}
-    assert words == {w.format(prompt="a disk") for w in TASKS["text_to_image"].instructions}
+    asked = [record.example("text_to_image", seeded(s), (24, 24))[0] for s in range(30)]
+    assert {e.instruction for e in asked} == {w.format(prompt="a disk") for w in TASKS["text_to_image"].instructions}
+    assert {e.prompt for e in asked} == {"a disk"}
 
 
 def test_a_pair_of_several_layers(tmp_path):

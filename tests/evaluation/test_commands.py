@@ -11,7 +11,7 @@ from torch import Tensor
 
 from omnialpha import masks
 from omnialpha.errors import InputError
-from omnialpha.evaluation.commands import of_command, prompt_of, split_only
+from omnialpha.evaluation.commands import WORDS, of_command, split_only
 from omnialpha.tasks import TASKS, Example, Role
 
 HEIGHT, WIDTH = 12, 20
@@ -133,12 +133,14 @@ def test_identity_is_of_the_command() -> None:
     assert one.identity == same.identity != other.identity
 
 
-def test_the_prompt_is_read_from_every_wording() -> None:
+def test_a_program_is_told_the_prompt_alone_or_the_whole_instruction() -> None:
     for row in TASKS.values():
         for wording in range(len(row.instructions) if row.text else 0):
             pictures = {role: picture() for role in row.inputs}
             asked = row.example(pictures, prompt="a: red {mug}", size=(HEIGHT, WIDTH), wording=wording)
-            assert prompt_of(asked) == "a: red {mug}"
+            assert WORDS["prompt"](asked, 0) == "a: red {mug}"
+    asked = TASKS["matting_auto"].example(composite=picture(), wording=3)
+    assert WORDS["prompt"](asked, 0) == TASKS["matting_auto"].instructions[3]
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------

@@ -81,7 +81,10 @@ def test_a_release_beside_its_base(released_base: Path, released_omnialpha: Path
     assert [(file.path, file.weight) for file in parts.adapters] == [
         (released_omnialpha / "lora" / "pytorch_lora_weights.safetensors", 1.0)
     ]
-    assert parts.card == replace(resolve(released_base).card, name="omnialpha", picture_pixels=0)
+    tasks = ["text_to_image", "removal_rough", "matting_auto", "matting_text", "decompose_auto"]
+    assert parts.card == replace(resolve(released_base).card, name="omnialpha", picture_pixels=0, tasks=tasks)
+    with pytest.raises(InputError, match="omnialpha cannot do removal_auto, only .*decompose_auto: use --model nano"):
+        parts.card.check_task("removal_auto")
     check(parts)
 
 

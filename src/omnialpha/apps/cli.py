@@ -228,7 +228,7 @@ def train(
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
-@command(app, "quiet", "json")
+@command(app, "instructions", "quiet", "json")
 def pull(
     model: Annotated[str, typer.Argument(metavar="ID", help="owner/name[@revision][:path]", show_default=False)],
     options: Options,
@@ -239,10 +239,18 @@ def pull(
     """Download weights once, to run offline; goes on where it was cut off, and checks every file."""
     from omnialpha.apps import weights
 
-    weights.pull(model, yes=yes, revision=revision, offline=offline, quiet=options.quiet, as_json=options.json)
+    weights.pull(
+        model,
+        yes=yes,
+        revision=revision,
+        offline=offline,
+        instructions=options.instructions,
+        quiet=options.quiet,
+        as_json=options.json,
+    )
 
 
-@command(app, "base", "vae", "lora", "dtype", "quiet", "json")
+@command(app, "base", "vae", "lora", "instructions", "dtype", "quiet", "json")
 def convert(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="name, folder or stored id", show_default=False)],
     destination: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
@@ -260,6 +268,7 @@ def convert(
         base=options.base,
         vae=options.vae,
         lora=options.lora or (),
+        instructions=options.instructions,
         fuse=fuse,
         layout=layout,
         dtype=options.dtype,

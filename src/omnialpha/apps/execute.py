@@ -90,7 +90,7 @@ def execute(
     loaded = time.monotonic() - loading
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
     stack = _run(model, task, example, used, talk)
-    settings = {"task": task.name, "instruction": example.instruction, "model": model.card.name, **used}
+    settings = {"task": task.name, "instruction": model.card.text(example), "model": model.card.name, **used}
     settings |= {} if background is None else {"background": background}
     settings |= {"size": by(example.size), "version": __version__}
     _write(output, stack, form, main, settings, talk, behind)
@@ -195,7 +195,8 @@ def settle(options: Options) -> Setup:
     hush()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 
-    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or (), finder=options.finder)
+    named = {"base": options.base, "vae": options.vae, "finder": options.finder, "instructions": options.instructions}
+    parts = resolve(options.model, lora=options.lora or (), **named)
     how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
     return Setup(parts, Placement(options.device, *how), Approximations.parse(options.approximations))  # type: ignore[arg-type]
 

@@ -97,6 +97,10 @@ class Options:
         list[str] | None,
         _weights("--lora", metavar="FILE[:WEIGHT][@PRESET]", help="adapter; may be repeated, @lightning-4 sets steps"),
     ] = None
+    instructions: Annotated[
+        Path | None,
+        _weights("--instructions", metavar="FILE", help="JSON or TOML: task and the text that it was trained on"),
+    ] = None
     dtype: Annotated[
         str | None, _weights("--dtype", help="float32, bfloat16 or float16; the model's own if left out")
     ] = None

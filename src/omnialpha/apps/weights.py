@@ -19,16 +19,22 @@ def pull(
     yes: bool = False,
     revision: str | None = None,
     offline: bool = False,
+    instructions: Path | None = None,
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Store a model by `owner/name[@revision][:path]`: its licence and size are shown before, and agreed to or not."""
+    """Store a model by `owner/name[@revision][:path]`: its licence and size are shown before, and agreed to or not.
+
+    instructions: a file of the texts that it was trained on, in the place of its release's own.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from omnialpha.models import hub
+    from omnialpha.models import instructions as words
     from omnialpha.models.releases import RELEASES
 
+    texts = None if instructions is None else words.read(instructions)
     began, talk, console = time.monotonic(), Talk(quiet), Console(stderr=True)
     ref = hub.Ref.parse(text)
     if ref is None:
@@ -62,6 +68,8 @@ def pull(
         bar.stop()
 
     row = RELEASES.get(ref.id)
+    if lacking := words.store(folder, row, texts, online=not (offline or hub.offline_by())):
+        talk.note(lacking)
     if row and row.base and not (hub.Ref(row.base).folder / hub.RECORD).is_file():
         talk.note(f"it stands on {row.base}: run `omnialpha pull {row.base}` too")
     record = hub.Record.read(folder)
@@ -96,6 +104,7 @@ def convert(
     base: str | None = None,
     vae: str | None = None,
     lora: Sequence[str] = (),
+    instructions: Path | None = None,
     fuse: bool = False,
     layout: str = "ours",
     dtype: str | None = None,
@@ -112,7 +121,7 @@ def convert(
     began, talk = time.monotonic(), Talk(quiet)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
-    parts = resolve(source, base=base, vae=vae, lora=lora)
+    parts = resolve(source, base=base, vae=vae, lora=lora, instructions=instructions)
     for file in parts.adapters:
         talk.say(f"LoRA {file.path}, weight {file.weight:g}{', added to the weights' if fuse else ''}")
     made = write(

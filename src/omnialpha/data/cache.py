@@ -27,7 +27,7 @@ from omnialpha.errors import InputError
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example, Role
 
-VERSION = 2
+VERSION = 3
 SETTINGS = "cache.json"
 STREAM = 0x2545F491  # between the numbers that order batches and those that other streams draw with the same seed
 

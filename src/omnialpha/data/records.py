@@ -110,7 +110,8 @@ class Pair:
         with told(self.id):
             made = _ask(row, given, self.prompt if row.text else None, len(outputs), size, generator)
         whole = " ".join(self.prompt.split()) if not row.text else ""
-        return replace(made, instruction=whole or made.instruction), torch.stack(pictures[len(inputs) :])
+        made = replace(made, instruction=whole, prompt=whole) if whole else made
+        return made, torch.stack(pictures[len(inputs) :])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import Method
 from omnialpha.evaluation.peers import with_colour
 from omnialpha.files import FORMATS, read_image, write_image
-from omnialpha.tasks import CATEGORIES, TASKS, Example, Role, Task
+from omnialpha.tasks import CATEGORIES, TASKS, Example, Role
 
 TIMEOUT = 600.0  # seconds for one example
 OUTPUT = "output"  # a PNG file, or where a task makes several layers a folder for them, read by name, back to front
@@ -34,7 +34,7 @@ FILES: dict[str, tuple[Role, ...]] = {
     "mask": (Role.ALPHA, Role.PRECISE, Role.ROUGH),
 }
 WORDS: dict[str, Callable[[Example, int], str]] = {
-    "prompt": lambda example, seed: prompt_of(example),
+    "prompt": lambda example, seed: example.prompt or example.instruction,
     "seed": lambda example, seed: str(seed),
     "height": lambda example, seed: str(example.size[0]),
     "width": lambda example, seed: str(example.size[1]),
@@ -188,17 +188,6 @@ def split_only(command: str) -> tuple[str, str]:
     """`matting=cmd ...` -> the task or category in front, "" if there is none, and the command."""
     before, found, after = command.partition("=")
     return (before.strip(), after) if found and before.strip() in (*TASKS, *CATEGORIES) else ("", command)
-
-
-def prompt_of(example: Example) -> str:
-    """The text that an example's instruction was made with; the whole instruction where it is of no known wording."""
-    row: Task = TASKS[example.task]
-    for wording in row.instructions:
-        before, _, after = wording.partition("{prompt}")
-        inside = example.instruction[len(before) : len(example.instruction) - len(after)]
-        if inside and example.instruction == before + inside + after:
-            return inside
-    return example.instruction
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

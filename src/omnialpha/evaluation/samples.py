@@ -136,14 +136,18 @@ class Sample:
         if self.grey:
             colour = example.inputs[0][:3]
             true = [None if t is None else torch.cat([colour, shown(t, Role.ALPHA)[None]]) for t in true]
-        return Loaded(replace(example, instruction=self.instruction), tuple(true), trimap, self.prompt)
+        return Loaded(self._asking(example), tuple(true), trimap, self.prompt)
 
     def _of_record(self, record: Record, longer: int | None) -> Loaded:
         size = sized(shape(read(self.handles[0])), longer)
         example, layers = record.example(self.task, generator(self.key), size)
-        loaded = Loaded(replace(example, instruction=self.instruction), tuple(layers), prompt=self.prompt)
+        loaded = Loaded(self._asking(example), tuple(layers), prompt=self.prompt)
         trimap = loaded.given(Role.TRIMAP)
         return loaded if trimap is None else replace(loaded, trimap=trimap[0])
+
+    def _asking(self, example: Example) -> Example:
+        """In the words that `asked` keeps."""
+        return replace(example, instruction=self.instruction, prompt=" ".join(self.prompt.split()) or None)
 
 
 def of_record(record: Record, task: str, key: str) -> Sample:

@@ -56,7 +56,8 @@ class Card:
     target_order: Literal["paper", "released"] = "released"
     layer_order: Literal["back_to_front"] = "back_to_front"
     template: dict[str, str] | None = None  # None: the released wording
-    words: Literal["instruction", "prompt"] = "instruction"  # what it reads: all, or the prompt in the instruction
+    # The one text of a task that it was trained on, "{prompt}" where the prompt goes; of other tasks it reads any.
+    instructions: dict[str, str] = field(default_factory=dict)
     # How guidance is applied: against an empty instruction, in a second pass, or as a number that the transformer,
     # distilled from such passes, is told.
     guidance: Literal["negative", "embedded"] = "negative"
@@ -83,18 +84,23 @@ class Card:
     def text(self, example: Example) -> str:
         """What the model reads of an example. InputError for a task that it cannot do."""
         self.check_task(example.task)
-        if self.words == "instruction":
+        text, prompt = self.instructions.get(example.task), example.prompt
+        own = prompt is not None and TASKS[example.task].text is None
+        if text is None or own or not example.instruction:  # without an instruction, it is left out
             return example.instruction
-        for wording in TASKS[example.task].instructions:
-            before, _, after = wording.partition("{prompt}")
-            if example.instruction.startswith(before) and example.instruction.endswith(after):
-                return example.instruction.removeprefix(before).removesuffix(after)
-        return example.instruction  # of none of the wordings, as an empty one
+        return text.replace("{prompt}", prompt or "")
 
     def check_task(self, task: str) -> None:
         """InputError for a task that the model cannot do."""
         if self.tasks and task not in self.tasks:
-            raise InputError(f"{self.name} cannot do {task}, only {', '.join(self.tasks)}: give another --model.")
+            able = ", ".join(self.tasks)
+            raise InputError(f"{self.name} cannot do {task}, only {able}: use --model nano, which can.")
+
+    def with_instructions(self, texts: Mapping[str, str]) -> Card:
+        """Trained on these texts, task -> text. InputError for a task that the model cannot do."""
+        for task in texts:
+            self.check_task(task)
+        return dataclasses.replace(self, instructions=self.instructions | dict(texts))
 
     def check_reads(self, task: str) -> None:
         """InputError where words alone would choose the subject, for a model that does not follow them."""
@@ -146,7 +152,7 @@ PIPELINES: dict[str, Mapping[str, Any]] = {
         "family": "flux",
         "tasks": ["text_to_image"],
         "grid": dataclasses.replace(RELEASED_GRID, multiple=16),
-        "words": "prompt",
+        "instructions": {"text_to_image": "{prompt}"},
         "max_tokens": 512,
         "guidance": "embedded",
         "sampling": {"*": Defaults(steps=28, guidance=3.5)},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omnialpha.errors import InputError
 from omnialpha.models import hub
+from omnialpha.models import instructions as words
 from omnialpha.models.adapters import AdapterFile, brought, describe
 from omnialpha.models.card import CARD, INDEX, Card, Defaults, Family, family_of, forget_origin
 from omnialpha.models.releases import Release, release_of
@@ -26,6 +27,10 @@ TEXT: dict[Family, tuple[str, ...]] = {  # the same of every family
 }
 PARTS = ("vae", "transformer")  # beside those
 PLACES = {"vae": ("rgba_vae", "vae")}  # of a part, if not under its own name; the first that is there
+UNTOLD = (
+    "{name} was trained on texts that are not stored here, so that it is asked in our own wording: pull it again, or "
+    "give task and text with --instructions FILE"
+)
 
 LoraLike = str | Path | AdapterFile
 
@@ -33,7 +38,7 @@ LoraLike = str | Path | AdapterFile
 @dataclass(frozen=True)
 class Parts:
     """The folders of a model: instructor holds those in TEXT. adapters: in use, in order. own_card: of the model
-    without them.
+    without them. warning: what makes it worse than it was published, if anything.
     """
 
     transformer: Path
@@ -42,6 +47,7 @@ class Parts:
     own_card: Card
     adapters: tuple[AdapterFile, ...] = ()
     finder: Path | None = None
+    warning: str = ""
 
     @property
     def card(self) -> Card:
@@ -65,13 +71,15 @@ def resolve(
     vae: str | Path | None = None,
     lora: LoraLike | Iterable[LoraLike] = (),
     finder: str | Path | None = None,
+    instructions: str | Path | None = None,
 ) -> Parts:
     """The parts of a model, by folders and by ids that `omnialpha pull` has stored (`owner/name[@revision][:path]`).
 
     where: a bundled name (nano, if no base is given), a folder of ours, of a diffusers pipeline, or of a release that
     holds only what it adds. base: the model that fills in what `where` lacks. vae: its folder, or that of a model that
     has one. lora: `path[:weight][@preset]`, of a file, a folder or an id; applied after those that `where` brings.
-    finder: an ONNX file or a folder in the place of the card's, for models that have one.
+    finder: an ONNX file or a folder in the place of the card's, for models that have one. instructions: a JSON or TOML
+    file, task -> the text that it was trained on, in the place of those that `pull` has stored.
     """
     main = None if where is None and base is not None else _folder("nano" if where is None else where)
     release = release_of(main, hub.origin(main)[0]) if main else None
@@ -82,14 +90,20 @@ def resolve(
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
     if lacking and (base is not None or (release and release.base)):
         sources.append(_folder(base) if base is not None else _base_of(release, main))
-    parts = Parts(
-        transformer=_find(sources, "transformer"),
-        vae=_find(sources, "vae") if vae is None else _vae(_folder(vae)),
-        instructor=_find(sources, *TEXT[_family(sources)]).parent,
-        own_card=_card(sources, release),
+    found = {
+        "transformer": _find(sources, "transformer"),
+        "vae": _find(sources, "vae") if vae is None else _vae(_folder(vae)),
+        "instructor": _find(sources, *TEXT[_family(sources)]).parent,
+    }
+    told = words.read(instructions) if instructions else words.beside(main) if main else {}
+    card = _card(sources, release).with_instructions(told)
+    return Parts(
+        **found,
+        own_card=card,
         adapters=_adapters(main, release, lora),
+        finder=_finder(sources, card, finder),
+        warning=UNTOLD.format(name=card.name) if release and release.texts and not card.instructions else "",
     )
-    return dataclasses.replace(parts, finder=_finder(sources, parts.own_card, finder))
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
+from omnialpha.models import instructions
 from omnialpha.models.releases import ABOUT, ANY, RELEASES, Release
 from omnialpha.models.transfer import Item, fetch, size_of
 
@@ -217,6 +218,7 @@ def _listing(ref: Ref) -> tuple[list[Item], Record]:
         raise InputError(f"{ref.id} at {ref.revision} has no {what}: see {endpoint()}/{ref.id}.")
     needed |= {name for name in names if any(fnmatchcase(name, pattern) for pattern in ABOUT)}
     needed |= set(old.wanted if old else ())
+    needed -= {instructions.FILE}  # the name of a file of ours beside them
     items = [Item.of(file) for file in info.siblings if file.rfilename in needed]
     stated = info.card_data.to_dict() if info.card_data else {}
     licence = stated.get("license_name") or stated.get("license") or row.license or "not stated"

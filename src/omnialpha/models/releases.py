@@ -27,6 +27,17 @@ ANY = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a model that is not 
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Where a release shows the texts that it was trained on. url: of a Python file; field: what a text is called there;
+    names: of our tasks, what they are called there.
+    """
+
+    url: str
+    field: str
+    names: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Release:
     """files: patterns of what is needed. base: the model that fills in what these files lack. folders: what a copy
     without its id is told by. card: fields of `Card` that differ from the base's.
@@ -38,7 +49,22 @@ class Release:
     folders: tuple[str, ...] = ()
     lora: str | None = None  # applied without being asked for
     card: Mapping[str, Any] = field(default_factory=dict)
+    texts: Texts | None = None
 
+
+# Of one commit, as a later demo may be of other weights.
+OMNIALPHA_TEXTS = Texts(
+    "https://raw.githubusercontent.com/Longin-Yu/OmniAlpha/a5599febdf67e37dff1ade1e1b49424e9662b755"
+    "/tasks/demo/gradio_demo.py",
+    "fixed_prompt",
+    {
+        "text_to_image": ("t2i", "text_to_image", "text2image"),
+        "removal_rough": ("ObjectClear", "object_removal", "removal"),
+        "matting_auto": ("automatting", "auto_matting"),
+        "matting_text": ("refmatting", "referring_matting"),
+        "decompose_auto": ("layerdecompose", "layer_decomposition", "decompose"),
+    },
+)
 
 RELEASES: dict[str, Release] = {
     "Longin-Yu/OmniAlpha": Release(
@@ -48,7 +74,12 @@ RELEASES: dict[str, Release] = {
         lora="lora/pytorch_lora_weights.safetensors",
         # Its training and its inference show the instruction encoder each picture as large as the canvas (0), where the
         # base shows 384 x 384 pixels.
-        card={"picture_pixels": 0},
+        card={
+            "picture_pixels": 0,
+            # Each trained on one fixed text; two layers of a decomposition.
+            "tasks": [*OMNIALPHA_TEXTS.names],
+        },
+        texts=OMNIALPHA_TEXTS,
     ),
     "Qwen/Qwen-Image-Edit-2511": Release(license="apache-2.0"),
     "Qwen/Qwen-Image-Edit-2509": Release(license="apache-2.0"),

@@ -73,6 +73,35 @@ def fetch(url: str, folder: Path, item: Item, watch: Callable[[str, int], None])
     os.replace(part, target)
 
 
+def download(url: str, limit: int) -> bytes:
+    """A small file that is not of a hub, whole: no token is sent. InputError where it cannot be had."""
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers, disable_progress_bars, enable_progress_bars
+
+    file, bar = _Limited(), "huggingface_hub.http_get"
+    file.limit = limit
+    disable_progress_bars(bar)
+    try:
+        http_get(url, file, headers=build_hf_headers(token=False) | {"Accept-Encoding": "identity"})
+    except (HTTPError, OSError, ValueError) as error:
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        reason = f"status {code}" if code else " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{url} cannot be downloaded ({reason}).") from None
+    finally:
+        enable_progress_bars(bar)
+    return file.getvalue()
+
+
+class _Limited(io.BytesIO):
+    limit = 0
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self.limit:
+            raise ValueError(f"it has more than {self.limit} bytes")
+        return super().write(data)
+
+
 class _Counted(io.BufferedWriter):
     """A file that tells how many bytes are written to it and, when it is begun anew, taken back."""
 
