@@ -28,7 +28,7 @@ ANY = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a model that is not 
 
 @dataclass(frozen=True)
 class Texts:
-    """Where a release shows the texts that it was trained on. url: of a Python file; field: what a text is called there;
+    """Where a release shows the texts that it was trained on. url: of a Python file, in which a text is called `field`;
     names: of our tasks, what they are called there.
     """
 
