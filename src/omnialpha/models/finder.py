@@ -205,8 +205,8 @@ class U2NetP(nn.Module):
             known = F.interpolate(hints[:, None].float(), size=(side, side), mode="bilinear", antialias=True)
         return torch.cat([rgb, known], dim=1).to(self.fuse.weight.dtype)
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Weights and sizes, as `open_finder` reads them."""
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Weights and sizes, as `open_finder` reads them. In bfloat16 its mattes are visibly worse: decision 17."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
