@@ -119,7 +119,7 @@ def test_photographs_with_mattes_are_scored_in_both_regions(call: Call, name: st
     assert result.exit_code == 0, result.stderr
     for line in (
         "n: 2",
-        "resolution: 48x64 (as stored)",
+        "resolution: 64x48 (as stored)",
         "region: whole picture, and the unknown region of the trimap",
     ):
         assert line in result.stdout

@@ -365,7 +365,7 @@ def test_every_verb_has_the_common_options(verb: str) -> None:
         "--json",
     }
     common |= {"--base", "--vae", "--lora", "--dtype", "--offload", "--quantize", "--attention", "--compile"}
-    common |= {"--approximate", "--finder"}
+    common |= {"--approximate", "--finder", "--instructions"}
     assert common == {f"--{name}" for name in options.COMMON} and common | {"--output"} <= options_of(verb)
 
 
