@@ -81,6 +81,19 @@ RELEASES: dict[str, Release] = {
         },
         texts=OMNIALPHA_TEXTS,
     ),
+    # Confirmed by its public code, and by others who load it: these names, an AutoencoderKL of four channels with FLUX's
+    # shift and scale, bare captions at FluxPipeline's defaults. Assumed, as no copy has been at hand: the LoRA's modules,
+    # which are taken to be those that the public training code adapts. Its terms are left to its page.
+    "o0o0o00o0/AlphaVAE": Release(
+        files=(
+            "finetune_VAE/config.json",
+            "finetune_VAE/diffusion_pytorch_model.safetensors",
+            "finetune_VAE/finetune_diffusion/pytorch_lora_weights.safetensors",
+        ),
+        base="black-forest-labs/FLUX.1-dev",
+        folders=("finetune_VAE/finetune_diffusion",),
+        lora="finetune_VAE/finetune_diffusion/pytorch_lora_weights.safetensors",
+    ),
     "Qwen/Qwen-Image-Edit-2511": Release(license="apache-2.0"),
     "Qwen/Qwen-Image-Edit-2509": Release(license="apache-2.0"),
     "Qwen/Qwen-Image-Edit": Release(license="apache-2.0"),
