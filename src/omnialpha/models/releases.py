@@ -76,14 +76,15 @@ RELEASES: dict[str, Release] = {
         # base shows 384 x 384 pixels.
         card={
             "picture_pixels": 0,
-            # Each trained on one fixed text; two layers of a decomposition.
+            # Each trained on one fixed text; a decomposition into two layers, back to front as in the base's card. (The
+            # first version of the paper lists foregrounds first; the weights are of the second.)
             "tasks": [*OMNIALPHA_TEXTS.names],
         },
         texts=OMNIALPHA_TEXTS,
     ),
-    # Confirmed by its public code, and by others who load it: these names, an AutoencoderKL of four channels with FLUX's
-    # shift and scale, bare captions at FluxPipeline's defaults. Assumed, as no copy has been at hand: the LoRA's modules,
-    # which are taken to be those that the public training code adapts. Its terms are left to its page.
+    # Confirmed by its public code, and by others who load it: these names, an AutoencoderKL of four channels with the
+    # shift and scale of FLUX's, bare captions at FluxPipeline's defaults. Assumed, as no copy has been at hand: the
+    # LoRA's modules, taken to be those that the public training code adapts. Its terms are left to its page.
     "o0o0o00o0/AlphaVAE": Release(
         files=(
             "finetune_VAE/config.json",
