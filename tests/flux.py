@@ -164,6 +164,13 @@ def write_flux_lora(folder: Path, rank: int = 4) -> Path:
     return folder
 
 
+def write_alphavae(folder: Path) -> Path:
+    """The published AlphaVAE folder: an RGBA autoencoder and, inside its folder, a LoRA on the transformer."""
+    write_flux_vae(folder / "finetune_VAE", channels=4)
+    write_flux_lora(folder / "finetune_VAE" / "finetune_diffusion")
+    return folder
+
+
 def write_clip(folder: Path) -> None:
     """text_encoder/ and tokenizer/, the latter without tokenizer.json, as published."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))

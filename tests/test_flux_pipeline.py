@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import omnialpha
-from flux import WORDS, write_flux, write_flux_lora, write_flux_vae
+from flux import WORDS, write_alphavae, write_flux, write_flux_lora, write_flux_vae
 from omnialpha.apps.cli import app
 from omnialpha.errors import InputError
 from omnialpha.loading import Setup, swap
@@ -270,3 +270,22 @@ def test_swapping_the_lora_away_gives_the_base(flux_folder: Path, ours: OmniAlph
     assert not torch.equal(run(model, example())[-1], run(ours, example())[-1])
     swap(model)
     assert torch.equal(run(model, example())[-1], run(ours, example())[-1])
+
+
+def test_its_release_beside_its_base(flux_folder: Path, tmp_path: Path) -> None:
+    """Told by its folders, without --vae and --lora: the same picture as with them."""
+    release = write_alphavae(tmp_path / "AlphaVAE")
+    inside = release / "finetune_VAE"
+    parts = resolve(release, base=flux_folder)
+    assert (parts.transformer.parent, parts.instructor, parts.vae) == (flux_folder, flux_folder, inside)
+    assert [file.path.parent for file in parts.adapters] == [inside / "finetune_diffusion"]
+    assert (parts.card.family, parts.card.tasks, parts.warning) == ("flux", ["text_to_image"], "")
+    assert parts.card.text(example()) == WORDS[0]
+    with pytest.raises(InputError, match="stands on black-forest-labs/FLUX.1-dev; .*omnialpha pull black-forest-labs"):
+        resolve(release)
+
+    made = run(load(release, base=flux_folder), example())[-1]
+    together = load(flux_folder, vae=inside, lora=inside / "finetune_diffusion")
+    assert torch.equal(made, run(together, example())[-1])
+    assert (made - run(load(flux_folder), example())[-1]).abs().max() > 0.05
+    assert made[3].std() > 0.01

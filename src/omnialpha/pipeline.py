@@ -247,20 +247,24 @@ class OmniAlpha(Portable, Verbs):
 
     @torch.no_grad()
     def encode_targets(self, targets: Sequence[Tensor | Sequence[Tensor]], cond: Condition) -> Tensor:
-        """True target pictures (m, 4, H, W) of each example -> clean latents (B, Lt, C), for training."""
-        fitted = [[c.fit(p.to(self.device)) for p in row] for row, c in zip(targets, cond.canvases, strict=True)]
+        """True target pictures (m, 4, H, W) of each example, back to front -> clean latents (B, Lt, C), for training."""
+        fitted = [
+            [c.fit(row[k].to(self.device)) for k in self.card.order(e.targets)]
+            for row, e, c in zip(targets, cond.examples, cond.canvases, strict=True)
+        ]
         rows = [torch.cat([pack(z[None])[0] for z in row]) for row in self._encode(fitted)]
         return pad(rows, rows[0].shape[-1])
 
     @torch.no_grad()
     def pictures(self, x: Tensor, cond: Condition) -> list[Tensor]:
-        """Latents (B, Lt, C) -> for each example its targets (m, 4, H', W') on the canvas, untouched."""
+        """Latents (B, Lt, C) -> for each example its targets (m, 4, H', W'), back to front, on the canvas, untouched."""
         made = []
-        for row, layout in zip(x, cond.layouts, strict=True):
+        for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets
             parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
             latents = [unpack(p[None], h * PATCH, w * PATCH) for p, (h, w) in zip(parts, sizes, strict=True)]
-            made.append(self.vae.decode(torch.cat(latents)))
+            order = self.card.order(example.targets)
+            made.append(self.vae.decode(torch.cat([latents[order.index(k)] for k in range(len(order))])))
         return made
 
     def decode(self, x: Tensor, cond: Condition, raw: bool = False) -> list[LayerStack]:

@@ -68,6 +68,24 @@ def test_a_few_step_adapter_sets_the_schedule(matte, released_omnialpha: Path) -
     assert matte.report["guidance"] == 1.0
 
 
+def test_the_text_that_it_was_trained_on_changes_what_it_reads(
+    matte, call, released_base: Path, released_omnialpha: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning without it; with it, another answer, and the same from a folder that is converted with it."""
+    Path("own.toml").write_text('matting_auto = "Remove the red cat."')
+    own = matte("a.png")
+    assert [record.message.count("--instructions FILE") for record in caplog.records] == [1]
+    caplog.clear()
+    given = matte("b.png", "--instructions", "own.toml")
+    assert not caplog.records and abs(own - given).max() > 0
+    parts = ("--base", released_base, "--instructions", "own.toml")
+    assert call("convert", released_omnialpha, "one", *parts).exit_code == 0
+    assert (matte("c.png", model=Path("one"), base=False) == given).all()
+    Path("own.toml").unlink()
+    done = call("matte", "photo.png", "-o", "d.png", "--model", released_omnialpha, *parts)
+    assert done.exit_code == 2 and "own.toml cannot be read" in done.stderr and not Path("d.png").exists()
+
+
 def test_approximations_are_named(matte, folder: Path, call, released_base: Path) -> None:
     exact = matte("a.png")
     near = matte("b.png", "--approximate", "guidance=0.5-1", "--approximate", "vision=56")

@@ -26,6 +26,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     state = Hub(FILES)
     with serve(state) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setenv("OMNIALPHA_INSTRUCTIONS_URL", f"{address}/cdn/demo.py")  # never the release's own
         yield state
 
 
@@ -87,6 +88,44 @@ def test_a_release_names_its_base(server: Hub, capsys: pytest.CaptureFixture[str
     assert "run `omnialpha pull Qwen/Qwen-Image-Edit-2509` too" in capsys.readouterr().err
     folder = hub.Ref("Longin-Yu/OmniAlpha").folder
     assert not (folder / "other.json").exists() and (folder / "rgba_vae" / "config.json").is_file()
+
+
+def test_a_release_brings_its_texts(server: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Pulled with the weights; where they cannot be had the weights stay, and one note says so."""
+    server.id, hub_id = "Longin-Yu/OmniAlpha", "Longin-Yu/OmniAlpha"
+    names = ("t2i", "ObjectClear", "automatting", "refmatting", "layerdecompose")
+    demo = "X = {" + ", ".join(f"{name!r}: T(fixed_prompt='Do {name}.')" for name in names) + "}"
+    server.files = {"lora/pytorch_lora_weights.safetensors": b"x"}
+    stored = hub.Ref(hub_id).folder / "instructions.json"
+
+    server.files["demo.py"] = b"<html>"
+    weights.pull(hub_id, yes=True)
+    said = capsys.readouterr().err
+    assert said.count("our own wording") == said.count("--instructions FILE") == 1 and not stored.exists()
+
+    server.files["demo.py"] = demo.encode()
+    weights.pull(hub_id, yes=True)  # the weights are here, so that only the texts are asked for
+    assert "our own wording" not in capsys.readouterr().err
+    texts = json.loads(stored.read_text())
+    assert texts["removal_rough"] == "Do ObjectClear." and texts["text_to_image"] == "Do t2i. {prompt}"
+    assert len(texts) == 5 and not (stored.parent / "demo.py").exists()
+
+    (tmp_path / "own.json").write_text('{"matting_auto": "Mine."}')
+    weights.pull(hub_id, yes=True, instructions=tmp_path / "own.json")
+    assert json.loads(stored.read_text()) == {"matting_auto": "Mine."}
+
+
+def test_alphavae_names_its_base_and_takes_what_is_needed(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    server.id = "o0o0o00o0/AlphaVAE"
+    lora = "finetune_VAE/finetune_diffusion/pytorch_lora_weights.safetensors"
+    needed = {"finetune_VAE/config.json", "finetune_VAE/diffusion_pytorch_model.safetensors", lora}
+    server.files = dict.fromkeys([*needed, "later/diffusion_pytorch_model.safetensors"], b"x")
+    weights.pull(server.id, yes=True)
+    said = capsys.readouterr().err
+    assert "run `omnialpha pull black-forest-labs/FLUX.1-dev` too" in said and "our own wording" not in said
+    folder = hub.Ref(server.id).folder
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found - {"pull.json", ".lock"} == needed
 
 
 @pytest.mark.parametrize("text", ["nano", "no id", "a/b/c"])

@@ -209,9 +209,10 @@ def test_another_model_is_refused(tmp_path, whole, tiny_model, bank):
     other = copy.deepcopy(tiny_model)
     other.transformer.proj_out.weight.data += 1
     assert len(opened(whole, other)) == BATCHES, "the transformer encodes nothing"
-    other.card = replace(other.card, instructions={"text_to_image": "{prompt}"})
-    with pytest.raises(InputError, match="made with other weights or settings"):
-        opened(whole, other)
+    for change in ({"instructions": {"text_to_image": "{prompt}"}}, {"layer_order": "foregrounds_first"}):
+        other.card = replace(tiny_model.card, **change)
+        with pytest.raises(InputError, match="made with other weights or settings"):
+            opened(whole, other)
 
 
 def test_another_recipe_is_refused(tmp_path, whole, tiny_model, bank):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class Card:
     tasks: list[str] = field(default_factory=list)  # that it can do; empty: all
     prediction: Literal["velocity", "x0"] = "velocity"  # what the transformer's output means
     target_order: Literal["paper", "released"] = "released"
-    layer_order: Literal["back_to_front"] = "back_to_front"
+    layer_order: Literal["back_to_front", "foregrounds_first"] = "back_to_front"  # in which it is shown targets
     template: dict[str, str] | None = None  # None: the released wording
     # The one text of a task that it was trained on, "{prompt}" where the prompt goes; of other tasks it reads any.
     instructions: dict[str, str] = field(default_factory=dict)
@@ -89,6 +89,11 @@ class Card:
         if text is None or own or not example.instruction:  # without an instruction, it is left out
             return example.instruction
         return text.replace("{prompt}", prompt or "")
+
+    def order(self, targets: Sequence[Role]) -> list[int]:
+        """Which of the targets, back to front, stands at each of the places that the model knows."""
+        last = self.layer_order == "foregrounds_first"
+        return sorted(range(len(targets)), key=lambda k: last and targets[k] is Role.BACKGROUND)
 
     def check_task(self, task: str) -> None:
         """InputError for a task that the model cannot do."""

@@ -26,7 +26,7 @@ TEXT: dict[Family, tuple[str, ...]] = {  # the same of every family
     "flux": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
 }
 PARTS = ("vae", "transformer")  # beside those
-PLACES = {"vae": ("rgba_vae", "vae")}  # of a part, if not under its own name; the first that is there
+PLACES = {"vae": ("rgba_vae", "finetune_VAE", "vae")}  # of a part, if not under its own name; the first that is there
 UNTOLD = (
     "{name} was trained on texts that are not stored here, so that it is asked in our own wording: pull it again, or "
     "give task and text with --instructions FILE"

@@ -166,7 +166,8 @@ def _children(node: ast.AST) -> Iterator[tuple[ast.AST, Level]]:
     names = {id(value): name for name, value in _named(node).items()}
     own = _targets(node)
     for child in ast.iter_child_nodes(node):
-        yield child, frozenset(map(_plain, own + [names[id(child)]] * (id(child) in names)))
+        given = [names[id(child)]] if id(child) in names else []
+        yield child, frozenset(map(_plain, own + given))
 
 
 def _string(node: ast.AST) -> str | None:

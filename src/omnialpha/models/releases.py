@@ -76,10 +76,24 @@ RELEASES: dict[str, Release] = {
         # base shows 384 x 384 pixels.
         card={
             "picture_pixels": 0,
-            # Each trained on one fixed text; two layers of a decomposition.
+            # Each trained on one fixed text; a decomposition into two layers, back to front as in the base's card. (The
+            # first version of the paper lists foregrounds first; the weights are of the second.)
             "tasks": [*OMNIALPHA_TEXTS.names],
         },
         texts=OMNIALPHA_TEXTS,
+    ),
+    # Confirmed by its public code, and by others who load it: these names, an AutoencoderKL of four channels with the
+    # shift and scale of FLUX's, bare captions at FluxPipeline's defaults. Assumed, as no copy has been at hand: the
+    # LoRA's modules, taken to be those that the public training code adapts. Its terms are left to its page.
+    "o0o0o00o0/AlphaVAE": Release(
+        files=(
+            "finetune_VAE/config.json",
+            "finetune_VAE/diffusion_pytorch_model.safetensors",
+            "finetune_VAE/finetune_diffusion/pytorch_lora_weights.safetensors",
+        ),
+        base="black-forest-labs/FLUX.1-dev",
+        folders=("finetune_VAE/finetune_diffusion",),
+        lora="finetune_VAE/finetune_diffusion/pytorch_lora_weights.safetensors",
     ),
     "Qwen/Qwen-Image-Edit-2511": Release(license="apache-2.0"),
     "Qwen/Qwen-Image-Edit-2509": Release(license="apache-2.0"),
