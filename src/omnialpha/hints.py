@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from omnialpha import masks, rgba
@@ -44,6 +45,10 @@ def inputs(example: Example, found: bool) -> int:
     return len(example.roles) + added
 
 
-def fitted(role: Role, picture: Tensor, canvas: Canvas) -> Tensor:
-    """An input as the canvas takes it: a hint, whose size is the finder's own, at that of the content."""
-    return rgba.resize(picture, canvas.content) if role is Role.HINT else picture
+def fitted(example: Example, canvas: Canvas, device: torch.device) -> list[Tensor]:
+    """The inputs on the canvas; a hint, whose size is the finder's own, is resized to the content first."""
+    sized = [
+        rgba.resize(picture, canvas.content) if role is Role.HINT else picture
+        for role, picture in zip(example.roles, example.inputs, strict=True)
+    ]
+    return [canvas.fit(picture.to(device)) for picture in sized]

@@ -151,10 +151,7 @@ class OmniAlpha(Portable, Verbs):
         examples = self.hinted(examples)
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
-        pictures = [
-            [c.fit(hints.fitted(r, p, c).to(self.device)) for r, p in zip(e.roles, e.inputs, strict=True)]
-            for e, c in zip(examples, canvases, strict=True)
-        ]
+        pictures = [hints.fitted(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
             return self.assemble(examples, inputs, *self.instructor(self.instructor.tokenize(instructions, pictures)))
@@ -247,7 +244,7 @@ class OmniAlpha(Portable, Verbs):
 
     @torch.no_grad()
     def encode_targets(self, targets: Sequence[Tensor | Sequence[Tensor]], cond: Condition) -> Tensor:
-        """True target pictures (m, 4, H, W) of each example, back to front -> clean latents (B, Lt, C), for training."""
+        """True target pictures (m, 4, H, W) of each example, back to front -> clean latents (B, Lt, C)."""
         fitted = [
             [c.fit(row[k].to(self.device)) for k in self.card.order(e.targets)]
             for row, e, c in zip(targets, cond.examples, cond.canvases, strict=True)
@@ -257,7 +254,7 @@ class OmniAlpha(Portable, Verbs):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, cond: Condition) -> list[Tensor]:
-        """Latents (B, Lt, C) -> for each example its targets (m, 4, H', W'), back to front, on the canvas, untouched."""
+        """Latents (B, Lt, C) -> for each example its targets (m, 4, H', W') on the canvas, back to front."""
         made = []
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets

@@ -16,7 +16,8 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
 # what encoding depends on
-CARD = ("family", "grid", "layer_order", "instructions", "template", "picture_pixels", "max_tokens", "finder", "hint_as")
+CARD = ("family", "grid", "layer_order", "instructions", "template", "picture_pixels", "max_tokens")
+CARD += ("finder", "hint_as")
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
