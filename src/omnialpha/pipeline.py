@@ -125,7 +125,7 @@ class OmniAlpha(Portable, Verbs):
 
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
-        own = self.finder if self.finder is not None and self.finder.hints else bundled_finder()
+        own = self.finder if self.finder and self.finder.hints else bundled_finder()
         return outline(own, picture.cpu(), points, boxes)
 
     def use_finder(self, finder: Finder | None) -> None:
@@ -139,8 +139,8 @@ class OmniAlpha(Portable, Verbs):
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
-        inputs = hints.inputs(example, self.finder is not None)
-        return plan(example.size, inputs + len(example.targets), self.card.grid)
+        pictures = hints.inputs(example, self.finder is not None) + len(example.targets)
+        return plan(example.size, pictures, self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
         """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions, where

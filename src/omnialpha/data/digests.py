@@ -16,8 +16,8 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
 # what encoding depends on
-CARD = ("family", "grid", "layer_order", "instructions", "template", "picture_pixels", "max_tokens")
-CARD += ("finder", "hint_as")
+OF_WORDS = ("instructions", "template", "max_tokens")
+CARD = ("family", "grid", "layer_order", "picture_pixels", "finder", "hint_as", *OF_WORDS)
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
