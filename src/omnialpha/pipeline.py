@@ -125,8 +125,8 @@ class OmniAlpha(Portable, Verbs):
 
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
-        own = self.finder if self.finder and self.finder.hints else bundled_finder()
-        return outline(own, picture.cpu(), points, boxes)
+        finder = self.finder if self.finder and self.finder.hints else None
+        return outline(finder or bundled_finder(), picture.cpu(), points, boxes)
 
     def use_finder(self, finder: Finder | None) -> None:
         self._finder = () if finder is None else (finder,)
@@ -276,13 +276,8 @@ class OmniAlpha(Portable, Verbs):
                 coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
                 found = example.found if example.task in self.card.alpha_from_finder else None
                 layers = fidelity.finish(example, layers, coarse, found, self.card.refine)
-            names = example.names
-            stacks.append(
-                LayerStack(
-                    example.size,
-                    [Layer(n, p, role=str(r)) for n, p, r in zip(names, layers, example.targets, strict=True)],
-                )
-            )
+            rows = zip(example.names, layers, example.targets, strict=True)
+            stacks.append(LayerStack(example.size, [Layer(name, p, role=str(role)) for name, p, role in rows]))
         return stacks
 
     @torch.inference_mode()
