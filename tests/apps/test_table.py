@@ -83,7 +83,7 @@ def test_a_real_run(call: Callable[..., Result]) -> None:
     assert constant["method"] == BEST_CONSTANT, "which is nobody's, and stands beside no published figure"
     told = json.loads(call("table", "made", "--json").stdout)
     free, guided = (row for row in told["summary"] if row["whose"] == "ours")
-    assert free["table"] == "Automatic matting, AIM-500" and free["n"] == "2" and free["resolution"].startswith("48x64")
+    assert free["table"] == "Automatic matting, AIM-500" and free["n"] == "2" and free["resolution"].startswith("64x48")
     assert (
         free["method"].startswith(figures["matting_auto"]["method"]) and free["sad"] == figures["matting_auto"]["sad"]
     )

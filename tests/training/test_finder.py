@@ -171,7 +171,7 @@ def test_it_resumes_bit_for_bit_and_measures_by_kind_of_hint(bank, held_out, tmp
         assert 0 < figure < 1
     assert not logged(tmp_path / "straight", "mad/none")
     exported = open_finder(tmp_path / "straight/model")
-    assert torch.equal(exported.fuse.weight, net().fuse.weight.bfloat16().float())
+    assert torch.equal(exported.fuse.weight, net().fuse.weight.half().float())
 
 
 def test_a_recipe_makes_the_objective(tmp_path):
