@@ -93,7 +93,7 @@ COMMANDS = (
     ("convert", "nano", "out"),
     ("pull", "someone/thing", "--yes"),
     ("demo", "-o", "out"),
-    ("eval", "suite", "-o", "out", "--peer", "none"),
+    ("eval", "suite", "-o", "out", "--peer", "none", "--n", "1", "--categories", "autoencoder"),
     ("eval", "aim-500", "--data", "AIM-500", "-o", "out"),
 )
 
