@@ -489,8 +489,10 @@ def test_demo_is_handed_its_options(call: Call, monkeypatch: pytest.MonkeyPatch)
     seen: list[Any] = []
     monkeypatch.setattr(demo, "run", lambda *arguments: seen.append(arguments))
     assert call("demo").exit_code == 0
-    assert call("demo", "-o", "here", "--model", "tiny", "--device", "cpu", "--seed", 5, "--quiet").exit_code == 0
-    assert seen == [(Path("demo"), None, "auto", 0, False), (Path("here"), "tiny", "cpu", 5, True)]
+    given = ("--model", "tiny", "--device", "cpu", "--seed", 5, "--quiet", "--instructions", "own.json")
+    assert call("demo", "-o", "here", *given).exit_code == 0
+    own = Path("own.json")
+    assert seen == [(Path("demo"), None, "auto", 0, False, None), (Path("here"), "tiny", "cpu", 5, True, own)]
 
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt

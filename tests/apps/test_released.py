@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import benchmark_trees as trees
 from omnialpha.files import read_settings
 
 
@@ -84,6 +85,33 @@ def test_the_text_that_it_was_trained_on_changes_what_it_reads(
     Path("own.toml").unlink()
     done = call("matte", "photo.png", "-o", "d.png", "--model", released_omnialpha, *parts)
     assert done.exit_code == 2 and "own.toml cannot be read" in done.stderr and not Path("d.png").exists()
+
+
+COMMANDS = (
+    ("matte", "photo.png", "-o", "out.png"),
+    ("run", "matting_auto", "--composite", "photo.png", "-o", "out.png"),
+    ("convert", "nano", "out"),
+    ("pull", "someone/thing", "--yes"),
+    ("demo", "-o", "out"),
+    ("eval", "suite", "-o", "out", "--peer", "none", "--n", "1", "--categories", "autoencoder"),
+    ("eval", "aim-500", "--data", "AIM-500", "-o", "out"),
+)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words[:2]) for words in COMMANDS])
+def test_every_command_that_loads_a_model_takes_texts(folder: Path, call, words: tuple[str, ...]) -> None:
+    """Their file is read before anything is loaded, downloaded or measured."""
+    trees.matting(Path("AIM-500"), ["o_0"], size=(24, 40))
+    Path("own.json").write_text('{"matting_auto": 3}')
+    done = call(*words, "--instructions", "own.json")
+    assert done.exit_code == 2 and "own.json give matting_auto 3: write a text" in done.stderr
+    assert not list(Path().glob("out*/**/*.*")) and not Path("out.png").exists()
+
+
+def test_the_doctor_takes_texts(folder: Path, call) -> None:
+    Path("own.json").write_text('{"matting_auto": 3}')
+    done = call("doctor", "--json", "--instructions", "own.json")
+    assert done.exit_code == 1 and "own.json give matting_auto 3" in json.loads(done.stdout)["problem"]
 
 
 def test_approximations_are_named(matte, folder: Path, call, released_base: Path) -> None:

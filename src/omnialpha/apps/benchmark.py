@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RUNS = "runs"  # where reports go if nothing is said
 COMMON = (
     "model", "device", "seed", "steps", "guidance", "raw", "quiet", "json", "base", "vae", "lora", "dtype", "offload",
-    "quantize", "attention", "compile", "approximate",
+    "quantize", "attention", "compile", "approximate", "instructions",
 )  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def generate(
     execute(TASKS["text_to_image"], {}, output, options, prompt=prompt)
 
 
-@command(app, "model", "device", "seed", "quiet")
+@command(app, "model", "instructions", "device", "seed", "quiet")
 def demo(
     options: Options,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="where the pictures go")] = Path(
@@ -197,7 +197,7 @@ def demo(
 
     hush()
     try:
-        run_demo(output, options.model, options.device, options.seed, options.quiet)
+        run_demo(output, options.model, options.device, options.seed, options.quiet, options.instructions)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped, what is finished is in {output}") from None
 
@@ -278,7 +278,7 @@ def convert(
     )
 
 
-@command(app, "model", "device", "json")
+@command(app, "model", "instructions", "device", "json")
 def doctor(options: Options) -> None:
     """Check the installation: versions, devices, the model, and two steps of it."""
     from omnialpha.apps.doctor import examine

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 PAGE, SHEET, STRIP = "index.html", "contact-sheet.png", "photographs.png"
 
 
-def run(output: Path, model: str | None = None, device: str = "auto", seed: int = 0, quiet: bool = False) -> Path:
+def run(
+    output: Path,
+    model: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    quiet: bool = False,
+    instructions: Path | None = None,
+) -> Path:
     """Run all of it into the folder `output`; what else lies there stays. Returns the path of index.html."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,7 +38,7 @@ def run(output: Path, model: str | None = None, device: str = "auto", seed: int 
 
     start, folder, console = perf_counter(), prepare(Path(output)), Console(stderr=True, quiet=quiet)
     hush()
-    loaded = load(model, device=device)
+    loaded = load(model, instructions=instructions, device=device)
     desk = entries.Desk(loaded, folder, seed)
     runs = chain(*(entries.of_photograph(desk, photo) for photo in entries.PHOTOS), entries.of_held_out(desk))
     made: list[entries.Entry] = []

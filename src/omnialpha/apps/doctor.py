@@ -97,7 +97,8 @@ def model_card(options: Options) -> dict[str, Any]:
     """Folder, sizes on disk in MiB and settings of the model."""
     from omnialpha.models.checkpoints import resolve
 
-    parts = resolve(options.model, base=options.base, vae=options.vae, lora=options.lora or ())
+    named = {"base": options.base, "vae": options.vae, "instructions": options.instructions}
+    parts = resolve(options.model, lora=options.lora or (), **named)
     card, encoder = parts.card, parts.instructor / "text_encoder"
     sizes = {"transformer": _mib(parts.transformer), "text_encoder": _mib(encoder), "vae": _mib(parts.vae)}
     sizes |= {f"adapter {file.name}": _mib(file.path) for file in parts.adapters}

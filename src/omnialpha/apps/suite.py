@@ -26,7 +26,7 @@ NONE = "none"
 
 def register(app: typer.Typer) -> None:
     """Add the command to a group."""
-    command(app, "model", "device", "seed", "quiet", "json", name="suite")(suite)
+    command(app, "model", "instructions", "device", "seed", "quiet", "json", name="suite")(suite)
 
 
 def suite(
@@ -75,7 +75,7 @@ def suite(
     began = time.monotonic()
     wanted = chosen([word for words in categories or () for word in words.split(",")], list(CATEGORIES))
     peers = choose_peers(peer or (), timeout)
-    model = load(options.model, device=options.device)
+    model = load(options.model, instructions=options.instructions, device=options.device)
     scenes = Scenes(model, heldout.open_source(data), n, options.seed)
     parts = [part for name in wanted for part in CATEGORIES[name](scenes)]
     peers += [own] if NONE not in (peer or ()) and (own := own_finder(model)) else []
