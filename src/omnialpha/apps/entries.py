@@ -53,7 +53,7 @@ PHOTOS = (
         "astronaut",
         ((0.77, 0), (0.88, 0), (0.92, 0.09), (0.93, 0.42), (0.96, 0.57), (0.68, 0.57), (0.67, 0.44), (0.73, 0.35),
          (0.73, 0.09)),
-        "the model of a space shuttle", "blue bokeh lights on black", "a yellow star", (0.3, 0.2, 0.34), (0.78, 0.3),
+        "the model of a space shuttle", "blue bokeh lights on black", "a yellow star", (0.3, 0.2, 0.34),
     ),
     Photo(
         "coffee",
