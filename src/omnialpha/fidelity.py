@@ -153,8 +153,8 @@ def decomposition(
     may be, its colour by `settle`, bit for bit where one layer alone is seen.
     """
     done: list[Tensor] = []
-    left, above = composite[3], torch.ones_like(composite[3])  # the alpha that layers from here to the back make; what
-    for layer, own in zip(reversed(layers), reversed(roles), strict=True):  # shows through those in front: to the back
+    left = composite[3]  # the alpha that this layer and those behind it make together
+    for layer, own in zip(reversed(layers), reversed(roles), strict=True):  # front to back
         if own is Role.FOREGROUND:
             layer = matte(layer, composite, guide, role) if len(layers) == 2 else snap(layer)
             alpha = layer[3].minimum(left)
@@ -162,7 +162,6 @@ def decomposition(
             alpha = left
         done.append(torch.cat([layer[:3], alpha[None]]))
         left = torch.where(alpha < 1, (left - alpha) / (1 - alpha).clamp_min(1e-6), left).clamp(0, 1)
-        above = above * (1 - alpha)
     return settle(done[::-1], composite)
 
 
@@ -175,10 +174,8 @@ def settle(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
         shares.append(above * layer[3])
         above = above * (1 - layer[3])
     shares.reverse()
-    missing = composite[:3] * composite[3] - torch.stack([s * x[:3] for s, x in zip(shares, layers, strict=True)]).sum(
-        0
-    )
-    missing = missing / torch.stack(shares).square().sum(0).clamp_min(1e-6)
+    seen = torch.stack([share * layer[:3] for share, layer in zip(shares, layers, strict=True)]).sum(0)
+    missing = (composite[:3] * composite[3] - seen) / torch.stack(shares).square().sum(0).clamp_min(1e-6)
     settled = []
     for layer, share in zip(layers, shares, strict=True):
         alone = (share == composite[3]) & (share == layer[3])  # nothing in front of it and nothing seen behind

@@ -10,10 +10,8 @@ from torch import Tensor
 from omnialpha import masks, rgba
 from omnialpha.canvas import Canvas
 from omnialpha.models.card import Card
-from omnialpha.models.finder import REACH, Finder, hint_of
+from omnialpha.models.finder import Finder, around, hint_of
 from omnialpha.tasks import MAPS, TASKS, Example, Role
-
-HALF = 0.5  # alpha of the finder's from which on it means the subject
 
 
 def hinted(example: Example, finder: Finder, card: Card) -> Example:
@@ -32,7 +30,7 @@ def hinted(example: Example, finder: Finder, card: Card) -> Example:
         return replace(example, found=found)
     shown, words = found, example.instruction
     if card.hint_as == Role.ROUGH:
-        shown = masks.dilate(found > HALF, REACH * min(found.shape)).float()
+        shown = around(found)
     if card.hint_as and words:  # empty is what is trained without an instruction
         words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
     roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.limits import by
 
 DEFINITE = 0.95  # alpha above this counts as foreground
 PRESENT = 0.5 / 255  # alpha above this is not stored as 0 in 8 bits: the subject has begun
@@ -87,20 +88,18 @@ def marks(size: tuple[int, int], points: Sequence[Mark] = (), boxes: Sequence[Ma
         inside = (rows > top) & (rows < top + height), (columns > left) & (columns < left + width)
         if not (inside[0].any() and inside[1].any()):
             raise InputError(
-                f"the box {left:g},{top:g},{width:g},{height:g} holds no pixel of the {_by(size)} picture."
+                f"the box {left:g},{top:g},{width:g},{height:g} holds no pixel of the {by(size)} px picture."
             )
         marked[inside[0][:, None] & inside[1][None]] = 0.0 if wanted else -1.0
     radius = max(CLICK * min(size), 1.0)
     for x, y, *rest in points:
         if not (0 <= x < size[1] and 0 <= y < size[0]):
-            raise InputError(f"the point {x:g},{y:g} lies outside the {_by(size)} picture: use X,Y from its top left.")
+            raise InputError(
+                f"the point {x:g},{y:g} lies outside the {by(size)} px picture: use X,Y from its top left."
+            )
         near = (rows[:, None] - y).square() + (columns[None] - x).square() <= radius**2
         marked[near] = 1.0 if not rest or rest[0] else -1.0
     return marked
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]} px"
 
 
 def draw_radius(height: int, width: int, generator: torch.Generator | None = None) -> float:

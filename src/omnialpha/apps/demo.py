@@ -44,9 +44,8 @@ def run(
     made: list[entries.Entry] = []
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=quiet) as progress:
-        clicks = sum(photo.click is not None for photo in entries.PHOTOS)
         left = len(TASKS) - len(entries.refused(loaded))
-        bar = progress.add_task("", total=len(entries.PHOTOS) * len(CATEGORIES) + clicks + left)
+        bar = progress.add_task("", total=len(entries.PHOTOS) * len(CATEGORIES) + left)
         for entry in runs:
             made.append(entry)
             progress.update(bar, advance=1, description=f"{entry.task} {entry.photo}".strip())

@@ -40,7 +40,6 @@ class Photo:
     scene: str  # the text for a new background
     wish: str  # the text for a new layer
     where: tuple[float, float, float]  # centre (x, y) and side of that layer, the side as a share of the shorter side
-    click: tuple[float, float] | None = None  # on a subject that is not the most salient one
 
 
 PHOTOS = (
@@ -186,12 +185,6 @@ def of_photograph(desk: Desk, photo: Photo) -> Iterator[Entry]:
     stack, entry = run(TASKS["matting_auto"].example(image=picture), whole)
     cutout, shown = stack[0].rgba, replace(entry.outputs[0], label="cut-out")
     yield desk.beside(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
-    if photo.click:
-        x, y = photo.click[0] * size[1], photo.click[1] * size[0]
-        rough = desk.model.outline(picture, [(x, y)], ())
-        clicked = desk.picture(f"{base}-in-click.png", "what a click found", masks.as_picture(rough))
-        stack, entry = run(TASKS["matting_rough"].example(composite=picture, rough=rough), whole, clicked)
-        yield replace(entry, note=f"Told by one click: --point {x:.0f},{y:.0f}")
 
     stack, entry = run(TASKS["foreground_to_background"].example(foreground=cutout, prompt=photo.scene), shown)
     yield desk.beside(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])

@@ -23,7 +23,7 @@ from omnialpha.tasks import Role
 FINDER = "finder"  # the folder of a model's finder in its own
 SIDE = 320  # pixels, each way: what U²-Net was trained at
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-REACH = 0.04  # of the side: how far an outline reaches beyond what was found
+REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # What a map says of its white and its black, as the finder reads it: 1 subject, 0 unknown, -1 background. A rough mask
 # holds more than the subject, a precise one less.
@@ -53,13 +53,17 @@ def outline(finder: Finder, picture: Tensor, points: Sequence[masks.Mark], boxes
     """
     size = (int(picture.shape[1]), int(picture.shape[2]))
     marked = masks.marks(size, points, boxes)
-    found = finder.find(picture[None], marked[None])[0] > 0.5
-    reach = masks.dilate(found, REACH * min(found.shape))
-    rough = F.interpolate(reach[None, None].float(), size=size)[0, 0]
+    found = finder.find(picture[None], marked[None])[0]
+    rough = F.interpolate(around(found)[None, None], size=size)[0, 0]
     rough = torch.where(marked < 0, 0.0, rough.maximum(marked))
     if not rough.any():
         raise InputError("nothing was found where the marks are: click on the subject, or paint it (--rough FILE).")
     return rough
+
+
+def around(found: Tensor) -> Tensor:
+    """A finder's alpha (s, s) as a rough map: where it means the subject, and REACH beyond."""
+    return masks.dilate(found > 0.5, REACH * min(found.shape)).float()
 
 
 def hint_of(role: Role, guide: Tensor) -> Tensor:
@@ -152,9 +156,11 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 
 
 class U2NetP(nn.Module):
-    """(B, 3 + 1, H, W): colour as `normalise` gives it, and a hint in [-1, 1], 0 where nothing is known ->
+    """(B, 3 + 1, H, W): colour as `prepare` gives it, and a hint in [-1, 1], 0 where nothing is known ->
     logits (B, 7, H, W) of the subject: the fused map first, then those of six scales.
     """
+
+    hints = True
 
     def __init__(self, inner: int = 16, width: int = 64, depths: tuple[int, ...] = (7, 6, 5, 4, 4, 4)) -> None:
         super().__init__()
@@ -185,8 +191,6 @@ class U2NetP(nn.Module):
             maps.append(next(told)(y, hint) if hinted else y)
         logits = [_like(side(y), x) for side, y in zip(self.side, reversed(maps), strict=True)]
         return torch.cat([self.fuse(torch.cat(logits, dim=1)), *logits], dim=1)
-
-    hints = True
 
     @torch.no_grad()
     def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
