@@ -24,7 +24,7 @@ from _shape import METHODS, STEPS, Case, Method, prepare, published, random_tran
 from _timing import now, peak_bytes, surroundings
 from torch import Tensor
 
-from omnialpha.models.quantize import KINDS
+from omnialpha.models.runtime.quantize import KINDS
 from omnialpha.pipeline import OmniAlpha
 
 PICTURES = ((1, 1), (1, 2), (2, 1))  # inputs, targets

@@ -17,11 +17,11 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.evaluation import heldout
-from omnialpha.evaluation.heldout import HeldOut
+from omnialpha.evaluation.datasets import heldout
+from omnialpha.evaluation.datasets.heldout import HeldOut
 from omnialpha.evaluation.suite_figures import mean_psnr
-from omnialpha.models.approximate import Approximations
-from omnialpha.models.quantize import KINDS, quantize
+from omnialpha.models.runtime.quantize import KINDS, quantize
+from omnialpha.models.transformer.approximate import Approximations
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 

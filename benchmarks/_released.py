@@ -24,9 +24,9 @@ from transformers import BatchFeature, Qwen2_5_VLConfig, Qwen2_5_VLForConditiona
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import omnialpha
-from omnialpha.models.card import INDEX, write_json
-from omnialpha.models.instructor import PAD, Template
-from omnialpha.models.tiny import train_tokenizer
+from omnialpha.models.checkpoints.card import INDEX, write_json
+from omnialpha.models.text_encoder.encoder import PAD, Template
+from omnialpha.models.text_encoder.tiny import train_tokenizer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
 

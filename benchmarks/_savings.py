@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omnialpha import pipeline as pipelines
 from omnialpha.condition import Condition
-from omnialpha.models.transformer import MultiImageTransformer, Shared
+from omnialpha.models.transformer.model import MultiImageTransformer, Shared
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import Velocity, guide
 

@@ -16,10 +16,10 @@ from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from torch import Tensor, nn
 
 from omnialpha.condition import Condition
-from omnialpha.models.card import RELEASED_GRID, Card
-from omnialpha.models.positions import Layout
-from omnialpha.models.quantize import quantize
-from omnialpha.models.transformer import MultiImageTransformer, Shared
+from omnialpha.models.checkpoints.card import RELEASED_GRID, Card
+from omnialpha.models.runtime.quantize import quantize
+from omnialpha.models.transformer.model import MultiImageTransformer, Shared
+from omnialpha.models.transformer.positions import Layout
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import guide, schedule
 

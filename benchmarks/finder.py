@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from _report import Table
 
-from omnialpha.data import bank as banks
-from omnialpha.data import hints
-from omnialpha.data.scenes import compose
-from omnialpha.files import read_image
+from omnialpha.data.records import hints
+from omnialpha.data.synthetic import bank as banks
+from omnialpha.data.synthetic.scenes import compose
+from omnialpha.io import read_image
 from omnialpha.models.finder import SIDE, U2NetP
 
 

@@ -30,13 +30,13 @@ from diffusers import AutoencoderKLQwenImage
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from omnialpha.models import estimate as estimating
-from omnialpha.models.anatomy import Anatomy, count
-from omnialpha.models.estimate import Job
-from omnialpha.models.modulation import PARTS
-from omnialpha.models.placement import Placement
-from omnialpha.models.transformer import MultiImageTransformer
-from omnialpha.models.vae import AlphaVAE
+from omnialpha.models.runtime import estimate as estimating
+from omnialpha.models.runtime.estimate import Job
+from omnialpha.models.runtime.model_sizes import Anatomy, count
+from omnialpha.models.runtime.placement import Placement
+from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.transformer.modulation import PARTS
+from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.sampling import schedule
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"

@@ -27,7 +27,7 @@ from _timing import in_turn, medians
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from omnialpha.evaluation.matting import measure
+from omnialpha.evaluation.metrics.matting import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "metrics.md"

@@ -27,12 +27,12 @@ from torch import Tensor
 from omnialpha import config
 from omnialpha.canvas import Grid, plan
 from omnialpha.condition import pad
-from omnialpha.data import bank as banks
-from omnialpha.data.batches import BLOCK, SEEN, Budget, Shape
-from omnialpha.data.mixture import Mixture
+from omnialpha.data.stream.batches import BLOCK, SEEN, Budget, Shape
+from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.synthetic import bank as banks
 from omnialpha.limits import by
-from omnialpha.models.positions import Layout, Positions, batch_positions
-from omnialpha.models.transformer import MultiImageTransformer
+from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.transformer.positions import Layout, Positions, batch_positions
 from omnialpha.pipeline import PATCH, OmniAlpha
 from omnialpha.training.sft import flow_loss
 

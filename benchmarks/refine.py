@@ -21,7 +21,7 @@ from _timing import peak_bytes, surroundings
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from omnialpha.evaluation.matting import measure
+from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.models.finder import SIDE, Finder, open_finder
 from omnialpha.refine import coarse_trimap, enlarge, refine, working_size
 

@@ -66,7 +66,7 @@ def matting_times(model_name: str | None) -> tuple[tuple[int, int], list[float],
 
     torch.set_num_threads(CORES)
     import omnialpha
-    from omnialpha.evaluation import heldout
+    from omnialpha.evaluation.datasets import heldout
     from omnialpha.tasks import TASKS
 
     model = omnialpha.load(model_name, device="cpu")
@@ -87,7 +87,7 @@ def photograph() -> Any:
     import skimage.data
 
     from omnialpha import rgba
-    from omnialpha.files import to_rgba
+    from omnialpha.io import to_rgba
 
     picture = to_rgba(skimage.data.coffee())
     return rgba.resize(picture, (round(picture.shape[1] * PHOTOGRAPH / picture.shape[2]), PHOTOGRAPH))
@@ -95,7 +95,7 @@ def photograph() -> Any:
 
 def command_times(model_name: str | None) -> list[float]:
     """Seconds of the whole command `omnialpha matte` on that photograph, three times."""
-    from omnialpha.files import write_image
+    from omnialpha.io import write_image
 
     times = []
     with TemporaryDirectory() as folder:

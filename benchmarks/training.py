@@ -29,9 +29,9 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION
 from peft import LoraConfig
 from torch import Tensor
 
-from omnialpha.models import adapters
-from omnialpha.models.lora_names import ATTENTION
-from omnialpha.models.transformer import pack
+from omnialpha.models.lora import adapters
+from omnialpha.models.lora.names import ATTENTION
+from omnialpha.models.transformer.model import pack
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 from omnialpha.training.sft import flow_loss

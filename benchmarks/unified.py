@@ -20,8 +20,8 @@ from _report import Table, save
 from _runs_of import begin
 
 from omnialpha import config, rgba
-from omnialpha.data.bank import Bank
-from omnialpha.data.mixture import Mixture, examples
+from omnialpha.data.stream.mixture import Mixture, examples
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import CATEGORIES, TASKS
 from omnialpha.training.loop import fit

@@ -26,7 +26,7 @@ from _report import Cell, Table, save
 from _timing import in_turn, medians, surroundings
 from torch import Tensor
 
-from omnialpha.models import strips
+from omnialpha.models.vae import winograd
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 GOALS = {"cpu": {"encode": 3.0, "decode": 5.0}, "cuda": {"encode": 2.0, "decode": 2.0}}  # times diffusers' speed
@@ -49,9 +49,9 @@ def stock_vae(device: str) -> Any:
 
 def own_vae(stock: Any, device: str) -> Any:
     """Ours with the weights of `stock`."""
-    from omnialpha.models.codec import build
-    from omnialpha.models.folding import fold
-    from omnialpha.models.vae import AlphaVAE
+    from omnialpha.models.vae.alphavae import AlphaVAE
+    from omnialpha.models.vae.autoencoder import build
+    from omnialpha.models.vae.folding import fold
 
     latents = {name: list(stock.config[name]) for name in ("latents_mean", "latents_std")}
     vae = build(lambda: AlphaVAE(**latents), fold(stock.state_dict()), TYPES[device], "the benchmark")
@@ -78,7 +78,7 @@ def calls(vae: Any, size: int, batch: int, device: str) -> dict[str, Call]:
 
 def set_how(vae: Any, how: str, size: int) -> Any:
     """Ours all together, a picture at a time, or moreover in tiles of half the side."""
-    from omnialpha.models.tiles import Tiling
+    from omnialpha.models.vae.tiling import Tiling
 
     vae.max_batch_pixels = None if how == "together" else size**2
     vae.tiling = Tiling(size // 2, size // 8) if how == "in tiles" else None
@@ -133,7 +133,7 @@ def task(how: str, size: int, batch: int, threads: int) -> dict[str, int | None]
         vae = set_how(own_vae(vae, "cpu"), how, size)
     for call in calls(vae, 64, 1, "cpu").values():
         call()
-    strips.kept.clear()  # what is kept of the weights counts, for its size is not known before
+    winograd.kept.clear()  # what is kept of the weights counts, for its size is not known before
     return {what: rise(call, "cpu") for what, call in calls(vae, size, batch, "cpu").items()}
 
 
@@ -152,7 +152,7 @@ def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, devic
             "Seconds: medians of n, in turns, after one unmeasured call. difference: of the outputs, root mean square, "
             "relative.",
             f"MiB: the most that a call needs beyond weights and inputs ({where}); ours holds transformed weights, at "
-            f"most {strips.LIMIT // 2**20} MiB on a CPU.",
+            f"most {winograd.LIMIT // 2**20} MiB on a CPU.",
         ],
     )  # fmt: skip
     for size in sizes:
@@ -201,10 +201,10 @@ def batches(own: Any, sizes: Sequence[int], repeats: int, device: str) -> Iterat
 
 def tile_quality(n: int, side: int = 384) -> Iterator[Table]:
     from omnialpha import rgba
-    from omnialpha.data import synthetic
-    from omnialpha.models.checkpoints import BUNDLED
-    from omnialpha.models.tiles import Tiling
-    from omnialpha.models.vae import load_vae
+    from omnialpha.data.synthetic import layers as synthetic
+    from omnialpha.models.checkpoints.folders import BUNDLED
+    from omnialpha.models.vae.alphavae import load_vae
+    from omnialpha.models.vae.tiling import Tiling
 
     vae = load_vae(BUNDLED["nano"] / "vae").requires_grad_(False)
     layers = torch.from_numpy(synthetic.bank(n, side, seed=5)[0]).permute(0, 3, 1, 2).float() / 255

@@ -22,9 +22,9 @@ from _runs_of import begin
 from torch import Tensor
 
 from omnialpha import config, rgba
-from omnialpha.data.scenes import compose
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.models.vae import load_vae
+from omnialpha.data.synthetic.scenes import compose
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.training.loop import fit
 from omnialpha.training.perceptual import pyramid
 from omnialpha.training.sources import load_banks

@@ -22,10 +22,10 @@ def build_tiny_model(seed: int = 0) -> "OmniAlpha":
     import torch  # and all that follows is heavy: tests that need no model do not wait for it
 
     from omnialpha.canvas import Grid
-    from omnialpha.models.checkpoints import Card, Defaults
-    from omnialpha.models.tiny import SHORT, build_tiny_instructor
-    from omnialpha.models.transformer import MultiImageTransformer
-    from omnialpha.models.vae import AlphaVAE
+    from omnialpha.models.checkpoints.folders import Card, Defaults
+    from omnialpha.models.text_encoder.tiny import SHORT, build_tiny_instructor
+    from omnialpha.models.transformer.model import MultiImageTransformer
+    from omnialpha.models.vae.alphavae import AlphaVAE
     from omnialpha.pipeline import OmniAlpha
     from omnialpha.tasks import TASKS
 

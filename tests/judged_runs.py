@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from omnialpha.evaluation import predictions
-from omnialpha.evaluation.predictions import Asked
-from omnialpha.files import write_image
+from omnialpha.evaluation.methods import predictions
+from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.io import write_image
 
 SIZE = (24, 32)
 GREY = {"A": 0.25, "B": 0.75}  # of what each side makes

@@ -8,7 +8,7 @@ import pytest
 
 from omnialpha import config
 from omnialpha.errors import InputError
-from omnialpha.models.checkpoints import Card
+from omnialpha.models.checkpoints.folders import Card
 from omnialpha.training.run import KINDS
 
 

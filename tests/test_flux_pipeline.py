@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 
 import omnialpha
 from flux import WORDS, write_alphavae, write_flux, write_flux_lora, write_flux_vae
-from omnialpha.apps.cli import app
+from omnialpha.cli.main import app
 from omnialpha.errors import InputError
 from omnialpha.loading import Setup, swap
-from omnialpha.models import adapters
-from omnialpha.models.checkpoints import resolve
-from omnialpha.models.estimate import Estimate
-from omnialpha.models.flux_vae import FluxVAE
-from omnialpha.models.offload import size_of
-from omnialpha.models.placement import Placement
-from omnialpha.models.transformer import unpack
-from omnialpha.models.vae import load_vae
+from omnialpha.models.checkpoints.folders import resolve
+from omnialpha.models.flux.vae import FluxVAE
+from omnialpha.models.lora import adapters
+from omnialpha.models.runtime.estimate import Estimate
+from omnialpha.models.runtime.offload import size_of
+from omnialpha.models.runtime.placement import Placement
+from omnialpha.models.transformer.model import unpack
+from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 

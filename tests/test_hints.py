@@ -7,14 +7,14 @@ import torch
 
 from finders import SIDE, Red
 from omnialpha import fidelity, loading, masks
-from omnialpha.data.batches import Batch
-from omnialpha.data.cache import decode, encode
+from omnialpha.data.stream.batches import Batch
 from omnialpha.errors import InputError
 from omnialpha.hints import hinted, inputs
-from omnialpha.models.checkpoints import resolve
+from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.models.finder import FINDER, U2NetP, hint_of
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import MAPS, TASKS, Role
+from omnialpha.training.latent_cache.cache import decode, encode
 
 AUTOMATIC = ("matting_auto", "removal_auto", "decompose_auto")
 H, W = 24, 40

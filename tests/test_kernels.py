@@ -91,7 +91,7 @@ def test_the_folder_for_code_is_nobody_else_s(tmp_path: Path, monkeypatch: pytes
 def test_quiet_commands_do_not_announce(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from omnialpha.apps.cli import app
+    from omnialpha.cli.main import app
 
     logger = logging.getLogger("omnialpha")
     try:

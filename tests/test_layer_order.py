@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnialpha.canvas import Grid
-from omnialpha.models.checkpoints import Card
+from omnialpha.models.checkpoints.folders import Card
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import sample, schedule
 from omnialpha.tasks import TASKS, Role

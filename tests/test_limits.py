@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omnialpha import limits, sampling
-from omnialpha.apps.options import Options
+from omnialpha.cli.options import Options
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS
 

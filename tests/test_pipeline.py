@@ -10,7 +10,7 @@ import torch
 from omnialpha import fidelity, pipeline, rgba
 from omnialpha.errors import InputError
 from omnialpha.loading import load, pick_device
-from omnialpha.models.checkpoints import Card, Defaults, locate
+from omnialpha.models.checkpoints.folders import Card, Defaults, locate
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import schedule
 from omnialpha.tasks import MAPS, TASKS, Role

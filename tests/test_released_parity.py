@@ -10,10 +10,10 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as publis
 from PIL import Image
 from torch import Tensor
 
-from omnialpha.models.checkpoints import resolve
-from omnialpha.models.instructor import Instructor, Template
-from omnialpha.models.transformer import MultiImageTransformer
-from omnialpha.models.vae import AlphaVAE, opaque_initialization
+from omnialpha.models.checkpoints.folders import resolve
+from omnialpha.models.text_encoder.encoder import Instructor, Template
+from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.vae.alphavae import AlphaVAE, opaque_initialization
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 from reference import published_pipeline

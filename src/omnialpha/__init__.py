@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omnialpha.errors import InputError
-    from omnialpha.files import read_image, write_image
-    from omnialpha.layers import LayerStack
+    from omnialpha.io import read_image, write_image
+    from omnialpha.io.layers import LayerStack
     from omnialpha.loading import load
     from omnialpha.pipeline import OmniAlpha
     from omnialpha.tasks import TASKS
@@ -22,9 +22,9 @@ __version__ = "0.1.0"
 
 _HOMES = {  # imported on first use: `import omnialpha` loads no torch
     "InputError": "errors",
-    "read_image": "files",
-    "write_image": "files",
-    "LayerStack": "layers",
+    "read_image": "io",
+    "write_image": "io",
+    "LayerStack": "io.layers",
     "OmniAlpha": "pipeline",
     "load": "loading",
     "TASKS": "tasks",

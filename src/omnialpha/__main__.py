@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """The command line; a Ctrl-C that comes while it is still being read ends like any other."""
     try:
-        from omnialpha.apps.cli import main as run
+        from omnialpha.cli.main import main as run
 
         run()
     except KeyboardInterrupt:

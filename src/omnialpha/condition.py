@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha.canvas import Canvas
-from omnialpha.models.positions import Layout, Positions
-from omnialpha.models.transformer import Shared
+from omnialpha.models.transformer.model import Shared
+from omnialpha.models.transformer.positions import Layout, Positions
 from omnialpha.tasks import Example
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from omnialpha import masks, rgba
 from omnialpha.canvas import Canvas
-from omnialpha.models.card import Card
+from omnialpha.models.checkpoints.card import Card
 from omnialpha.models.finder import Finder, around, hint_of
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 

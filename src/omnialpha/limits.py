@@ -55,7 +55,7 @@ def check_guidance(value: Any) -> float:
 
 def check_size(value: Any, given: str = "") -> tuple[int, int]:
     """(height, width) of a picture to be made; InputError otherwise. given: what the user wrote, for the message."""
-    from omnialpha.files import MAX_PIXELS
+    from omnialpha.io import MAX_PIXELS
 
     given = given or f"size={value!r} (height, width)"
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
@@ -73,7 +73,7 @@ def check_size(value: Any, given: str = "") -> tuple[int, int]:
 
 def check_pixels(picture: Any) -> None:
     """InputError where an array, a tensor or a PIL picture is larger than a picture file may be."""
-    from omnialpha.files import MAX_PIXELS
+    from omnialpha.io import MAX_PIXELS
 
     size = getattr(picture, "shape", None) or getattr(picture, "size", None)
     if isinstance(size, tuple) and prod(sorted(size)[-2:]) > MAX_PIXELS:  # without the channels

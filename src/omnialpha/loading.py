@@ -13,17 +13,18 @@ from omnialpha import hints
 from omnialpha.canvas import plan
 from omnialpha.errors import InputError
 from omnialpha.fidelity import needs_refining
-from omnialpha.models import adapters, flux_files
-from omnialpha.models.anatomy import Anatomy
-from omnialpha.models.approximate import Approximations
-from omnialpha.models.card import Card, Family
-from omnialpha.models.checking import check
-from omnialpha.models.checkpoints import LoraLike, Parts, resolve
-from omnialpha.models.estimate import Estimate, Job, check_fits, estimate, measure_speed
-from omnialpha.models.placement import DTYPES, Offload, Placement, pick_device, place
-from omnialpha.models.positions import Layout
-from omnialpha.models.quantize import GGUF, load_gguf
-from omnialpha.models.vae import load_vae
+from omnialpha.models.checkpoints.card import Card, Family
+from omnialpha.models.checkpoints.checking import check
+from omnialpha.models.checkpoints.folders import LoraLike, Parts, resolve
+from omnialpha.models.flux import files as flux_files
+from omnialpha.models.lora import adapters
+from omnialpha.models.runtime.estimate import Estimate, Job, check_fits, estimate, measure_speed
+from omnialpha.models.runtime.model_sizes import Anatomy
+from omnialpha.models.runtime.placement import DTYPES, Offload, Placement, pick_device, place
+from omnialpha.models.runtime.quantize import GGUF, load_gguf
+from omnialpha.models.transformer.approximate import Approximations
+from omnialpha.models.transformer.positions import Layout
+from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import ALWAYS
 from omnialpha.tasks import TASKS, Example, Role

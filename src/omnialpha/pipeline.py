@@ -16,26 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha import fidelity, hints, masks
+from omnialpha.api import Verbs
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
-from omnialpha.files import swap
-from omnialpha.layers import Layer, LayerStack
+from omnialpha.io import swap
+from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.limits import check_guidance, check_seeds, check_steps
-from omnialpha.models import adapters, flux
-from omnialpha.models.checkpoints import Card, Parts, forget_origin, resolve
-from omnialpha.models.codec import Codec
+from omnialpha.models.checkpoints.folders import Card, Parts, forget_origin, resolve
 from omnialpha.models.families import FAMILIES
 from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, open_finder, outline
-from omnialpha.models.flux_text import FluxText
-from omnialpha.models.instructor import Instructor
-from omnialpha.models.placement import Placed, Portable
-from omnialpha.models.positions import Layout, Positions
-from omnialpha.models.transformer import MultiImageTransformer, pack, unpack
-from omnialpha.models.vae import load_vae
+from omnialpha.models.flux import transformer as flux
+from omnialpha.models.flux.text_encoder import FluxText
+from omnialpha.models.lora import adapters
+from omnialpha.models.runtime.placement import Placed, Portable
+from omnialpha.models.text_encoder.encoder import Instructor
+from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
+from omnialpha.models.transformer.positions import Layout, Positions
+from omnialpha.models.vae.alphavae import load_vae
+from omnialpha.models.vae.autoencoder import Codec
 from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
 from omnialpha.tasks import Example
-from omnialpha.verbs import Verbs
 
 PATCH = 2  # latents a transformer token spans, each way
 

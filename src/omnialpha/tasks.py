@@ -142,7 +142,7 @@ class Task:
         **named: Any,
     ) -> Example:
         """Build a request. Pictures by role name (`composite=...`, `image=` for the first input), any kind
-        `files.to_rgba` takes.
+        `io.to_rgba` takes.
 
         A role in `many` takes a list. All pictures must have one size, which is the size of the outputs; `size` is
         for tasks
@@ -170,7 +170,7 @@ class Task:
         return Example(self.name, tuple(roles), tuple(pictures), words, targets, size, prompt=self.clean(prompt))
 
     def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> dict[Role, list[Tensor]]:
-        from omnialpha import files
+        from omnialpha import io
 
         named = {str(k): v for k, v in images.items()} | named
         if "image" in named and self.inputs:
@@ -193,7 +193,7 @@ class Task:
                 raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
             for value in values:
                 check_pixels(value)
-            given[role] = [files.to_rgba(v, data=role in MAPS) for v in values]
+            given[role] = [io.to_rgba(v, data=role in MAPS) for v in values]
             if role in MAPS:
                 given[role] = [check_map(v, role) for v in given[role]]
         return given

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from omnialpha.data import synthetic
+from omnialpha.data.synthetic import layers as synthetic
 from omnialpha.errors import InputError
-from omnialpha.evaluation import image
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.evaluation.features import Features
+from omnialpha.evaluation.metrics import image
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.reconstruction import ROWS, Benchmark, Settings, as_jpeg, compare, find_items
-from omnialpha.evaluation.reconstruction_report import PUBLISHED, TOTAL, WEIGHTED, report, summarise
-from omnialpha.evaluation.report import Row
-from omnialpha.models.codec import Codec
+from omnialpha.evaluation.reports.reconstruction_report import PUBLISHED, TOTAL, WEIGHTED, report, summarise
+from omnialpha.evaluation.reports.report import Row
+from omnialpha.models.vae.autoencoder import Codec
 
 
 class Shifted(Codec):

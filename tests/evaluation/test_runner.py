@@ -12,16 +12,16 @@ from torch import Tensor
 import benchmark_trees as trees
 from layered import manifest
 from omnialpha.errors import InputError
-from omnialpha.evaluation import predictions
-from omnialpha.evaluation.benchmark_report import common, report
-from omnialpha.evaluation.benchmarks import BENCHMARKS
-from omnialpha.evaluation.constants import BEST_CONSTANT
-from omnialpha.evaluation.features import Features
-from omnialpha.evaluation.methods import Method, identity_of
-from omnialpha.evaluation.report import Row
+from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
+from omnialpha.evaluation.methods import predictions
+from omnialpha.evaluation.methods.constants import BEST_CONSTANT
+from omnialpha.evaluation.methods.method import Method, identity_of
+from omnialpha.evaluation.metrics.features import Features
+from omnialpha.evaluation.reports.benchmark_report import common, report
+from omnialpha.evaluation.reports.report import Row
 from omnialpha.evaluation.runner import MADE, ROWS, Entrant, Runner, Settings, check
 from omnialpha.evaluation.scoring import Networks
-from omnialpha.models.checkpoints import resolve
+from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.tasks import Example
 
 AIM, TASK = BENCHMARKS["aim-500"], "matting_auto"
@@ -241,7 +241,7 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
 
 
 def test_the_published_weighting(tmp_path: Path) -> None:
-    from omnialpha.evaluation.reconstruction_report import PUBLISHED
+    from omnialpha.evaluation.reports.reconstruction_report import PUBLISHED
 
     row = BENCHMARKS["alphatest"]
     samples = row.samples(str(trees.alphatest(tmp_path / "AlphaTest", PUBLISHED, each=2)), "text_to_image")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from omnialpha import masks, rgba
-from omnialpha.evaluation import image, matting
-from omnialpha.evaluation.features import Features
-from omnialpha.evaluation.samples import Loaded
+from omnialpha.evaluation.datasets.samples import Loaded
+from omnialpha.evaluation.metrics import image, matting
+from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.scoring import KINDS, UNKNOWN, Kind, Networks, of_sets
 from omnialpha.tasks import TASKS, Role
 
@@ -116,7 +116,7 @@ def test_clip_score_on_nine_backgrounds(kind: str) -> None:
     one = loaded(task, picture(1, ramp()), prompt="a mug", **given)
     made = picture(2, ramp())[None]
     figures = KINDS[kind].score(one, made, COLOURS)
-    from omnialpha.evaluation.backgrounds import BACKGROUNDS
+    from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 
     seen = torch.stack([rgba.flatten(made[0], color) for color in BACKGROUNDS.values()])
     assert figures["clip_score"] == pytest.approx(5 + float(seen.mean()), rel=1e-6)

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from omnialpha import fidelity, rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation import heldout
-from omnialpha.evaluation.constants import BEST_CONSTANT
-from omnialpha.evaluation.matting import measure
-from omnialpha.evaluation.methods import Method
-from omnialpha.evaluation.peers import PEERS, best_constant
-from omnialpha.evaluation.report import Row
+from omnialpha.evaluation.datasets import heldout
+from omnialpha.evaluation.methods.baselines import PEERS, best_constant
+from omnialpha.evaluation.methods.constants import BEST_CONSTANT
+from omnialpha.evaluation.methods.method import Method
+from omnialpha.evaluation.metrics.matting import measure
+from omnialpha.evaluation.reports.report import Row
+from omnialpha.evaluation.reports.suite_report import report
+from omnialpha.evaluation.reports.suite_tables import TABLES, Found, readme, required, verdict
 from omnialpha.evaluation.suite import ROWS, Contestant, Part, Scenes, Suite, of_method, of_model
 from omnialpha.evaluation.suite_figures import PSNR_CAP, mean_psnr, summarise
 from omnialpha.evaluation.suite_matting import TWO
 from omnialpha.evaluation.suite_parts import CATEGORIES
-from omnialpha.evaluation.suite_report import report
-from omnialpha.evaluation.suite_tables import TABLES, Found, readme, required, verdict
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Role
 

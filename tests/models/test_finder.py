@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from finders import Red
-from omnialpha import files, masks
+from omnialpha import io, masks
 from omnialpha.errors import InputError
 from omnialpha.models import finder as finders
 from omnialpha.models.finder import (
@@ -323,7 +323,7 @@ def test_the_bundled_finder_is_small():
 def test_the_bundled_finder_sees_the_cup():
     from skimage import data
 
-    photo = files.to_rgba(Image.fromarray(data.coffee()))
+    photo = io.to_rgba(Image.fromarray(data.coffee()))
     found = bundled_finder().find(photo[None])
     alpha = F.interpolate(found[None], size=photo.shape[1:], mode="bilinear")[0, 0]
     assert alpha.shape == (400, 600) and alpha[150, 270] > 0.9

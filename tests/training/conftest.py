@@ -1,6 +1,6 @@
 import pytest
 
-from omnialpha.data import bank as banks
+from omnialpha.data.synthetic import bank as banks
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from omnialpha import config
-from omnialpha.data import hints
+from omnialpha.data.records import hints
 from omnialpha.errors import InputError
 from omnialpha.models.finder import U2NetP, open_finder
 from omnialpha.training.finder import Drawn, FinderLoss, FinderObjective, FinderRecipe

@@ -11,10 +11,10 @@ from torch import nn
 
 from layered import layered_row
 from omnialpha import config
-from omnialpha.data import bank as banks
-from omnialpha.data.mixture import Mixture
+from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.synthetic import bank as banks
 from omnialpha.errors import InputError
-from omnialpha.models.transformer import MultiImageTransformer
+from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
 from omnialpha.training import run as runs

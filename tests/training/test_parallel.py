@@ -122,7 +122,7 @@ def test_commands_of_the_documentation_parse():
     assert len(lines) >= 5
     for line in lines:
         made = launch_command_parser().parse_args(line[2:])
-        assert made.module and made.training_script == "omnialpha.apps.cli" and made.training_script_args[0] == "train"
+        assert made.module and made.training_script == "omnialpha.cli.main" and made.training_script_args[0] == "train"
         assert not [flag for flag in made.training_script_args if flag.startswith("-")], "all flags are the launcher's"
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 import omnialpha
 from layered import layered_row, write_manifest
 from omnialpha import config
-from omnialpha.data import shards
-from omnialpha.data.datasets import DatasetSettings, rows
+from omnialpha.data.records import shards
+from omnialpha.data.stream.datasets import DatasetSettings, rows
 from omnialpha.errors import InputError
-from omnialpha.models.lora_names import ATTENTION, MLP
+from omnialpha.models.lora.names import ATTENTION, MLP
 from omnialpha.tasks import TASKS
 from omnialpha.training import run as runs
 from released import RANK, TRANSFORMER

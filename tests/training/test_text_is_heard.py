@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from omnialpha import config, rgba
-from omnialpha.models.checkpoints import BUNDLED, Card
-from omnialpha.models.tiny import build_tiny_instructor
-from omnialpha.models.transformer import MultiImageTransformer
-from omnialpha.models.vae import AlphaVAE
+from omnialpha.models.checkpoints.folders import BUNDLED, Card
+from omnialpha.models.text_encoder.tiny import build_tiny_instructor
+from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
 from omnialpha.training.sft import FlowLoss, draw_times, flow_loss, initialize

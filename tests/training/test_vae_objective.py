@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from omnialpha import rgba
-from omnialpha.models.vae import AlphaVAE
-from omnialpha.training.critic import Critic, adaptive_weight, hinge, pull
+from omnialpha.models.vae.alphavae import AlphaVAE
+from omnialpha.training.discriminator import Critic, adaptive_weight, hinge, pull
 from omnialpha.training.loop import fit
 from omnialpha.training.perceptual import pyramid
 from omnialpha.training.sources import scene_pictures

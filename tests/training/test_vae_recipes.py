@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from omnialpha import config
 from omnialpha.errors import InputError
-from omnialpha.models.vae import load_vae
+from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.training.perceptual import PerceptualSettings, pyramid
 from omnialpha.training.run import run
 from omnialpha.training.vae import VAEObjective
@@ -70,7 +70,7 @@ def small(out, vae, pictures, **changes):
 def pictures(tmp_path_factory):
     from PIL import Image
 
-    from omnialpha.data import synthetic
+    from omnialpha.data.synthetic import layers as synthetic
 
     folder = tmp_path_factory.mktemp("pictures")
     for k, layer in enumerate(synthetic.bank(8, 32, seed=3)[0]):

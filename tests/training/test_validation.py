@@ -10,9 +10,9 @@ from PIL import Image
 
 from layered import manifest
 from omnialpha import config, rgba
-from omnialpha.data.bank import Bank
-from omnialpha.data.datasets import DatasetSettings
-from omnialpha.data.stream import Stream, StreamSettings, open_stream
+from omnialpha.data.stream.datasets import DatasetSettings
+from omnialpha.data.stream.stream import Stream, StreamSettings, open_stream
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from omnialpha import rgba
 from omnialpha.canvas import Canvas
-from omnialpha.data.folders import find, has_alpha
+from omnialpha.data.records.folders import find, has_alpha
 from omnialpha.errors import InputError
-from omnialpha.evaluation import image
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.evaluation.features import Features
-from omnialpha.evaluation.lpips import LPIPS
-from omnialpha.evaluation.report import Row, append_row, read_rows
-from omnialpha.files import atomic_write, read_image
+from omnialpha.evaluation.metrics import image
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.metrics.features import Features
+from omnialpha.evaluation.metrics.lpips import LPIPS
+from omnialpha.evaluation.reports.report import Row, append_row, read_rows
+from omnialpha.io import atomic_write, read_image
 
 if TYPE_CHECKING:
-    from omnialpha.models.codec import Codec
+    from omnialpha.models.vae.autoencoder import Codec
 
 ROWS, FEATURES = "rows.jsonl", "features"
 ROOT = "all"  # the category of pictures that lie in no subfolder

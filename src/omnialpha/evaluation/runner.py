@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation import predictions
-from omnialpha.evaluation.methods import Method
-from omnialpha.evaluation.report import Row, append_row, read_rows
-from omnialpha.evaluation.samples import Loaded, Sample
+from omnialpha.evaluation.datasets.samples import Loaded, Sample
+from omnialpha.evaluation.methods import predictions
+from omnialpha.evaluation.methods.method import Method
+from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.evaluation.scoring import KINDS, Networks
-from omnialpha.files import atomic_write
+from omnialpha.io import atomic_write
 
 MADE, ROWS, FEATURES = "made.jsonl", "rows.jsonl", "features"
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation import crello, image, matting
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.evaluation.clip import Clip
-from omnialpha.evaluation.components import opencv
-from omnialpha.evaluation.features import Features
-from omnialpha.evaluation.lpips import LPIPS
+from omnialpha.evaluation.datasets.samples import Loaded
+from omnialpha.evaluation.metrics import crello, image, matting
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.metrics.clip import Clip
+from omnialpha.evaluation.metrics.components import opencv
+from omnialpha.evaluation.metrics.features import Features
+from omnialpha.evaluation.metrics.lpips import LPIPS
 from omnialpha.evaluation.reconstruction import digest
-from omnialpha.evaluation.report import Column
-from omnialpha.evaluation.samples import Loaded
+from omnialpha.evaluation.reports.report import Column
 from omnialpha.tasks import MAPS, Role
 
 Figures = dict[str, float]

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from omnialpha import masks
-from omnialpha.data.mixture import map_of
+from omnialpha.data.stream.mixture import map_of
 from omnialpha.errors import InputError
-from omnialpha.evaluation import heldout
-from omnialpha.evaluation.heldout import HeldOut, Source
-from omnialpha.evaluation.methods import Method, identity_of
+from omnialpha.evaluation.datasets import heldout
+from omnialpha.evaluation.datasets.heldout import HeldOut, Source
+from omnialpha.evaluation.methods.method import Method, identity_of
 from omnialpha.evaluation.reconstruction import digest
-from omnialpha.evaluation.report import Row, append_row, read_rows
+from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Role
 

@@ -8,7 +8,7 @@ from math import inf, log10
 import torch
 from torch import Tensor
 
-from omnialpha.evaluation.report import Row, mean
+from omnialpha.evaluation.reports.report import Row, mean
 
 PSNR_CAP = 60.0  # dB of one picture, about what 8 bits can say: an untouched picture must not make a mean infinite
 ABOUT = ("category", "part", "task", "method", "told")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.evaluation.classical import has_anchors
-from omnialpha.evaluation.constants import BEST_CONSTANT
-from omnialpha.evaluation.heldout import HeldOut
-from omnialpha.evaluation.matting import METRICS, POINTWISE, measure, soft_iou
-from omnialpha.evaluation.peers import best_constant
+from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.methods.baselines import best_constant
+from omnialpha.evaluation.methods.classical import has_anchors
+from omnialpha.evaluation.methods.constants import BEST_CONSTANT
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.metrics.matting import METRICS, POINTWISE, measure, soft_iou
 from omnialpha.evaluation.suite import Figures, Part, Scenes
 from omnialpha.evaluation.suite_figures import by_picture, error
 from omnialpha.tasks import MAPS, Example, Role

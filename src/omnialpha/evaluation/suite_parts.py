@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from omnialpha import fidelity, rgba
-from omnialpha.data import bank as banks
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.evaluation.heldout import HeldOut
-from omnialpha.evaluation.matting import measure
-from omnialpha.evaluation.reader import Reader, Request, requests
+from omnialpha.data.synthetic import bank as banks
+from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.metrics.matting import measure
+from omnialpha.evaluation.metrics.reader import Reader, Request, requests
 from omnialpha.evaluation.suite import BATCH, Figures, Part, Scenes
 from omnialpha.evaluation.suite_figures import by_picture, error, weighted
 from omnialpha.evaluation.suite_matting import matting

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from omnialpha.models import flux
-from omnialpha.models.card import Family
-from omnialpha.models.flux_text import FluxText
-from omnialpha.models.instructor import Instructor
-from omnialpha.models.positions import Positions, batch_positions
-from omnialpha.models.transformer import MultiImageTransformer
+from omnialpha.models.checkpoints.card import Family
+from omnialpha.models.flux import transformer as flux
+from omnialpha.models.flux.text_encoder import FluxText
+from omnialpha.models.text_encoder.encoder import Instructor
+from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.transformer.positions import Positions, batch_positions
 
 
 @dataclass(frozen=True)

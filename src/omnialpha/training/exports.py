@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from omnialpha.errors import InputError
-from omnialpha.files import swap
+from omnialpha.io import swap
 from omnialpha.training import parallel
 
 NUMBERED, BEST, RECORD = "exports", "best", "best.json"

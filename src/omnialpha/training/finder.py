@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.data import hints
-from omnialpha.data.bank import Bank
-from omnialpha.data.scenes import compose
+from omnialpha.data.records import hints
+from omnialpha.data.synthetic.bank import Bank
+from omnialpha.data.synthetic.scenes import compose
 from omnialpha.errors import InputError
 from omnialpha.models.finder import SIDE, U2NetP, stretched
 from omnialpha.training.loop import FitSettings, Objective

@@ -81,7 +81,7 @@ class Learned(nn.Module):
     """LPIPS, frozen, of pictures in [0, 1]."""
 
     def __init__(self, backbone: str, heads: str = "") -> None:
-        from omnialpha.evaluation.lpips import LPIPS
+        from omnialpha.evaluation.metrics.lpips import LPIPS
 
         super().__init__()
         self.network = LPIPS(backbone, heads or None).requires_grad_(False)

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from omnialpha import config
-from omnialpha.data import digests
-from omnialpha.data.batches import Budget
-from omnialpha.data.cache import CachedBatches, read_settings, same_files
-from omnialpha.data.datasets import DatasetSettings
-from omnialpha.data.mixture import Mixture
-from omnialpha.data.stream import Stage, Stream, StreamSettings, open_stream
+from omnialpha.data.stream.batches import Budget
+from omnialpha.data.stream.datasets import DatasetSettings
+from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.stream.stream import Stage, Stream, StreamSettings, open_stream
 from omnialpha.errors import InputError
-from omnialpha.files import atomic_write
+from omnialpha.io import atomic_write
 from omnialpha.tasks import task as find_task
 from omnialpha.training.finder import FinderRecipe
+from omnialpha.training.latent_cache import digests
+from omnialpha.training.latent_cache.cache import CachedBatches, read_settings, same_files
 from omnialpha.training.loop import FitSettings, Objective, fit
 from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings, SFTObjective
 from omnialpha.training.sources import DataSettings, held_out, load_banks
 from omnialpha.training.vae_recipe import VAERecipe
 
 if TYPE_CHECKING:
-    from omnialpha.data.bank import Bank
-    from omnialpha.models.checkpoints import Card, Parts
-    from omnialpha.models.codec import Codec
+    from omnialpha.data.synthetic.bank import Bank
+    from omnialpha.models.checkpoints.folders import Card, Parts
+    from omnialpha.models.vae.autoencoder import Codec
     from omnialpha.pipeline import OmniAlpha
 
 BEGUN = "cache.json"  # beside the checkpoint: how many batches of a cache the run began with
@@ -80,8 +80,8 @@ class SFTRecipe:
     cache: str = ""
 
     def objective(self) -> Objective:
-        from omnialpha.models.checkpoints import Card, vae_folder
-        from omnialpha.models.vae import load_vae
+        from omnialpha.models.checkpoints.folders import Card, vae_folder
+        from omnialpha.models.vae.alphavae import load_vae
 
         for name in self.tasks:
             find_task(name)
@@ -182,7 +182,7 @@ class SFTRecipe:
         """A model on its device, without the transformer's weights."""
         from contextlib import ExitStack
 
-        from omnialpha.models.placement import Placed, Placement
+        from omnialpha.models.runtime.placement import Placed, Placement
 
         placement = Placement(device)
         where = placement.torch_device  # a wrong name is refused before anything is read
@@ -213,7 +213,7 @@ class SFTRecipe:
     def parts(self) -> Parts:
         """Of `start`, with the card as it is trained with; InputError where it cannot do the tasks."""
         from omnialpha import loading
-        from omnialpha.models.checkpoints import Card, resolve
+        from omnialpha.models.checkpoints.folders import Card, resolve
 
         if not self.start:
             raise InputError("a LoRA is trained on a model: give its folder as start.")
@@ -226,8 +226,8 @@ class SFTRecipe:
 
     def _load(self, parts: Parts, whole: bool = True, reads: bool = True) -> OmniAlpha:
         """The model as it runs, or only what encodes, or without what reads instructions."""
-        from omnialpha.models import adapters
-        from omnialpha.models.placement import DTYPES
+        from omnialpha.models.lora import adapters
+        from omnialpha.models.runtime.placement import DTYPES
         from omnialpha.pipeline import OmniAlpha
 
         model = OmniAlpha.from_parts(parts, DTYPES[parts.own_card.dtype], whole, reads)
@@ -237,7 +237,7 @@ class SFTRecipe:
 
     def _whole(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
         """The model of `start`, or a new one, kept beside the checkpoint as it was begun with."""
-        from omnialpha.models.checkpoints import CARD
+        from omnialpha.models.checkpoints.folders import CARD
         from omnialpha.models.finder import open_finder
         from omnialpha.pipeline import OmniAlpha
 
@@ -254,9 +254,9 @@ class SFTRecipe:
         return model
 
     def _new(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
-        from omnialpha.models.tiny import build_tiny_instructor
-        from omnialpha.models.transformer import MultiImageTransformer
-        from omnialpha.models.vae import AlphaVAE
+        from omnialpha.models.text_encoder.tiny import build_tiny_instructor
+        from omnialpha.models.transformer.model import MultiImageTransformer
+        from omnialpha.models.vae.alphavae import AlphaVAE
         from omnialpha.pipeline import OmniAlpha
         from omnialpha.training.sft import corpus, initialize
 

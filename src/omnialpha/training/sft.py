@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha.condition import Condition
-from omnialpha.data.bank import Bank
-from omnialpha.data.cache import CachedBatches
-from omnialpha.data.mixture import Mixture
-from omnialpha.data.stream import Stream
-from omnialpha.models import adapters
-from omnialpha.models.transformer import MultiImageTransformer
+from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.stream.stream import Stream
+from omnialpha.data.synthetic.bank import Bank
+from omnialpha.models.lora import adapters
+from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
+from omnialpha.training.latent_cache.cache import CachedBatches
 from omnialpha.training.loop import Objective
 from omnialpha.training.validation import FOLDER, HeldOut, chosen, validate
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnialpha.data import bank as banks
-from omnialpha.data.bank import Bank
-from omnialpha.data.folders import FolderPictures, flatten_some, split
-from omnialpha.data.scenes import compose
-from omnialpha.data.split import SHARE
+from omnialpha.data.records.folders import FolderPictures, flatten_some, split
+from omnialpha.data.records.split import SHARE
+from omnialpha.data.synthetic import bank as banks
+from omnialpha.data.synthetic.bank import Bank
+from omnialpha.data.synthetic.scenes import compose
 
 Pictures = Callable[[int], Tensor]  # index of a batch -> (B, 4, H, W)
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnialpha import masks, rgba
-from omnialpha.evaluation import sheet
-from omnialpha.evaluation.backgrounds import BACKGROUNDS
-from omnialpha.models.codec import LAST, Codec
-from omnialpha.models.vae import AlphaVAE, write
-from omnialpha.training.critic import Critic, adaptive_weight, hinge, pull
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.io import contact_sheet
+from omnialpha.models.vae.alphavae import AlphaVAE, write
+from omnialpha.models.vae.autoencoder import LAST, Codec
+from omnialpha.training.discriminator import Critic, adaptive_weight, hinge, pull
 from omnialpha.training.loop import Objective
 from omnialpha.training.perceptual import Distance, pyramid
 from omnialpha.training.sources import Pictures
@@ -218,9 +218,9 @@ def _sheet(path: Path, true: Tensor, made: Tensor) -> None:
     cards = []
     for number, (x, out) in enumerate(zip(true.cpu(), made.cpu(), strict=True), start=1):
         alphas = [(name, masks.as_picture(p[3])) for name, p in (("alpha", x), ("alpha made", out))]
-        cards.append(sheet.card(f"held-out picture {number}", [[("picture", x)], [("made", out)], alphas]))
+        cards.append(contact_sheet.card(f"held-out picture {number}", [[("picture", x)], [("made", out)], alphas]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.write(path, cards)
+    contact_sheet.write(path, cards)
 
 
 # ---- a codec of our own, from nothing -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from omnialpha.training.sources import (
 from omnialpha.training.vae import Background, CriticSettings, VAELoss, VAEObjective, fit_linear_codec
 
 if TYPE_CHECKING:
-    from omnialpha.models.codec import Codec
+    from omnialpha.models.vae.autoencoder import Codec
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class VAERecipe:
     checkpointing: bool = False  # activations are computed twice, and the memory of most is saved
 
     def objective(self) -> Objective:
-        from omnialpha.models.vae import AlphaVAE, load_vae
+        from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
 
         if bool(self.start) == bool(self.model):
             raise InputError(

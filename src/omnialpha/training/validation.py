@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.data.bank import Bank
-from omnialpha.data.mixture import Mixture, examples
-from omnialpha.data.pictures import Size
-from omnialpha.data.stream import Stream
+from omnialpha.data.records.pictures import Size
+from omnialpha.data.stream.mixture import Mixture, examples
+from omnialpha.data.stream.stream import Stream
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
-from omnialpha.evaluation import sheet
+from omnialpha.io import contact_sheet
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Role
 from omnialpha.tasks import task as find_task
@@ -109,11 +109,11 @@ def validate(
         for example, got, wanted in list(zip(asked, made, true, strict=True))[:SHOWN]:
             cards.append(_card(example, got, wanted, f"{name.replace('_', ' ')}  {words}"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.write(path, cards)
+    contact_sheet.write(path, cards)
     return figures
 
 
-def _card(example: Example, made: Tensor, true: Tensor, title: str) -> sheet.Image.Image:
+def _card(example: Example, made: Tensor, true: Tensor, title: str) -> contact_sheet.Image.Image:
     """Inputs > what was made | the truth, or, where many answers are right, one of them."""
     other = "true" if TASKS[example.task].category in MEASURES else "one right"
     inputs = [(str(role), picture.cpu()) for role, picture in zip(example.roles, example.inputs, strict=True)]
@@ -121,7 +121,7 @@ def _card(example: Example, made: Tensor, true: Tensor, title: str) -> sheet.Ima
         [(f"{what} {role}", layer) for role, layer in zip(example.targets, layers, strict=True)]
         for what, layers in (("made", made), (other, true))
     ]
-    return sheet.card(title, [inputs, *outputs], example.instruction, SIDE)
+    return contact_sheet.card(title, [inputs, *outputs], example.instruction, SIDE)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

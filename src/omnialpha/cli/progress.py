@@ -1,0 +1,119 @@
+"""What a person sees on standard error while a command works; `--quiet` sees none of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from omnialpha.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from omnialpha.condition import Condition
+    from omnialpha.evaluation.reports.report import Row
+    from omnialpha.sampling import Step
+
+
+class Watcher(Protocol):
+    """What `OmniAlpha.run` calls after each step."""
+
+    def __call__(self, step: Step, cond: Condition, /) -> None: ...
+
+
+class Talk:
+    """Lines on standard error, and the notes among them, which end up in the JSON too."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.notes: list[str] = []
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        self.say(f"note: {line}")
+
+    @contextmanager
+    def steps(self, total: int, after: str) -> Iterator[Watcher]:
+        """A watcher that draws a bar with the time left on a terminal, and says once what the steps will take.
+
+        The first step is timed with all that comes before it, so that the estimate errs on the long side. `after`: what
+        follows the last step.
+        """
+        with open_bar(self.quiet) as bar:
+            line, began = bar.add_task("steps", total=total), time.monotonic()
+
+            def watch(step: Step, cond: Condition, /) -> None:
+                if step.index == 1 and total > 1:
+                    expected = (time.monotonic() - began) * total
+                    self.say(f"at most about {duration(expected)}" if expected >= 1 else "less than 1 s")
+                bar.update(line, completed=step.index, description=after if step.index == total else "steps")
+
+            yield watch
+
+
+@contextmanager
+def open_bar(quiet: bool) -> Iterator[Progress]:
+    """A bar with the time left, on a terminal alone, that goes when all is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        yield bar
+
+
+def collect(rows: Iterable[Row], total: int, label: str, what: str, where: Path, who: str, quiet: bool) -> list[Row]:
+    """All rows of a measurement, with a bar called `label`. A stop says how many (`what`) are kept in `where`, too
+    little memory whose (`who`) it is.
+    """
+    from torch import OutOfMemoryError
+
+    made: list[Row] = []
+    try:
+        with open_bar(quiet) as bar:
+            for row in bar.track(rows, total=total, description=label):
+                made.append(row)
+    except KeyboardInterrupt:
+        done = f"{len(made)} of {total} {what} are kept in {where}"
+        raise KeyboardInterrupt(f"stopped, {done}: run it again to go on") from None
+    except OutOfMemoryError as error:
+        raise InputError(f"{who} has too little memory for these pictures; use a smaller --batch or --size.") from error
+    return made
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 48 s, 2 min 5 s, 1 h 20 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+TALKERS = ("torchao", "bitsandbytes", "diffusers.quantizers", "torch.utils._pytree")
+
+
+def hush() -> None:
+    """Loading bars and advice of the model libraries say nothing to a user; what goes wrong is raised all the same."""
+    import logging
+
+    for name in TALKERS:  # what they say comes when diffusers finds them, as it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity(library.CRITICAL)
+        library.disable_progress_bar()

@@ -1,0 +1,274 @@
+"""What every verb comes down to: check, read, load, run, write, report.
+
+Whatever can be refused is refused before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from omnialpha import __version__
+from omnialpha.cli.options import Options, Pictures
+from omnialpha.cli.progress import Talk, duration, hush
+from omnialpha.errors import InputError
+from omnialpha.limits import by
+from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omnialpha.io import Format, Picture
+    from omnialpha.io.layers import LayerStack
+    from omnialpha.loading import Setup
+    from omnialpha.masks import Mark
+    from omnialpha.pipeline import OmniAlpha
+
+PIPE = Path("-")  # standard input or output
+
+
+def execute(
+    task: Task,
+    paths: Pictures,
+    output: Path,
+    options: Options,
+    *,
+    prompt: str | None = None,
+    layers: int | None = None,
+    background: str | None = None,
+    marks: tuple[Sequence[Mark], Sequence[Mark]] = ((), ()),
+) -> None:
+    """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`.
+
+    background: a colour or a picture file that the one picture is put on, which makes it opaque. marks: points and
+    boxes, in the place of a rough map.
+    """
+    from omnialpha import sampling
+
+    began, talk = time.monotonic(), Talk(options.quiet)
+    size, targets = options.height_width(task), task.target_roles(layers)
+    sampling.check(options.steps, options.guidance)
+    if output == PIPE and options.json:
+        raise InputError("-o - and --json both write to standard output: give a file, or leave --json out.")
+    if options.frame is not None and not task.inputs:
+        raise InputError(f"--frame {options.frame} is not for {task.name}, which takes no picture: leave it out.")
+    form = check_target(output, len(targets), [path for row in paths.values() for path in row if path != PIPE])
+    pictures = read(paths, talk, task.inputs[0] if task.inputs else None, options.frame)
+    main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
+    if any(marks):
+        from omnialpha.models.finder import bundled_finder, outline
+
+        assert main is not None
+        rough = {Role.ROUGH: [outline(bundled_finder(), main.rgba, *marks)]}
+        example = task.example({**pictures, **rough}, layers=layers)
+    else:
+        example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
+    behind = None if background is None else backdrop(background, example.size, output)
+    if form is not None:
+        check_fits(output, form, example, options.raw, behind is not None)
+
+    setup = settle(options)
+    card = setup.parts.card
+    card.check_reads(task.name)
+    if main is None and size is None:
+        example = replace(example, size=card.native_size)
+    defaults = card.defaults(task.name)
+    steps = defaults.steps if options.steps is None else options.steps
+    guidance = defaults.guidance if options.guidance is None else options.guidance
+    forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
+    talk.say(f"{card.name} on {forecast}")
+    if forecast.warning:
+        talk.note(forecast.warning)
+    loading = time.monotonic()
+    model = load(options)
+    loaded = time.monotonic() - loading
+    used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
+    stack = _run(model, task, example, used, talk)
+    settings = {"task": task.name, "instruction": model.card.text(example), "model": model.card.name, **used}
+    settings |= {} if background is None else {"background": background}
+    settings |= {"size": by(example.size), "version": __version__}
+    _write(output, stack, form, main, settings, talk, behind)
+
+    report: dict[str, Any] = {"output": str(output), **settings, "device": str(model.device)}
+    report |= {"canvas": by(model.canvas(example).size), "layers": _layers(output, stack, form)}
+    if task.category == "decomposition":
+        error = stack.error(example.inputs[0])
+        talk.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
+        report["recomposition"] = finite(error)
+    report |= {"notes": talk.notes, "seconds": round(time.monotonic() - began, 3), "load_seconds": round(loaded, 3)}
+    if options.json:
+        print(json.dumps(report))
+    elif not options.quiet:
+        times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
+        print(f"wrote {output} ({by(example.size)}) in {times}", file=sys.stderr if output == PIPE else sys.stdout)
+
+
+def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format | None:
+    """The format of the output file, or None where layers make it a folder; InputError if it cannot be written."""
+    from omnialpha.io import FORMATS, check_output
+    from omnialpha.io.layers import check_folder
+
+    if output == PIPE:
+        if targets > 1:
+            raise InputError(f"-o - takes one picture, not {targets} layers: name a folder.")
+        if sys.stdout.isatty():
+            raise InputError("-o - would write a PNG to the terminal: redirect standard output, or name a file.")
+        return FORMATS[".png"]
+    if targets == 1:
+        return check_output(output, inputs)
+    check_folder(output)
+    for path in inputs:
+        if output.resolve() in path.resolve().parents:
+            raise InputError(
+                f"The input {path} lies in the output folder {output}; choose another, so that it is kept."
+            )
+    return None
+
+
+def check_fits(output: Path, form: Format, example: Example, raw: bool, covered: bool) -> None:
+    """InputError where the picture to come will not fit the format, by its transparency or its size.
+
+    covered: it will be put on a background.
+    """
+    flat = (Role.BACKGROUND, Role.FULL)
+    see_through = raw or any(role not in flat for role in example.targets)
+    for role, picture in zip(example.roles, example.inputs, strict=True):
+        see_through |= role is Role.COMPOSITE and bool((picture[3] < 1).any())  # what is kept of it keeps its alpha
+    if see_through and not covered and not form.alpha:
+        way = ", or matte it with --background COLOUR" if TASKS[example.task].category == "matting" else ""
+        raise InputError(f"The output {output} cannot hold transparency, as {form.name} has none; use .png{way}.")
+    if max(example.size) > form.max_side:
+        raise InputError(
+            f"The output {output} would be {by(example.size)}, but {form.name} ends at {form.max_side}; use .png."
+        )
+
+
+def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
+    """A colour (3,) by its CSS name or #rrggbb, or a picture file (3, *size), its middle scaled to cover all.
+
+    A translucent picture is seen on white. InputError where it is neither, or is the output.
+    """
+    import torch
+    from PIL import ImageColor
+
+    from omnialpha import rgba
+    from omnialpha.io import check_output, read_image
+
+    if not Path(given).is_file():
+        try:
+            red, green, blue = cast(tuple[int, int, int], ImageColor.getrgb(given))  # four values are refused as well
+        except ValueError:
+            raise InputError(
+                f"--background {given!r} is no colour and no picture file: write white, #rgb, #rrggbb, or a path."
+            ) from None
+        return torch.tensor([red, green, blue]) / 255
+    check_output(output, [given])
+    return rgba.flatten(rgba.cover(read_image(given).rgba, size))
+
+
+def read(
+    paths: Mapping[Role, Sequence[Path]], talk: Talk, main: Role | None = None, frame: int | None = None
+) -> dict[Role, list[Picture]]:
+    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first of role `main`."""
+    from omnialpha.io import read_image
+
+    pictures: dict[Role, list[Picture]] = {}
+    for role, row in paths.items():
+        for i, path in enumerate(row):
+            given = sys.stdin.buffer if path == PIPE else path
+            wanted = frame if role is main and i == 0 else None
+            picture = read_image(given, frame=wanted, data=role in MAPS)
+            pictures.setdefault(role, []).append(picture)
+            for note in picture.notes:
+                talk.note(f"{path}: {note}")
+    return pictures
+
+
+def settle(options: Options) -> Setup:
+    """Which model, and where and how it is to run."""
+    hush()
+    from omnialpha.loading import Approximations, Placement, Setup, resolve
+
+    named = {"base": options.base, "vae": options.vae, "finder": options.finder, "instructions": options.instructions}
+    parts = resolve(options.model, lora=options.lora or (), **named)
+    how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
+    return Setup(parts, Placement(options.device, *how), Approximations.parse(options.approximations))  # type: ignore[arg-type]
+
+
+def load(options: Options) -> OmniAlpha:
+    """The model on its device; InputError where its files are damaged."""
+    from safetensors import SafetensorError
+
+    setup = settle(options)
+    try:
+        return setup.load()
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model {options.model or 'nano'!r} cannot be loaded ({reason}); download it again."
+        ) from error
+
+
+def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], talk: Talk) -> LayerStack:
+    """The layers, with progress."""
+    from torch import OutOfMemoryError
+
+    steps = used["steps"]
+    canvas = model.canvas(example)
+    enlarged = "" if canvas.size == example.size else f" for {by(example.size)}"
+    talk.say(f"{steps} steps at {by(canvas.size)}{enlarged}")
+    try:
+        with talk.steps(steps, f"finishing at {by(example.size)}") as watch:
+            return model.run([example], on_step=watch, **used)[0]
+    except (OutOfMemoryError, MemoryError) as error:
+        way = "make the picture smaller" if model.device.type == "cpu" else "use --device cpu"
+        raise InputError(f"{model.device} has too little memory for {task.name}; {way}.") from error
+
+
+def _write(
+    output: Path,
+    stack: LayerStack,
+    form: Format | None,
+    main: Picture | None,
+    settings: dict[str, Any],
+    talk: Talk,
+    behind: Tensor | None,
+) -> None:
+    """One picture with what the main input's file had beside its pixels, or the folder of layers with its depth."""
+    from omnialpha import rgba
+    from omnialpha.io import write_image
+
+    where: Path | BinaryIO = sys.stdout.buffer if output == PIPE else output
+    bits, icc, dpi = (main.bits, main.icc, main.dpi) if main else (8, None, None)
+    if form is None:
+        stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
+        return
+    if bits not in form.bits:
+        talk.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
+        bits = 8
+    picture = stack[0].rgba
+    if behind is not None:
+        picture = rgba.opaque(rgba.flatten(picture, behind))
+    for note in write_image(where, picture, settings=settings, bits=bits, source=main):
+        talk.note(note)
+
+
+def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:
+    """Name, role and file of every layer, back to front."""
+    from omnialpha.io.layers import INDEX
+
+    if form is not None:
+        return [{"name": layer.name, "role": layer.role, "file": output.name} for layer in stack]
+    rows = json.loads((output / INDEX).read_text(encoding="utf-8"))["layers"]
+    return [{"name": row["name"], "role": row["role"], "file": row["file"]} for row in rows]
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures for JSON, which has no infinity and no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -1,0 +1,166 @@
+"""`omnialpha vae`: an RGBA autoencoder from one for RGB, and the figures of backgrounds that its training needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from omnialpha.cli.options import Options, command
+from omnialpha.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from omnialpha.models.vae.autoencoder import Codec
+
+TOLERANCE = 1e-5  # of pixels in [0, 1], float32: how far a new autoencoder may be from the one it was made from
+SIDE = 64  # pixels of the pictures that this is tried on, at least
+
+app = typer.Typer(no_args_is_help=True, help="Make an autoencoder for RGBA, and measure backgrounds for its training.")
+
+
+@command(app, "quiet", "json")
+def init(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="a VAE for RGB: its folder, a model's, or a stored id", show_default=False),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="the new folder", show_default=False)],
+    options: Options,
+    force: Annotated[bool, typer.Option("--force", help="replace the VAE that is there")] = False,
+) -> None:
+    """Give a VAE for RGB an alpha channel: unseen on the way in and opaque on the way out, until it is trained."""
+    from omnialpha.cli.progress import Talk, duration, hush
+
+    hush()  # before the libraries are imported
+    from omnialpha.models.checkpoints import folders
+    from omnialpha.models.vae.alphavae import load_vae
+
+    began, talk = time.monotonic(), Talk(options.quiet)
+    folder, destination = folders.vae_folder(source), destination.expanduser().absolute()
+    check_destination(destination, folder, force)
+    rgb = load_vae(folder, stored_dtype(folder))
+    if rgb.config.channels != 3:
+        raise InputError(f"{folder} has {rgb.config.channels} channels already: only a VAE for RGB is given an alpha.")
+    figures = make(rgb, folder, destination)
+    talk.say("RGB differs by at most {rgb:.1e}, alpha from 1 by at most {alpha:.1e}".format(**figures))
+    name = json.loads((destination / "config.json").read_text())["_class_name"]
+    seconds = round(time.monotonic() - began, 3)
+    if options.json:
+        print(json.dumps({"output": str(destination), "class": name, **figures, "seconds": seconds}))
+    elif not options.quiet:
+        print(f"wrote {destination} ({name}, 4 channels) in {duration(seconds)}")
+
+
+def check_destination(destination: Path, source: Path, force: bool) -> None:
+    """InputError where the new folder would take the place of something else than a VAE, or of the source."""
+    resolved = source.resolve()
+    if destination.resolve() in (resolved, *resolved.parents):
+        raise InputError(f"{destination} holds {source}, which is read: choose another folder.")
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if not force:
+        raise InputError(f"{destination} exists: choose another folder, or replace it with --force.")
+    if not (destination / "config.json").is_file():
+        raise InputError(f"{destination} is no VAE folder, so it is not replaced: choose another.")
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Of most of the weights in a VAE's folder, which the new one keeps."""
+    import torch
+
+    from omnialpha.models.checkpoints.checking import KINDS
+    from omnialpha.models.checkpoints.convert import TYPES
+    from omnialpha.models.checkpoints.headers import read_weights
+    from omnialpha.models.vae.alphavae import KINDS as CODECS
+    from omnialpha.models.vae.alphavae import read_config
+
+    read_config(folder, CODECS)  # another kind of model is refused as such, whatever its weights are called
+    names = [entry.dtype for entry in read_weights(folder, KINDS["vae"].stem).values()]
+    return getattr(torch, TYPES.get(max(set(names), key=names.count), "float32"))
+
+
+def make(rgb: Codec, source: Path, destination: Path) -> dict[str, float]:
+    """Write the RGBA codec in the layout of `source`, open it again and try it; it gets its name only if it is right.
+    Returns what `compare` does.
+    """
+    from omnialpha.models.vae.alphavae import load_vae, opaque_initialization, write
+
+    new, old = (destination.with_name(f".{destination.name}.{word}") for word in ("part", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        write(opaque_initialization(rgb), new, source)
+        figures = compare(load_vae(source), load_vae(new))
+        if not max(figures.values()) <= TOLERANCE:  # NaN is not
+            found = "RGB differs by {rgb:.1e} and alpha from 1 by {alpha:.1e}".format(**figures)
+            raise InputError(f"{source} cannot be given an alpha channel, as {found}: restore its weights.")
+        shutil.rmtree(old, ignore_errors=True)
+        if destination.exists():
+            destination.rename(old)  # which goes only when the new one is in its place
+        new.rename(destination)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return figures
+
+
+def compare(rgb: Codec, rgba: Codec) -> dict[str, float]:
+    """Largest differences of reconstructed pixels, not clamped: "rgb" of the two codecs, whatever the alpha that goes
+    in, and "alpha" from 1.
+    """
+    import torch
+
+    x = trial(-(-SIDE // rgb.ratio) * rgb.ratio)
+    worst = torch.zeros(2)
+    with torch.no_grad():
+        wanted = rgb.reconstruct(rgb.moments(x[:, :3])[0])
+        for alpha in (torch.ones_like(x[:, 3:]), x[:, 3:]):
+            made = rgba.reconstruct(rgba.moments(torch.cat([x[:, :3], alpha], dim=1))[0])
+            found = torch.stack([(made[:, :3] - wanted).abs().max(), (made[:, 3] - 1).abs().max()]) / 2  # from [-1, 1]
+            worst = torch.maximum(worst, found)
+    return dict(zip(("rgb", "alpha"), worst.tolist(), strict=True))
+
+
+def trial(side: int) -> Tensor:
+    """(2, 4, side, side) in [0, 1]: noise, and ramps with stripes and a disk; alpha of all values."""
+    import torch
+
+    noise = torch.rand(4, side, side, generator=torch.Generator().manual_seed(0))
+    y, x = torch.meshgrid(*[torch.linspace(0, 1, side)] * 2, indexing="ij")
+    disk = ((y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.1).float()
+    stripes = (torch.arange(side) // 4 % 2).float().expand(side, side)
+    return torch.stack([noise, torch.stack([y, x * (1 - disk), stripes, (x + y) / 2])])
+
+
+@command(app, "quiet", "json", name="background-stats")
+def background_stats(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="RGB pictures, in any tree", show_default=False)],
+    options: Options,
+) -> None:
+    """Measure the backgrounds of a folder, for the table `background` of a recipe that trains an autoencoder."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from omnialpha.data.records.folders import background_moments, find
+
+    files = find(folder)
+    console, total = Console(stderr=True), None
+    shown = not options.quiet and console.is_terminal
+    rows = track(background_moments(files), "pictures", len(files), console=console, transient=True, disable=not shown)
+    for row in rows:
+        total = row if total is None else total + row
+    assert total is not None  # `find` finds one or raises
+    mean, square = (total / len(files)).tolist()
+    if options.json:
+        report: dict[str, Any] = {"folder": str(folder), "pictures": len(files), "mean": mean, "square": square}
+        print(json.dumps(report))
+    else:
+        print(f"[background]  # of {len(files):,} pictures, in [-1, 1]")
+        print(f"mean = [{', '.join(f'{v:.4f}' for v in mean)}]")
+        print(f"square = [{', '.join(f'{v:.4f}' for v in square)}]")

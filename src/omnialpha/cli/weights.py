@@ -1,0 +1,143 @@
+"""`omnialpha pull` and `omnialpha convert`: weights onto this disk, and from one layout to another."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from omnialpha.cli.progress import Talk, duration, hush
+from omnialpha.errors import InputError
+
+
+def pull(
+    text: str,
+    *,
+    yes: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
+    instructions: Path | None = None,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Store a model by `owner/name[@revision][:path]`: its licence and size are shown before, and agreed to or not.
+
+    instructions: a file of the texts that it was trained on, in the place of its release's own.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from omnialpha.models.checkpoints import hub
+    from omnialpha.models.checkpoints import instructions as words
+    from omnialpha.models.checkpoints.releases import RELEASES
+
+    texts = None if instructions is None else words.read(instructions)
+    began, talk, console = time.monotonic(), Talk(quiet), Console(stderr=True)
+    ref = hub.Ref.parse(text)
+    if ref is None:
+        raise InputError(f"{text!r} is no hub id: write owner/name, owner/name@revision or owner/name:path.")
+    ref = replace(ref, revision=revision) if revision else ref
+    shown = not quiet and console.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    offers: list[hub.Offer] = []
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
+    line = bar.add_task("")
+
+    def agree(offer: hub.Offer) -> bool:
+        offers.append(offer)
+        rest = "all of it" if offer.missing == offer.size else gigabytes(offer.missing)
+        talk.say(f"{offer.id} ({offer.revision}), {gigabytes(offer.size)}, {rest} to download")
+        talk.say(f"licence: {offer.license}, see {offer.page}")
+        talk.say(f"into {offer.folder}")
+        agreed = yes or _ask()
+        bar.update(line, total=offer.missing)
+        bar.start()  # not before the question: it would be drawn over
+        return agreed
+
+    def watch(file: str, size: int) -> None:
+        bar.update(line, advance=size, description=file)
+
+    try:
+        folder = hub.pull(ref, agree=agree, watch=watch, offline=offline)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped, what has arrived is kept: run it again to go on") from None
+    finally:
+        bar.stop()
+
+    row = RELEASES.get(ref.id)
+    if lacking := words.store(folder, row, texts, online=not (offline or hub.offline_by())):
+        talk.note(lacking)
+    if row and row.base and not (hub.Ref(row.base).folder / hub.RECORD).is_file():
+        talk.note(f"it stands on {row.base}: run `omnialpha pull {row.base}` too")
+    record = hub.Record.read(folder)
+    report = {"id": ref.id, "revision": ref.revision, "folder": str(folder)}
+    report |= {"commit": record.commit, "license": record.license} if record else {}
+    seconds = round(time.monotonic() - began, 3)
+    if as_json:
+        downloaded = offers[0].missing if offers else 0
+        print(json.dumps(report | {"downloaded": downloaded, "notes": talk.notes, "seconds": seconds}))
+    elif not quiet:
+        print(f"{ref} is in {folder}")
+
+
+def gigabytes(size: int) -> str:
+    """57.7 GB, 3.0 MB, 0.4 MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _ask() -> bool:
+    """The question on a terminal; InputError where nobody can answer it."""
+    import typer
+
+    if not sys.stdin.isatty():
+        raise InputError("nobody can be asked here whether the licence is agreed to: agree with --yes.")
+    return typer.confirm("Download it under this licence?", err=True)
+
+
+def convert(
+    source: str,
+    destination: Path,
+    *,
+    base: str | None = None,
+    vae: str | None = None,
+    lora: Sequence[str] = (),
+    instructions: Path | None = None,
+    fuse: bool = False,
+    layout: str = "ours",
+    dtype: str | None = None,
+    force: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Write the model that the arguments name as one folder, in our layout or diffusers', and say what is in it."""
+    from omnialpha.models.checkpoints.convert import convert as write
+    from omnialpha.models.checkpoints.folders import resolve
+    from omnialpha.models.runtime.placement import DTYPES
+
+    hush()
+    began, talk = time.monotonic(), Talk(quiet)
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
+    parts = resolve(source, base=base, vae=vae, lora=lora, instructions=instructions)
+    for file in parts.adapters:
+        talk.say(f"LoRA {file.path}, weight {file.weight:g}{', added to the weights' if fuse else ''}")
+    made = write(
+        parts,
+        destination,
+        layout=layout,  # type: ignore[arg-type]
+        fuse=fuse,
+        dtype=DTYPES[dtype] if dtype else None,
+        force=force,
+        say=lambda part: talk.say(f"writing {part}"),
+    )
+    seconds = round(time.monotonic() - began, 3)
+    card = asdict(resolve(made).card)
+    if as_json:
+        adapters = [{"path": str(file.path), "weight": file.weight} for file in parts.adapters]
+        report = {"output": str(made), "layout": layout, "fused": fuse, "adapters": adapters, "card": card}
+        print(json.dumps(report | {"notes": talk.notes, "seconds": seconds}))
+    elif not quiet:
+        print(f"wrote {made} ({card['name']}, licence: {card['license']}) in {duration(seconds)}")

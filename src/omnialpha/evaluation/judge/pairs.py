@@ -1,0 +1,195 @@
+"""Two runs of one benchmark side by side: what a judge or a person is shown, and what is asked about it."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.evaluation.methods import predictions
+from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.io import read_image
+
+SIDES = ("A", "B")
+SIDE = 768  # px of the longer side that is shown at most
+CELL = 16  # px of a square of the checkerboard
+GROUNDS = {"checkerboard": None, "white": 1.0, "grey": 0.5, "black": 0.0}
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """needs: what a sample must have to be asked about it: "prompt", "inputs" or nothing."""
+
+    title: str
+    question: str
+    needs: str = ""
+
+
+WORDING = "1"  # goes up with every change of a word that a judge or a person reads
+ASPECTS: dict[str, Aspect] = {
+    "overall": Aspect(
+        "overall",
+        "All in all, which result would you rather have? Weigh how good the picture is, how well it fits the request, "
+        "and how faithfully it keeps what was given.",
+    ),
+    "quality": Aspect(
+        "quality",
+        "Which result is the better picture in itself? Look for sharp and natural detail, believable light and colour, "
+        "clean edges and transparency, and for halos, smears, leftovers and other faults.",
+    ),
+    "prompt": Aspect(
+        "prompt match",
+        "Which result shows more exactly what the text says: every thing it names with its properties and relations, "
+        "and nothing that contradicts it?",
+        needs="prompt",
+    ),
+    "condition": Aspect(
+        "preservation of the condition",
+        "Which result keeps more faithfully what the given pictures show: the same things, in the same place, shape, "
+        "colour and detail, wherever the request leaves them unchanged?",
+        needs="inputs",
+    ),
+}
+
+
+def aspects(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of ASPECTS, in its order; none: all of them. InputError for one that there is not."""
+    for name in names:
+        if name not in ASPECTS:
+            raise InputError(f"aspect {name!r} is not known: use {', '.join(ASPECTS)}.")
+    return tuple(name for name in ASPECTS if name in names or not names)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as it is shown. label: what it is, without a hint of who made it; pixels: uint8 (H, W, 3)."""
+
+    label: str
+    pixels: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+
+    def png(self) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, "PNG")
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sample that both runs have. folders: by side."""
+
+    asked: Asked
+    folders: Mapping[str, Path]
+
+    def applies(self, aspect: str) -> bool:
+        needs = ASPECTS[aspect].needs
+        return not needs or bool(getattr(self.asked, needs))
+
+    def given(self) -> dict[str, Tensor]:
+        """The pictures that were given, RGBA (4, H, W) in [0, 1], by their label."""
+        named = [(role, path) for role, paths in self.asked.inputs.items() for path in paths]
+        return {
+            _numbered(role, [r for r, _ in named], k): read_image(path).rgba for k, (role, path) in enumerate(named)
+        }
+
+    def made(self, side: str) -> dict[str, Tensor]:
+        """What a side made, RGBA (4, H, W) in [0, 1], by its label, back to front."""
+        roles = self.asked.targets
+        layers = predictions.read(self.folders[side] / predictions.PREDICTIONS, self.asked.key, len(roles), None)
+        return {_numbered(role, roles, k): layers[k] for k, role in enumerate(roles)}
+
+    def shown(self, ground: str, side: int = SIDE) -> tuple[list[Shown], dict[str, list[Shown]]]:
+        """What was given, and what each side made of it, on the ground and no larger than `side` px."""
+        given = [Shown(label, flat(pixels, ground, side)) for label, pixels in self.given().items()]
+        made = {s: [Shown(label, flat(p, ground, side)) for label, p in self.made(s).items()] for s in SIDES}
+        return given, made
+
+
+def _numbered(role: str, roles: Sequence[str], place: int) -> str:
+    """The role, with its number where there are several of it."""
+    return f"{role} {list(roles[: place + 1]).count(role)}" if list(roles).count(role) > 1 else str(role)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """names: what the sides are called. missing: keys of samples by the side that lacks them."""
+
+    names: Mapping[str, str]
+    pairs: Sequence[Pair]
+    missing: Mapping[str, Sequence[str]]
+
+
+def match(a: Path, b: Path, limit: int | None = None) -> Pairs:
+    """The samples of two run folders in the order of the first, at most `limit`.
+
+    InputError where a folder is no run, a sample was not the same request on both sides, or no sample is on both.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit} is out of range: use 1 or more.")
+    folders = dict(zip(SIDES, (a, b), strict=True))
+    asked = {side: predictions.read_asked(folder) for side, folder in folders.items()}
+    keys = list(dict.fromkeys((*asked["A"], *asked["B"])))
+    missing = {side: [k for k in keys if not _has(folders[side], asked[side].get(k))] for side in SIDES}
+    lacking = {*missing["A"], *missing["B"]}
+    common = [key for key in keys if key not in lacking][:limit]
+    for key in common:
+        _same(asked["A"][key], asked["B"][key])
+    if not common:
+        raise InputError(f"{a} and {b} have pictures of no sample in common: give two runs of one benchmark.")
+    names = {side: folder.resolve().name for side, folder in folders.items()}
+    if len(set(names.values())) == 1:
+        names = {side: str(folder) for side, folder in folders.items()}
+    return Pairs(names, [Pair(asked["A"][key], folders) for key in common], missing)
+
+
+def _has(folder: Path, asked: Asked | None) -> bool:
+    return asked is not None and predictions.exists(folder, asked.key, len(asked.targets))
+
+
+def _same(a: Asked, b: Asked) -> None:
+    """InputError unless both are the same request, on the same pictures."""
+    for name in ("task", "instruction", "prompt", "targets"):
+        if getattr(a, name) != getattr(b, name):
+            raise InputError(
+                f"sample {a.key} is not the same on both sides: its {name} is {getattr(a, name)!r} and "
+                f"{getattr(b, name)!r}; give two runs of one benchmark."
+            )
+    if {role: len(paths) for role, paths in a.inputs.items()} != {role: len(paths) for role, paths in b.inputs.items()}:
+        raise InputError(f"sample {a.key} was given other pictures on each side: give two runs of one benchmark.")
+    for first, second in ((p, q) for role in a.inputs for p, q in zip(a.inputs[role], b.inputs[role], strict=True)):
+        for path in (first, second):
+            if not Path(path).is_file():
+                raise InputError(
+                    f"{path}, a picture that sample {a.key} was given, is no file: put it back, or unpack it."
+                )
+        if first != second and not filecmp.cmp(first, second, shallow=False):
+            raise InputError(f"{first} and {second} differ, so sample {a.key} is not the same on both sides.")
+
+
+def flat(pixels: Tensor, ground: str, side: int) -> np.ndarray:
+    """RGBA (4, H, W) in [0, 1] -> uint8 (H, W, 3) on the ground, made smaller where it is larger than `side` px."""
+    scale = min(1.0, side / max(pixels.shape[-2:]))
+    height, width = (max(1, round(length * scale)) for length in pixels.shape[-2:])
+    small, shade = rgba.resize(pixels.float(), (height, width)), GROUNDS[ground]
+    back = rgba.checkerboard(height, width, CELL) if shade is None else torch.full((3, height, width), shade)
+    rgb = rgba.flatten(small, back).clamp(0, 1)
+    return np.ascontiguousarray((rgb * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def check_ground(ground: str) -> None:
+    if ground not in GROUNDS:
+        raise InputError(f"ground {ground!r} is not known: use {', '.join(GROUNDS)}.")

@@ -1,0 +1,184 @@
+"""A study with people: pairs on a page that does not say who made what, and the answers that come back from it.
+
+FOLDER/page/      what annotators get: index.html and pictures under names that tell nothing
+FOLDER/study.json who made what: stays with whoever runs the study
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, Pair, Pairs, Shown, check_ground
+from omnialpha.evaluation.judge.study_page import FORMAT, VERSION, page
+from omnialpha.evaluation.judge.verdicts import TIE, Answer
+from omnialpha.io import atomic_write, read_image
+
+STUDY, PAGE, PICTURES = "study.json", "page", "pictures"
+TITLE = "Which result is better?"
+CHOICES = ("left", TIE, "right")
+
+Listed = list[tuple[str, str, int, int]]  # label, file below PAGE, width, height
+
+
+@dataclass(frozen=True)
+class Sample:
+    """key: of the sample in the benchmark; order: whose the two results are; given, results: what is shown."""
+
+    id: str
+    key: str
+    aspects: Sequence[str]
+    order: Sequence[str]
+    given: Listed
+    results: Sequence[Listed]
+
+
+@dataclass(frozen=True)
+class Study:
+    id: str
+    names: Mapping[str, str]
+    aspects: Sequence[str]
+    ground: str
+    wording: str
+    missing: Mapping[str, Sequence[str]]
+    samples: Sequence[Sample]
+
+    def pictures(self, folder: Path, key: str) -> dict[str, Tensor]:
+        """What was shown of a sample, by what it was."""
+        sample = next(s for s in self.samples if s.key == key)
+        sides = [[(f"{side}: {label}", file) for label, file, *_ in sample.results[sample.order.index(side)]]
+                 for side in SIDES]  # fmt: skip
+        files = [*((label, file) for label, file, *_ in sample.given), *chain(*sides)]
+        return {label: read_image(folder / PAGE / file).rgba for label, file in files}
+
+
+def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "checkerboard", seed: int = 0) -> Study:
+    """Write the study; the same runs, aspects, ground and seed give the same files.
+
+    InputError where the folder holds another study: answers to it could no longer be read.
+    """
+    check_ground(ground)
+    generator = np.random.default_rng(seed)
+    files: dict[str, Shown] = {}
+    samples, shown = [], []
+    for number, pair in enumerate(pairs.pairs, start=1):
+        order = SIDES if generator.random() < 0.5 else SIDES[::-1]
+        asked = tuple(name for name in aspects if pair.applies(name))
+        if asked:
+            given, made = pair.shown(ground)
+            results = [_listed(made[side], files) for side in order]
+            samples.append(Sample(f"s{number:04}", pair.asked.key, asked, order, _listed(given, files), results))
+            shown.append(_for_page(samples[-1], pair))
+    if not samples:
+        raise InputError(f"no sample can be asked about {', '.join(aspects)}: ask about overall or quality too.")
+    data: dict[str, Any] = {"samples": shown, "questions": {name: ASPECTS[name].question for name in aspects}}
+    name = hashlib.sha256(json.dumps([data, [s.order for s in samples]]).encode()).hexdigest()[:12]
+    if (folder / STUDY).is_file() and read(folder).id != name:
+        raise InputError(f"{folder} holds another study, whose answers would be lost: choose another folder.")
+    study = Study(name, pairs.names, aspects, ground, WORDING, pairs.missing, samples)
+    _write(folder, study, page(TITLE, {"study": name} | data), files)
+    return study
+
+
+def _listed(pictures: Sequence[Shown], files: dict[str, Shown]) -> Listed:
+    made = []
+    for one in pictures:
+        file = f"{PICTURES}/{one.digest[:20]}.png"
+        files[file] = one
+        made.append((one.label, file, one.pixels.shape[1], one.pixels.shape[0]))
+    return made
+
+
+def _for_page(sample: Sample, pair: Pair) -> dict[str, Any]:
+    """Nothing here may tell which side a result is of."""
+    asked = pair.asked
+    lines = [asked.instruction] + ([asked.prompt] if asked.prompt not in asked.instruction else [])
+    text = "\n".join(line for line in lines if line)
+    told = {"id": sample.id, "text": text, "aspects": sample.aspects}
+    return told | {"given": sample.given, "results": sample.results}
+
+
+def _write(folder: Path, study: Study, html: str, files: Mapping[str, Shown]) -> None:
+    (folder / PAGE / PICTURES).mkdir(parents=True, exist_ok=True)
+    for name, shown in files.items():
+        atomic_write(folder / PAGE / name, shown.png())
+    atomic_write(folder / PAGE / "index.html", html.encode())
+    atomic_write(folder / STUDY, (json.dumps(asdict(study), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+# ---- what comes back ------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> Study:
+    """InputError where the folder holds no study."""
+    path = folder / STUDY
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {STUDY}: give a folder that `omnialpha eval study` has written.")
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return Study(**told | {"samples": [Sample(**sample) for sample in told["samples"]]})
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is damaged: run `omnialpha eval study` again.") from None
+
+
+def read_answers(study: Study, files: Sequence[Path]) -> list[Answer]:
+    """The answers of all files, one an annotator.
+
+    InputError for a file that is no result, of another study, without answers, by an annotator who has another file,
+    or with an answer to what was not asked.
+    """
+    answers: list[Answer] = []
+    seen: dict[str, Path] = {}
+    for path in files:
+        annotator, told = _read_result(study, path)
+        name = annotator.casefold()
+        if name in seen:
+            raise InputError(f"{seen[name]} and {path} are both by {annotator!r}: leave one of them out.")
+        seen[name] = path
+        answers += _answers(study, path, annotator, told)
+    return answers
+
+
+def _read_result(study: Study, path: Path) -> tuple[str, list[Any]]:
+    """Annotator and answers."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: give the files that annotators saved from the page.")
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        good = told["format"] == FORMAT and told["version"] == VERSION and isinstance(told["answers"], list)
+        annotator, name = told["annotator"], told["study"]
+        good = good and isinstance(annotator, str) and bool(annotator.strip())
+    except (ValueError, TypeError, KeyError):
+        good = False
+    if not good:
+        raise InputError(f"{path} is no result of a study, or of another version: save it from the page again.")
+    if name != study.id:
+        raise InputError(f"{path} answers study {name!r}, but this one is {study.id}: give its own folder.")
+    if not told["answers"]:
+        raise InputError(f"{path} holds no answers: leave it out.")
+    return annotator, told["answers"]
+
+
+def _answers(study: Study, path: Path, annotator: str, told: Sequence[Any]) -> list[Answer]:
+    samples = {sample.id: sample for sample in study.samples}
+    made: dict[tuple[str, str], Answer] = {}
+    for number, one in enumerate(told, start=1):
+        try:
+            sample, aspect, left, choice = samples[one["sample"]], one["aspect"], one["left"], one["choice"]
+            good = aspect in sample.aspects and type(left) is int and left in (0, 1) and choice in CHOICES
+        except (TypeError, KeyError):
+            good = False
+        if not good or (sample.id, aspect) in made:
+            raise InputError(f"{path}: answer {number} is not to a question of this study, or a second one to it.")
+        sides = {"left": sample.order[left], "right": sample.order[1 - left], TIE: TIE}
+        made[sample.id, aspect] = Answer(sample.key, aspect, sides["left"], sides[choice], rater=annotator)
+    return list(made.values())

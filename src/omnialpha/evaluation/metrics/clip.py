@@ -1,0 +1,131 @@
+"""CLIP scores of pictures and texts, and CLIP's features for CLIP-FID, by a local folder: nothing is ever downloaded.
+
+Named conventions, what CLIP-FID stands on and known traps: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.evaluation.metrics.features import Features
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+# From cosines (B,) to what is printed under the name of CLIP score.
+CONVENTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda cosines: cosines,  # the OmniAlpha paper
+    "x100": lambda cosines: 100 * cosines.clamp_min(0),  # torchmetrics, which cuts off at 0 after the mean
+    "2.5": lambda cosines: 2.5 * cosines.clamp_min(0),  # Hessel et al. 2021
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP with its tokenizer and its own resizing. name: the folder's."""
+
+    name: str
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    processor: CLIPImageProcessorPil
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Of a folder as transformers publishes CLIP (config.json, weights, tokenizer, preprocessor_config.json), in
+        float32. InputError where it is none or lacks weights.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoConfig, CLIPModel, CLIPTokenizer
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        path = Path(folder).expanduser()
+        try:
+            if not path.is_dir():
+                raise OSError("there is no such folder")
+            kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+            if kind != "clip":
+                raise OSError(f"its config.json is of a {kind}")
+            settings: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "local_files_only": True}
+            model, info = CLIPModel.from_pretrained(path, **settings)
+            tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+            processor = CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+            reason = shorten(str(error), 160)
+            raise InputError(
+                f"{path} is no folder of a CLIP model ({reason}): give one with config.json, weights, "
+                "tokenizer and preprocessor_config.json."
+            ) from None
+        if missing := sorted(info["missing_keys"]):
+            raise InputError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}: copy it again.")
+        if len(tokenizer) > model.config.text_config.vocab_size:
+            raise InputError(f"{path} has a tokenizer that does not belong to its weights: copy it again.")
+        return cls(path.resolve().name, model.eval().requires_grad_(False).to(device), tokenizer, processor)
+
+    @cached_property
+    def identity(self) -> str:
+        """The same for the same weights, tokens and resizing."""
+        done = hashlib.sha256(repr(sorted(self.processor.to_dict().items(), key=lambda pair: pair[0])).encode())
+        done.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            done.update(name.encode())
+            done.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return done.hexdigest()
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a text, its first and last one among them: 77 in the published models."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def score(self, pictures: Tensor, texts: Sequence[str], color: Sequence[float] = rgba.WHITE) -> Tensor:
+        """Cosine of each picture's embedding and its text's, (B,) float64 on the CPU: the convention "cosine".
+
+        pictures: RGB (B, 3, H, W) in [0, 1], or RGBA (B, 4, H, W), which are put on `color` before.
+        """
+        if len(pictures) != len(texts):
+            raise InputError(f"{len(pictures)} pictures and {len(texts)} texts make no pairs: pass a text a picture.")
+        seen = rgba.flatten(pictures, color) if pictures.ndim == 4 and pictures.shape[1] == 4 else pictures
+        return F.cosine_similarity(self.features(seen).double(), self.embed_texts(texts).double())
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts, cut at `limit` tokens -> (B, D) float32 on the CPU, not of unit length; see `note`."""
+        told = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
+        with torch.inference_mode():
+            pooled = self.model.text_model(**told.to(self.model.device)).pooler_output
+            return self.model.text_projection(pooled).cpu()
+
+    def note(self, texts: Sequence[str]) -> str:
+        """How many texts `score` cuts, in words; empty if none."""
+        lengths = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+        cut = sum(length > self.limit for length in lengths)
+        return (
+            f"CLIP score: {cut} of {len(texts)} texts are longer than {self.limit} tokens and were cut" if cut else ""
+        )
+
+    @cached_property
+    def features(self) -> Features:
+        """Picture embeddings for CLIP-FID: after the projection and before normalisation, as clean-fid takes them."""
+        return Features(f"{self.name} (CLIP)", self.identity, self._embed)
+
+    def _embed(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, D)."""
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise InputError(f"CLIP cannot see pictures of shape {tuple(pictures.shape)}: pass RGB, (B, 3, H, W).")
+        arrays = list(pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        pixels = self.processor(arrays, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            pooled = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
+            return self.model.visual_projection(pooled)

@@ -1,0 +1,130 @@
+"""Image metrics: PSNR, SSIM, errors of alpha and of visible colour a picture; FID and KID of two sets of features.
+
+Batches are (B, C, H, W) in [0, 1], predicted first, true second; a metric answers one value a picture, (B,).
+Formulas, sources and known traps: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.evaluation.metrics import matting
+from omnialpha.limits import by
+
+PSNR_CEILING = 100.0  # dB, of equal pictures too: a mean over pictures stays finite
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+
+
+def psnr(predicted: Tensor, true: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB (peak 1) over all values of a picture, at most PSNR_CEILING; float64."""
+    _check(predicted, true)
+    error = (predicted.double() - true.double()).square().mean(dim=(1, 2, 3))
+    return -10 * torch.log10(error.clamp_min(10 ** (-PSNR_CEILING / 10)))
+
+
+def ssim(predicted: Tensor, true: Tensor) -> Tensor:
+    """Structural similarity, at most 1, over the places where the 11 px Gaussian window fits, mean over channels.
+
+    Wang et al. 2004, as skimage with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.
+    """
+    _check(predicted, true)
+    if min(true.shape[-2:]) < SSIM_WINDOW:
+        raise InputError(
+            f"SSIM needs sides of {SSIM_WINDOW} px or more, not {by(true.shape[-2:])}: use larger pictures."
+        )
+    mean_p, mean_t = _window(predicted), _window(true)
+    var_p = _window(predicted.square()) - mean_p.square()
+    var_t = _window(true.square()) - mean_t.square()
+    covariance = _window(predicted * true) - mean_p * mean_t
+    above = (2 * mean_p * mean_t + SSIM_C1) * (2 * covariance + SSIM_C2)
+    below = (mean_p.square() + mean_t.square() + SSIM_C1) * (var_p + var_t + SSIM_C2)
+    return (above / below).mean(dim=(1, 2, 3))
+
+
+def _window(x: Tensor) -> Tensor:
+    """Means under the Gaussian window, where it fits. Sums of shifted pictures: faster than convolutions of one
+    channel each, and differentiable all the same.
+    """
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    taps = (weights / weights.sum()).tolist()
+    for dim in (-1, -2):
+        length = x.shape[dim] - SSIM_WINDOW + 1
+        x = torch.stack([tap * x.narrow(dim, i, length) for i, tap in enumerate(taps)]).sum(dim=0)
+    return x
+
+
+def composites(x: Tensor, colors: Iterable[Sequence[float]]) -> Tensor:
+    """Straight pictures (B, 4, H, W) over each of K colours -> (K, B, 3, H, W)."""
+    return torch.stack([rgba.flatten(x, color) for color in colors])
+
+
+def alpha_mad(predicted: Tensor, true: Tensor) -> Tensor:
+    """Mean |alpha error| of RGBA pictures (B, 4, H, W); float64."""
+    _check(predicted, true)
+    return matting.measure(predicted[:, 3], true[:, 3], names=("mad",))["mad"]
+
+
+def color_error(predicted: Tensor, true: Tensor) -> Tensor:
+    """Mean |RGB error| of RGBA pictures (B, 4, H, W) where true alpha > 0; float64, NaN where no pixel is seen."""
+    _check(predicted, true)
+    seen = true[:, 3:] > 0
+    error = (predicted[:, :3].double() - true[:, :3].double()).abs() * seen
+    return error.sum(dim=(1, 2, 3)) / (3 * seen.sum(dim=(1, 2, 3)))
+
+
+def _check(predicted: Tensor, true: Tensor) -> None:
+    if predicted.shape != true.shape or true.ndim != 4:
+        shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
+        raise InputError(f"pictures of shape {shapes} cannot be compared: pass two of one shape, (B, C, H, W).")
+
+
+# ---- sets -----------------------------------------------------------------------------------------------------------
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of the Gaussians of features (N, D) and (M, D): |mean difference|^2 + tr(A + B - 2 (AB)^.5).
+
+    FID if the features are Inception's (Heusel et al. 2017). With centred matrices X of A = X'X and Y of B = Y'Y the
+    trace of the root is the sum of the singular values of X Y': no matrix root, and exact where the covariances have
+    no full rank. N and M below about D leave it biased upwards: print them beside it.
+    """
+    a, b = _features(a, b)
+    x, y = (_factor(v) for v in (a, b))
+    root = torch.linalg.svdvals(x @ y.T).sum()
+    distance = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + x.square().sum() + y.square().sum() - 2 * root
+    return max(0.0, float(distance))
+
+
+def _factor(features: Tensor) -> Tensor:
+    """X with X'X = covariance (unbiased), at most D rows."""
+    centred = (features - features.mean(dim=0)) / (len(features) - 1) ** 0.5
+    return torch.linalg.qr(centred, mode="r")[1] if len(centred) > centred.shape[1] else centred
+
+
+def kid(a: Tensor, b: Tensor) -> float:
+    """Kernel distance of features (N, D) and (M, D): unbiased squared MMD with the kernel (x.y / D + 1)^3; near 0 for
+    samples of one distribution, sometimes below (Binkowski et al. 2018, over all pairs instead of random subsets).
+    """
+    a, b = _features(a, b)
+    within = [(_kernel(v, v).sum() - _kernel(v).sum()) / (len(v) * (len(v) - 1)) for v in (a, b)]
+    return float(within[0] + within[1] - 2 * _kernel(a, b).mean())
+
+
+def _kernel(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Of all pairs (N, M); with one argument of each vector with itself (N,)."""
+    products = a.square().sum(dim=1) if b is None else a @ b.T
+    return (products / a.shape[1] + 1) ** 3
+
+
+def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InputError(f"features of shape {shapes} cannot be compared: pass (N, D) and (M, D), two rows or more.")
+    return a.double(), b.double()

@@ -1,0 +1,295 @@
+"""What a benchmark writes: its rows as they are finished, then CSV, JSON, Markdown and one HTML page of everything.
+
+Knows no metric and no task: a benchmark names its columns.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from math import isfinite
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.io import atomic_write
+
+Row = dict[str, Any]  # figures are floats; None: there is none
+
+HEADER = ("n", "resolution", "region", "seed", "device", "model")  # what no table may stand without
+THUMBNAIL = 192  # px of the longer side
+FILES = {
+    "summary": "summary.csv",
+    "rows": "rows.csv",
+    "json": "report.json",
+    "markdown": "report.md",
+    "page": "index.html",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """digits None: the column is text. better: "higher", "lower" or neither."""
+
+    key: str
+    title: str
+    digits: int | None = None
+    better: str = ""
+
+    @property
+    def heading(self) -> str:
+        return self.title + {"higher": " ↑", "lower": " ↓"}.get(self.better, "")
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self.key)
+        if value is None:
+            return "-"
+        return f"{value:.{self.digits}f}" if self.digits is not None else str(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Case:
+    """pictures: RGBA (4, H, W) in [0, 1] by what they are."""
+
+    title: str
+    note: str
+    pictures: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Report:
+    """header: at least HEADER. tables: for people. summary, rows: every figure, for programs. skipped: column -> why it
+    is empty.
+    """
+
+    title: str
+    header: Mapping[str, str]
+    tables: Sequence[Table]
+    summary: Sequence[Row]
+    rows: Sequence[Row]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    cases: Sequence[Case] = ()
+    cases_title: str = "Worst cases"
+
+    def __post_init__(self) -> None:
+        missing = [name for name in HEADER if not self.header.get(name)]
+        assert not missing, f"a report must state {', '.join(missing)}"
+
+    def data(self) -> dict[str, Any]:
+        """For JSON: header, summary, skipped and notes."""
+        return {
+            "title": self.title,
+            "header": dict(self.header),
+            "summary": [finite(row) for row in self.summary],
+            "skipped": dict(self.skipped),
+            "notes": list(self.notes),
+        }
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """All FILES, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [finite(row) for row in self.rows]
+        texts = {
+            "summary": as_csv(self.data()["summary"], self.skipped),
+            "rows": as_csv(rows, self.skipped),
+            "json": json.dumps(self.data() | {"rows": rows}, indent=1, allow_nan=False) + "\n",
+            "markdown": markdown(self),
+            "page": page(self),
+        }
+        for name, text in texts.items():
+            atomic_write(folder / FILES[name], text.encode())
+        return {name: folder / file for name, file in FILES.items()}
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def append_row(path: Path, *rows: Row) -> None:
+    """A JSON line more for each, on the disk before this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(finite(row)) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """Rows by their `key`; a last line that was cut off while it was written is taken off the file."""
+    if not path.is_file():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    made: dict[str, Row] = {}
+    for number, line in enumerate(whole.decode("utf-8", errors="replace").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            made[row["key"]] = row
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}, line {number}, is no row of a benchmark: delete the line or the file.") from None
+    return made
+
+
+def finite(row: Mapping[str, Any]) -> Row:
+    """JSON has no NaN and no infinity."""
+    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+
+
+def mean(rows: Iterable[Row], key: str) -> float | None:
+    """Of those rows that have a figure; None if none has."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) / len(values) if values else None
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+
+def as_csv(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
+    """Columns in the order of their first use; the last one says what is left out, and why."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    told = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [*names, *told], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, **told} for row in rows)
+    return file.getvalue()
+
+
+def markdown(report: Report) -> str:
+    lines = [f"# {_plain(report.title)}", "", *(f"- {k}: {_plain(v)}" for k, v in report.header.items())]
+    for table in report.tables:
+        lines += ["", f"## {table.title}", "", markdown_table(table)]
+    said = [f"- {name}: skipped, {_plain(why)}" for name, why in report.skipped.items()]
+    said += [f"- {_plain(note)}" for note in report.notes]
+    return "\n".join([*lines, *([""] if said else []), *said]) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """Without its title."""
+    rules = ["---" if c.digits is None else "---:" for c in table.columns]
+    cells = [[_plain(c.cell(row)) for c in table.columns] for row in table.rows]
+    body = [[c.heading for c in table.columns], rules, *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in body)
+
+
+def _plain(text: str) -> str:
+    """Nothing that Markdown would take for a table, a line or HTML."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
+
+
+# ---- page -----------------------------------------------------------------------------------------------------------
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<header><h1>$title</h1><dl>$header</dl></header>
+<main>
+$main
+</main>
+</body>
+</html>
+""")
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fbfbfc; --card: #fff; --ink: #1b1d22; --muted: #565c67; --rule: #dcdfe5;
+  --accent: #1f4fa3; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #14161a; --card: #1d2026; --ink: #eceef2; --muted: #a7adb9; --rule: #343841; --accent: #9cc0ff; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+header, main { max-width: 84rem; margin: 0 auto; padding: 0 1.5rem; }
+header { padding-top: 2rem; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.3rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
+p { margin: .25rem 0; }
+dl { display: flex; flex-wrap: wrap; gap: .75rem 2rem; margin: 1.25rem 0; }
+dt { color: var(--muted); font-size: .85rem; }
+dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--rule); text-align: right; }
+th { color: var(--muted); font-size: .85rem; }
+.text { text-align: left; }
+article { background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: 1rem;
+  margin: .75rem 0; }
+.row { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: .5rem; }
+figure { margin: 0; }
+figcaption, .muted { font-size: .85rem; color: var(--muted); }
+img { display: block; border: 1px solid var(--rule); }
+.on-checkerboard { background: repeating-conic-gradient(#ccc 0 25%, #fff 0 50%) 0 0 / 16px 16px; }
+"""
+
+
+def page(report: Report) -> str:
+    """One HTML page without scripts or outside resources."""
+    header = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in report.header.items())
+    parts = [_table(table) for table in report.tables]
+    said = [f"{name}: skipped, {why}" for name, why in report.skipped.items()] + list(report.notes)
+    if said:
+        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>")
+    if report.cases:
+        parts += [f"<h2>{escape(report.cases_title)}</h2>", *(_case(case) for case in report.cases)]
+    return PAGE.substitute(title=escape(report.title), style=STYLE, header=header, main="\n".join(parts))
+
+
+def _table(table: Table) -> str:
+    def row(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="text"' if c.digits is None else "" for c in table.columns)
+        return "<tr>" + "".join(f"<{tag}{k}>{escape(v)}</{tag}>" for k, v in zip(kinds, cells, strict=True)) + "</tr>"
+
+    head = row("th", [c.heading for c in table.columns])
+    body = "".join(row("td", [c.cell(values) for c in table.columns]) for values in table.rows)
+    return f'<h2>{escape(table.title)}</h2><div class="wide"><table>{head}{body}</table></div>'
+
+
+def _case(case: Case) -> str:
+    figures = []
+    for label, pixels in case.pictures.items():
+        scale = min(1.0, THUMBNAIL / max(pixels.shape[-2:]))
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[-2:])
+        small = rgba.resize(pixels.float().cpu(), (height, width))
+        samples = (small.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        for what, array in ((label, samples), (f"{label}, alpha", np.ascontiguousarray(samples[..., 3]))):
+            ground = ' class="on-checkerboard"' if array.ndim == 3 else ""
+            alt = escape(f"{case.title}: {what}")
+            figures.append(
+                f'<figure><img{ground} src="{_data_uri(array)}" alt="{alt}" width="{array.shape[1]}"'
+                f' height="{array.shape[0]}"><figcaption>{escape(what)}</figcaption></figure>'
+            )
+    told = f'<h3>{escape(case.title)}</h3><p class="muted">{escape(case.note)}</p>'
+    return f'<article>{told}<div class="row">{"".join(figures)}</div></article>'
+
+
+def _data_uri(array: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

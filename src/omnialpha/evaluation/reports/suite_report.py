@@ -1,0 +1,127 @@
+"""The report of the suite: all tables and rows, and the best and the worst picture of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omnialpha.evaluation.reports.report import Case, Report, Row
+from omnialpha.evaluation.reports.suite_tables import TABLES, Found, readme, verdict
+from omnialpha.evaluation.suite import Contestant, Part, Suite
+from omnialpha.evaluation.suite_figures import PSNR_CAP
+from omnialpha.limits import by
+
+FEW = 100  # scenes; below it no figure should be quoted
+
+NOTES = {
+    "": (
+        '"default" is what a user gets; "raw" is the model\'s own picture, without what is taken over from the input',
+        "a figure of each picture, then the mean; pooled: over all counted pixels of all pictures, one PSNR",
+        f"PSNR of a picture is at most {PSNR_CAP:.0f} dB",
+        "noise of picture i is drawn from seed + i; the wordings of an instruction take turns",
+    ),
+    "autoencoder": ("autoencoder: `mean` is the plain mean over the nine backgrounds",),
+    "matting": (
+        "matting: SAD, GRAD and CONN in thousands of pixels; unknown: only in the trimap's grey band",
+        "matting with an alpha map: the default output takes the map over, so that only its colours are its own",
+        "composites: the answered layer against the true one on nine backgrounds, colour and alpha in one",
+        "best constant: the median (SAD, MAD) or the mean (MSE) of all counted pixels of all pictures",
+        "two objects: the back one and the front one are asked for in turn; right: the soft IoU with the asked one is "
+        "above that with the other; scenes whose objects a wording does not tell apart are left out of its row",
+    ),
+    "removal": (
+        "removal: hole: all that the map touches; without a map nothing says where, and the rough map's is measured",
+    ),
+    "decomposition": (
+        "decomposition: RGB L1 of the background over all pixels, of the foreground weighted by its true alpha",
+        "recomposition: the layers together against the input; layers that do nothing recompose perfectly",
+    ),
+    "completion": (
+        "completion: no answer is the right one; the row `the true layer` says what one right answer gets",
+        "given layer kept: a foreground where it is solid; a background in its better half, as something covers it",
+        "changed: share of the picture where it differs from the given background after a blur",
+        "away, background: L1 to the given foreground where that would cover it; foreground: L1 that it changes in the "
+        "given scene. Low: the answer repeats what was given. A layer is there: some of it is seen and some is not",
+    ),
+    "generation": (
+        "generation: colour: the name that covers most, weighted by alpha; shape: nearest reference outline, boxes "
+        "aligned; the true drawings show the reader's own errors; chance: always the commonest answer",
+    ),
+}
+
+
+def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
+    """Of all rows. The model's pictures of the cases are made once more."""
+    scenes = suite.scenes
+    found = Found(rows, scenes.model.card.name)
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    tables = [readme(found), *(table for name in categories for table in TABLES[name](found)), verdict(found)]
+    return Report(
+        title="Suite on held-out layers",
+        header={
+            "n": str(scenes.n),
+            "resolution": by(scenes.size),
+            "region": "whole picture unless said",
+            "seed": str(scenes.seed),
+            "device": device,
+            "model": scenes.model.card.name,
+            "layers": scenes.source.about,
+        },
+        tables=[table for table in tables if table.rows],
+        summary=[row for part in found.rows for row in found.of(part)],
+        rows=rows,
+        notes=[*_notes(suite, found, categories)],
+        cases=cases(suite, found),
+        cases_title="The best and the worst picture of each part",
+    )
+
+
+def _notes(suite: Suite, found: Found, categories: Sequence[str]) -> list[str]:
+    notes = [note for name in ("", *categories) for note in NOTES[name]]
+    if suite.scenes.n < FEW:
+        notes.insert(0, f"n={suite.scenes.n} is too few to quote: use {FEW} or more")
+    trimaps = found.rows.get("matting_trimap", {}).get(found.default, [])
+    if bare := sum(not row["anchored"] for row in trimaps):
+        notes.append(
+            f"{bare} of {len(trimaps)} trimaps have no sure subject (it is thin or see-through): methods of pymatting "
+            "have nothing to start from there and answer the trimap, .5 where it is unknown"
+        )
+    notes += [f"{one.names[0]}: {one.told}" for one in suite.contestants if one.told not in ("", "nothing")]
+    return notes
+
+
+def cases(suite: Suite, found: Found) -> list[Case]:
+    """By the model's default output."""
+    model = next(one for one in suite.contestants if one.is_model)
+    made = []
+    for part in suite.parts:
+        figure = part.best.removeprefix("+")
+        ranked = [r for r in found.rows.get(part.name, {}).get(found.default, []) if r.get(figure) is not None]
+        if not part.best or not ranked:
+            continue
+        ranked.sort(key=lambda row: row[figure], reverse=part.best.startswith("+"))
+        for word, row in (("best", ranked[0]), ("worst", ranked[-1])):
+            if word == "best" or len(ranked) > 1:
+                peers = {name: rows for name, rows in found.rows[part.name].items() if name != found.default}
+                others = [
+                    f"{name} {value:.4g}"
+                    for name, rows in peers.items()
+                    if (value := _at(rows, row, figure)) is not None
+                ]
+                note = f"{figure.replace('_', ' ')} {row[figure]:.4g}" + (f"; {', '.join(others)}" if others else "")
+                made.append(_case(suite, part, model, row["picture"], f"{part.name}, {word}", note))
+    return made
+
+
+def _at(rows: Sequence[Row], like: Row, figure: str) -> float | None:
+    return next((row.get(figure) for row in rows if row["picture"] == like["picture"]), None)
+
+
+def _case(suite: Suite, part: Part, model: Contestant, b: int, title: str, note: str) -> Case:
+    example = part.examples[b]
+    pictures = {str(role): p for role, p in zip(example.roles, example.inputs, strict=True)}
+    layers = dict(zip(model.names, suite.answers(part, model, b), strict=True))
+    if part.truth:
+        layers = {"true": part.truth(b), **layers}
+    for name, each in layers.items():
+        pictures |= {f"{name}: {role}": layer for role, layer in zip(example.targets, each, strict=True)}
+    return Case(f"{title}: picture {b}, {example.instruction}", note, pictures)

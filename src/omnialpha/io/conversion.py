@@ -1,0 +1,117 @@
+"""What the library takes for a picture, and the way back to the same kind."""
+
+from __future__ import annotations
+
+import os
+from io import IOBase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.io.decoding import decode
+from omnialpha.io.reading import Picture, read_image, tensor
+from omnialpha.io.samples import ROUNDING, Decoded, explained, rgba_of, unit
+from omnialpha.io.sources import Given
+
+if TYPE_CHECKING:
+    AnyImage = Picture | Given | Image.Image | np.ndarray | Tensor
+else:
+    AnyImage = Any
+
+FILES = (str, os.PathLike, bytes, bytearray, memoryview, IOBase)
+
+
+def loaded(image: Any) -> Any:
+    """What has to be read (a path, an open file, bytes) as a Picture; all else as it is."""
+    return read_image(image) if isinstance(image, FILES) or hasattr(image, "read") else image
+
+
+def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
+    """Any kind of picture -> float32 (4, H, W). Arrays are (H, W[, C]), tensors ([C,] H, W), or a batch of one.
+
+    8 and 16 bits, bools, or floats in [0, 1]; Pillow's I;16 and I hold 0 to 65535, F holds 0 to 1. data: the picture
+    is a map, whose values are taken as stored; integers of other types may then be labels, 0 and 1, and arrays
+    (1, H, W)."""
+    if isinstance(image, Picture):
+        return image.raw if data else image.rgba
+    if isinstance(image, Image.Image):
+        with explained("The picture"):
+            return tensor(decode(image, data=data))
+    if isinstance(image, np.ndarray):
+        array = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
+        if data and array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] > 4:
+            array = array[0]
+        return tensor(Decoded(_checked(array, f"An array of shape {image.shape}", "(H, W) or (H, W, C)", data)))
+    if isinstance(image, Tensor):
+        return _of_tensor(image, data)
+    if isinstance(image, FILES) or hasattr(image, "read"):
+        return to_rgba(read_image(image, data=data))
+    raise InputError(
+        f"A {type(image).__name__} is not a picture; pass a path, Picture, PIL, numpy or torch image, file or bytes."
+    )
+
+
+def _of_tensor(image: Tensor, data: bool) -> Tensor:
+    values, rounding = image.detach().cpu(), ROUNDING
+    if values.is_floating_point():
+        rounding = torch.finfo(values.dtype).eps  # bfloat16: numpy has none
+        values = values.float() if values.dtype is torch.bfloat16 else values
+    array = values.numpy()
+    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+    array = array if array.ndim != 3 else np.moveaxis(array, 0, -1)
+    named = f"A tensor of shape {tuple(image.shape)}"
+    return tensor(Decoded(_checked(array, named, "(H, W) or (C, H, W)", data, rounding))).to(image.device)
+
+
+def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: float = ROUNDING) -> np.ndarray:
+    """(H, W) or (H, W, 1..4) array -> straight RGBA (H, W, 4) float32. named, layout: for messages, as given."""
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[-1] > 4):
+        raise InputError(f"{named} is not a picture; it needs 1 to 4 channels as {layout}, and no side of 0.")
+    if np.issubdtype(array.dtype, np.floating):
+        return rgba_of(unit(array, named, max(rounding, ROUNDING)))
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if data and np.issubdtype(array.dtype, np.integer) and array.dtype not in (np.uint8, np.uint16):
+        if not np.isin(array, (0, 1)).all():
+            low, high = array.min(), array.max()
+            raise InputError(
+                f"{named} and {array.dtype} is not a mask of 0 and 1 ({low} to {high}); use uint8 or bool."
+            )
+        array = array.astype(bool)
+    if array.dtype not in (np.uint8, np.uint16, bool):
+        raise InputError(f"{named} and {array.dtype} is not a picture; use uint8, uint16 or floats in [0, 1].")
+    return rgba_of(array)
+
+
+def same_kind(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | Tensor:
+    """(4, H, W) -> the kind and precision of `original`, always RGBA, and a batch of one where that is one.
+
+    Files and Pictures give a PIL image; those of 16 bits a uint16 array (H, W, 4), as PIL holds no 16-bit RGBA."""
+    if isinstance(original, Tensor):
+        if original.is_floating_point():
+            made = rgba.to(original.device, original.dtype)
+        else:
+            bits = 16 if original.dtype is torch.uint16 else 8
+            made = torch.from_numpy(integers(rgba, bits)).permute(2, 0, 1).to(original.device)
+        return made[None] if original.ndim == 4 else made
+    if isinstance(original, np.ndarray):
+        if np.issubdtype(original.dtype, np.floating):
+            array = rgba.permute(1, 2, 0).cpu().numpy().astype(original.dtype)
+        elif original.dtype.kind == "u" and original.dtype.itemsize == 2:
+            array = integers(rgba, 16).astype(original.dtype, copy=False)  # either byte order
+        else:
+            array = integers(rgba, 8)
+        return array[None] if original.ndim == 4 else array
+    original = loaded(original)
+    if isinstance(original, Picture) and original.bits == 16:
+        return integers(rgba, 16)
+    return Image.fromarray(integers(rgba, 8))
+
+
+def integers(rgba: Tensor, bits: int) -> np.ndarray:
+    """(4, H, W) in [0, 1] -> (H, W, 4) uint8 or uint16."""
+    pixels = rgba.detach().permute(1, 2, 0).float().cpu().numpy().clip(0, 1)
+    return (pixels * (2**bits - 1) + 0.5).astype(np.uint16 if bits == 16 else np.uint8)

@@ -1,0 +1,108 @@
+"""Picture files to `Picture`: PNG, WebP, JPEG, TIFF and what else Pillow knows."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.io.decoding import decode, decode_unknown
+from omnialpha.io.metadata import SETTINGS, Metadata
+from omnialpha.io.samples import MAX_PIXELS, Decoded, explained, third_party
+from omnialpha.io.sources import Given, Source, name_of, source
+
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as read: straight sRGB (4, H, W) in [0, 1], upright, and what to remember about its file."""
+
+    rgba: Tensor
+    icc: bytes | None = None  # the RGB profile it had; rgba is already sRGB, write_image converts back
+    dpi: tuple[float, float] | None = None
+    bits: int = 8  # a channel, in the file: 8 or 16
+    notes: tuple[str, ...] = ()
+    path: Path | None = None
+    stored: Tensor | None = None  # the colours (3, H, W) as the file has them, where its profile changed them
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def raw(self) -> Tensor:
+        """(4, H, W) as the file has it, whatever its profile: what a map means."""
+        return self.rgba if self.stored is None else torch.cat([self.stored, self.rgba[3:]])
+
+
+def read_image(given: Given, *, frame: int | None = None, data: bool = False) -> Picture:
+    """A path, pipe, open binary file or bytes as a Picture; InputError names what is wrong with it.
+
+    frame: of an animation or the pages of a TIFF, from 0; None: the first, with a note if there are more. data: the
+    values as stored, with no colour profile applied, as maps need them."""
+    with explained(name_of(given)):
+        origin = source(given)
+        try:
+            with _opened(origin) as image:
+                done = decode(image, origin, frame=frame, data=data)
+        except UnidentifiedImageError:
+            done = decode_unknown(origin, frame=frame, data=data)
+    stored = None if done.stored is None else torch.from_numpy(done.stored).permute(2, 0, 1).contiguous()
+    remembered = (done.profile, done.dpi, done.bits, tuple(done.notes), origin.path, stored, done.metadata)
+    return Picture(tensor(done), *remembered)
+
+
+def read_settings(given: Given) -> dict[str, Any] | None:
+    """The settings that write_image stored in a PNG; None if the file has none."""
+    with explained(name_of(given)), _opened(source(given)) as image:
+        with third_party():
+            image.load()
+        text = getattr(image, "text", {}).get(SETTINGS)
+    if text is None:
+        return None
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        name = name_of(given)
+        raise InputError(f"The settings stored in {name} are not JSON ({error}); write the picture again.") from error
+    return settings if isinstance(settings, dict) else None
+
+
+@contextmanager
+def _opened(origin: Source) -> Iterator[Image.Image]:
+    """An opened picture of at most MAX_PIXELS."""
+    with origin.open() as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below instead
+        head = file.read(64)
+        if not head:
+            raise InputError(f"{origin.name} is empty (0 bytes); save or copy it again.")
+        if head[4:8] == b"ftyp" and head[8:12] in HEIF and b"avif" not in head:
+            _learn_heif(origin.name)
+        file.seek(0)
+        with third_party():
+            image = Image.open(file)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+
+
+def _learn_heif(name: str) -> None:
+    """Pillow opens HEIC by a plugin of another package."""
+    if find_spec("pillow_heif") is None:
+        raise InputError(f"{name} is HEIC, which needs pillow-heif: `pip install omnialpha[heif]`, or save it as PNG.")
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+
+def tensor(done: Decoded) -> Tensor:
+    return torch.from_numpy(done.pixels).permute(2, 0, 1).contiguous()

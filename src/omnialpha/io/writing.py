@@ -1,0 +1,188 @@
+"""Pictures to PNG, WebP, JPEG or TIFF: whole or not at all, read back to make sure."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.io import colour as profiles
+from omnialpha.io import metadata
+from omnialpha.io.conversion import integers
+from omnialpha.io.encoding import encode
+from omnialpha.io.reading import Picture
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a file format can hold: alpha, bits a channel, longest side in pixels."""
+
+    name: str
+    alpha: bool = True
+    bits: tuple[int, ...] = (8,)
+    max_side: int = 2**31 - 1
+
+
+FORMATS = {
+    ".png": Format("PNG", bits=(8, 16)),
+    ".webp": Format("WEBP", max_side=16383),
+    ".jpg": Format("JPEG", alpha=False, max_side=65500),
+    ".jpeg": Format("JPEG", alpha=False, max_side=65500),
+    ".tif": Format("TIFF", bits=(8, 16)),
+    ".tiff": Format("TIFF", bits=(8, 16)),
+}
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> Format:
+    """Raises InputError, before any work is done, where a picture cannot be written to `path`."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"The output {path} is a folder; add a file name such as {path / 'out.png'}.")
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"The output {path} has no known format; end it with one of {', '.join(FORMATS)}.")
+    folder = target(path).parent
+    if not folder.is_dir():
+        raise InputError(f"The output folder {folder} does not exist; create it first.")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"The output {path} may not be written; change the permissions or choose another folder.")
+    for source in map(Path, inputs):
+        if source.resolve() == path.resolve() or (source.exists() and path.exists() and source.samefile(path)):
+            raise InputError(f"The output {path} is also an input; choose another name so that it is not overwritten.")
+    return FORMATS[path.suffix.lower()]
+
+
+def write_image(
+    path: str | os.PathLike[str] | BinaryIO,
+    rgba: Tensor,
+    *,
+    settings: dict[str, Any] | None = None,
+    icc: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+    bits: int = 8,
+    source: Picture | None = None,
+) -> tuple[str, ...]:
+    """Writes (4, H, W) in the format of the suffix, whole or not at all, and reads it back to make sure. An open
+    binary file gets a PNG. Returns notes on what the format has no room for.
+
+    `icc` is an RGB profile: the colours are converted to it and it is embedded; other profiles are left out, which
+    means sRGB. WebP is lossless. `settings` is stored in PNG alone. `source` is the picture that this one was made
+    from: its profile, resolution and metadata are kept, and where colours equal its own, so are its samples."""
+    if isinstance(path, str | os.PathLike):
+        path = Path(path)
+        form = check_output(path)
+        name = str(path)
+    else:
+        form, name = FORMATS[".png"], "the output"
+    if rgba.ndim != 3 or rgba.shape[0] != 4 or rgba.numel() == 0:
+        raise InputError(f"A tensor of shape {tuple(rgba.shape)} cannot be written to {name}; pass (4, height, width).")
+    if not bool(rgba.isfinite().all()):
+        raise InputError(f"The picture for {name} holds NaN or infinite values; it cannot be written.")
+    if bits not in form.bits:
+        raise InputError(f"{bits} bits a channel do not fit {name}; use .png or .tif for 16 and any format for 8.")
+    if max(rgba.shape[1:]) > form.max_side:
+        side = max(rgba.shape[1:])
+        raise InputError(f"{name} would have a side of {side} px, but {form.name} ends at {form.max_side}; use .png.")
+    if source:
+        icc, dpi = icc or source.icc, dpi or source.dpi
+    icc = icc if _is_matrix_rgb(icc) else None
+    array = _encoded(rgba, bits, icc, source)
+    opaque = bool(array[..., 3].min() == 2**bits - 1)
+    if not form.alpha and not opaque:
+        raise InputError(f"{name} cannot hold transparency, as JPEG has none; use .png.")
+    text = json.dumps(settings) if settings is not None else None
+    kept, notes = metadata.fitting(source.metadata if source else metadata.Metadata(), form.name)
+    data = encode(form.name, array, text, icc, dpi, kept)
+    if isinstance(path, Path):
+        atomic_write(path, data, lambda written: _check_written(written, array.shape[1::-1], opaque))
+    else:
+        try:
+            path.write(data)
+            path.flush()
+        except OSError as error:  # a reader that went away
+            raise InputError(f"The output could not be written ({error.strerror or error}); run it again.") from error
+    return tuple(notes)
+
+
+def _encoded(rgba: Tensor, bits: int, icc: bytes | None, source: Picture | None) -> np.ndarray:
+    """(4, H, W) sRGB -> (H, W, 4) uint8 or uint16, in the profile's colours; copied colours as the source has them."""
+    profile = profiles.parse(icc) if icc else None
+    if not profile or profile.is_srgb():
+        return integers(rgba, bits)
+    rgb, alpha = rgba[:3].detach().cpu().float(), rgba[3:].detach().cpu().float()
+    converted = torch.from_numpy(profile.from_srgb(rgb.permute(1, 2, 0).numpy().clip(0, 1))).permute(2, 0, 1)
+    if source and source.icc == icc and source.stored is not None and source.stored.shape == rgb.shape:
+        converted = torch.where((rgb == source.rgba[:3]).all(dim=0), source.stored, converted)
+    return integers(torch.cat([converted, alpha]), bits)
+
+
+def _is_matrix_rgb(icc: bytes | None) -> bool:
+    try:
+        profile = profiles.parse(icc) if icc else None
+    except ValueError:
+        return False
+    return profile is not None and not profile.grey
+
+
+def atomic_write(path: Path, data: bytes, check: Callable[[Path], None] | None = None) -> None:
+    """Writes to a temporary name beside `path`, checks that file, then renames it: never a partial file. A link stays,
+    and what it points to is written."""
+    path = target(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if check:
+            check(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path} could not be written ({reason}); free space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def target(path: Path) -> Path:
+    """Where a file of that name really lies."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _check_written(path: Path, size: tuple[int, ...], opaque: bool) -> None:
+    """Decodes the file again: all of it must be there, at (width, height) `size`, with alpha unless it is opaque."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            image.load()
+            has_alpha = image.mode in ("RGBA", "LA")
+            if image.size != size or not (has_alpha or opaque):
+                raise RuntimeError(f"{path.name} reads back as {image.mode} {image.size}, not with alpha and {size}")
+
+
+def swap(new: Path, folder: Path) -> None:
+    """Renames `new`, a file or a folder, to `folder`; an old one there is moved aside, and put back if that fails."""
+    old = folder.with_name(f".{secrets.token_hex(8)}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    elif old.exists():
+        old.unlink()

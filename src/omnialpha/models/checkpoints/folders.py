@@ -1,0 +1,241 @@
+"""Where weights live: the parts of a model, found in folders and among stored downloads.
+
+Nothing here loads weights or uses the network, and nothing in the code branches on a model's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnialpha.errors import InputError
+from omnialpha.models.checkpoints import hub
+from omnialpha.models.checkpoints import instructions as words
+from omnialpha.models.checkpoints.card import CARD, INDEX, Card, Defaults, Family, family_of, forget_origin
+from omnialpha.models.checkpoints.releases import Release, release_of
+from omnialpha.models.lora.adapters import AdapterFile, brought, describe
+
+__all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "locate", "resolve"]
+
+BUNDLED = {"nano": Path(__file__).parents[2] / "weights" / "nano"}
+INSTRUCTOR = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
+TEXT: dict[Family, tuple[str, ...]] = {  # the same of every family
+    "qwen": INSTRUCTOR,
+    "flux": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+}
+PARTS = ("vae", "transformer")  # beside those
+PLACES = {"vae": ("rgba_vae", "finetune_VAE", "vae")}  # of a part, if not under its own name; the first that is there
+UNTOLD = (
+    "{name} was trained on texts that are not stored here, so that it is asked in our own wording: pull it again, or "
+    "give task and text with --instructions FILE"
+)
+
+LoraLike = str | Path | AdapterFile
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folders of a model: instructor holds those in TEXT. adapters: in use, in order. own_card: of the model
+    without them. warning: what makes it worse than it was published, if anything.
+    """
+
+    transformer: Path
+    vae: Path
+    instructor: Path
+    own_card: Card
+    adapters: tuple[AdapterFile, ...] = ()
+    finder: Path | None = None
+    warning: str = ""
+
+    @property
+    def card(self) -> Card:
+        """With the schedule that few-step adapters bring."""
+        settings, card = brought(self.adapters), self.own_card
+        if settings.shift is not None:
+            card = dataclasses.replace(card, shift=settings.shift)
+        changes = {k: v for k in ("steps", "guidance") if (v := getattr(settings, k)) is not None}
+        sampling = {key: dataclasses.replace(defaults, **changes) for key, defaults in card.sampling.items()}
+        return dataclasses.replace(card, sampling=sampling)
+
+    def with_lora(self, lora: LoraLike | Iterable[LoraLike] = ()) -> Parts:
+        """With these adapters in the place of the present ones; see `resolve`."""
+        return dataclasses.replace(self, adapters=_adapters(None, None, lora))
+
+
+def resolve(
+    where: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    vae: str | Path | None = None,
+    lora: LoraLike | Iterable[LoraLike] = (),
+    finder: str | Path | None = None,
+    instructions: str | Path | None = None,
+) -> Parts:
+    """The parts of a model, by folders and by ids that `omnialpha pull` has stored (`owner/name[@revision][:path]`).
+
+    where: a bundled name (nano, if no base is given), a folder of ours, of a diffusers pipeline, or of a release that
+    holds only what it adds. base: the model that fills in what `where` lacks. vae: its folder, or that of a model that
+    has one. lora: `path[:weight][@preset]`, of a file, a folder or an id; applied after those that `where` brings.
+    finder: an ONNX file or a folder in the place of the card's, for models that have one. instructions: a JSON or TOML
+    file, task -> the text that it was trained on, in the place of those that `pull` has stored.
+    """
+    main = None if where is None and base is not None else _folder("nano" if where is None else where)
+    release = release_of(main, hub.origin(main)[0]) if main else None
+    sources = [main] if main else []
+    wanted = {*PARTS, *TEXT[_family(sources)]} - ({"vae"} if vae else set())
+    lacking = main is None or not all(_part(main, part) for part in wanted)
+    if base is not None and not lacking:
+        raise InputError(f"{main} is a whole model: leave out the base {base}.")
+    if lacking and (base is not None or (release and release.base)):
+        sources.append(_folder(base) if base is not None else _base_of(release, main))
+    found = {
+        "transformer": _find(sources, "transformer"),
+        "vae": _find(sources, "vae") if vae is None else _vae(_folder(vae)),
+        "instructor": _find(sources, *TEXT[_family(sources)]).parent,
+    }
+    told = words.read(instructions) if instructions else words.beside(main) if main else {}
+    card = _card(sources, release).with_instructions(told)
+    return Parts(
+        **found,
+        own_card=card,
+        adapters=_adapters(main, release, lora),
+        finder=_finder(sources, card, finder),
+        warning=UNTOLD.format(name=card.name) if release and release.texts and not card.instructions else "",
+    )
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def _folder(where: str | Path) -> Path:
+    """Of a bundled name, a path or a stored id; InputError with what there is otherwise."""
+    name = str(where)
+    folder = BUNDLED.get(name, Path(name).expanduser())
+    if folder.is_dir():
+        return folder
+    if ref := hub.Ref.parse(name):
+        return hub.find(ref)
+    raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
+
+
+def _family(sources: Sequence[Path]) -> Family:
+    """Of the first source that says what it is."""
+    return next((family for source in sources if (family := family_of(source))), "qwen")
+
+
+def _base_of(release: Release | None, main: Path | None) -> Path:
+    assert release and release.base
+    try:
+        return _folder(release.base)
+    except InputError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"{main} stands on {release.base}; {reason}, or give its folder with --base.") from None
+
+
+def _part(folder: Path, part: str) -> Path | None:
+    return next((folder / place for place in PLACES.get(part, (part,)) if (folder / place).is_dir()), None)
+
+
+def _find(sources: Sequence[Path], *parts: str) -> Path:
+    """The folder of the first of `parts`, in the first source that has them all."""
+    for source in sources:
+        first, *others = (_part(source, part) for part in parts)
+        if first and all(others):
+            return first
+    missing = next(part for part in parts if not _part(sources[-1], part))
+    raise InputError(
+        f"model folder {sources[-1]} lacks {missing}/: download or convert it again, or give the model that fills it "
+        "in with --base."
+    )
+
+
+def vae_folder(where: str | Path) -> Path:
+    """Of a bundled name, a VAE's folder, the folder of a model that has one, or a stored id."""
+    return _vae(_folder(where))
+
+
+def _vae(folder: Path) -> Path:
+    """Of the folder of a VAE, or of a model that has one."""
+    if (folder / "config.json").is_file():
+        return folder
+    if found := _part(folder, "vae"):
+        return found
+    raise InputError(f"{folder} holds no config.json and no vae/: give the folder of a VAE.")
+
+
+def _finder(sources: Sequence[Path], card: Card, other: str | Path | None) -> Path | None:
+    """Of the first source that has it, or the other one."""
+    if other is not None:
+        if card.finder is None:
+            raise InputError(f"{card.name} takes no hints of a finder: leave out {other}.")
+        return Path(other).expanduser()
+    if card.finder is None:
+        return None
+    found = (folder / card.finder for folder in sources)
+    return next((path for path in found if path.exists()), sources[0] / card.finder)
+
+
+# ---- adapters and card -----------------------------------------------------------------------------------------
+
+
+def _adapters(
+    main: Path | None, release: Release | None, lora: LoraLike | Iterable[LoraLike]
+) -> tuple[AdapterFile, ...]:
+    """Those that a folder of ours lists, that a release brings and that are asked for, with their settings."""
+    files: list[AdapterFile] = []
+    if main and (main / CARD).is_file():
+        files += [AdapterFile(path=main / name, weight=weight) for name, weight in Card.read(main).adapters.items()]
+    if main and release and release.lora:
+        files.append(AdapterFile(path=main / release.lora))
+    given = [lora] if isinstance(lora, str | Path | AdapterFile) else lora
+    files += [file if isinstance(file, AdapterFile) else _adapter(str(file)) for file in given]
+    return tuple(_with_header(file) for file in files)
+
+
+def _adapter(text: str) -> AdapterFile:
+    """Of `path[:weight][@preset]`, the path being a file, a folder or a stored id."""
+    file = AdapterFile.parse(text)
+    ref = hub.Ref.parse(file.path.as_posix())
+    return dataclasses.replace(file, path=hub.find(ref), name="") if ref and not file.path.exists() else file
+
+
+def _with_header(file: AdapterFile) -> AdapterFile:
+    """With the path of the file itself, and the sampling settings in its header where none were given."""
+    release = release_of(file.path, hub.origin(file.path)[0]) if file.path.is_dir() else None
+    return describe(dataclasses.replace(file, path=file.path / release.lora) if release and release.lora else file)
+
+
+def _card(sources: Sequence[Path], release: Release | None) -> Card:
+    """Of the first source that says what it is, with what the release changes."""
+    source = next((folder for folder in sources if (folder / CARD).is_file() or (folder / INDEX).is_file()), None)
+    if source is None:
+        raise InputError(f"{sources[-1]} has no {CARD} and no {INDEX}: it is no model folder.")
+    card = Card.read(source) if (source / CARD).is_file() else Card.of_diffusers(source, *_identity(source))
+    if source != sources[0]:
+        name, licence = _identity(sources[0])
+        licence = licence if licence == card.license else f"{licence} (base: {card.license})"
+        card = dataclasses.replace(card, name=name, license=licence)
+    if release:
+        card = dataclasses.replace(card, **release.card)
+    return dataclasses.replace(card, adapters={})
+
+
+def _identity(folder: Path) -> tuple[str, str]:
+    """Name and licence as recorded when the folder was pulled, or else its own name and the table's licence."""
+    name, licence = hub.origin(folder)
+    release = release_of(folder, name)
+    return name or folder.resolve().name, licence or (release and release.license) or "not stated"
+
+
+def locate(where: str | Path | None) -> Path:
+    """The folder of a bundled name (None: nano) or a path; InputError with what there is otherwise."""
+    name = "nano" if where is None else str(where)
+    folder = BUNDLED.get(name, Path(name))
+    if not folder.is_dir():
+        raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
+    missing = [part for part in (*PARTS, *TEXT[_family([folder])]) if not (folder / part).is_dir()]
+    if missing:
+        raise InputError(f"model folder {folder} lacks {missing[0]}/: download or convert it again.")
+    return folder

@@ -1,0 +1,276 @@
+"""Models of a Hugging Face hub on this disk, in plain folders: pulled once, found without the network ever after.
+
+`$OMNIALPHA_HOME/models/OWNER--NAME/REVISION/` holds a model's files under their own names, and pull.json: where they
+come from and their checksums. The transport is huggingface_hub's plain HTTP, not its Xet protocol: only that goes on
+from the byte where another process stopped, and through any mirror (HF_ENDPOINT).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from omnialpha.errors import InputError
+from omnialpha.models.checkpoints import instructions
+from omnialpha.models.checkpoints.releases import ABOUT, ANY, RELEASES, Release
+from omnialpha.models.checkpoints.transfer import Item, fetch, size_of
+
+RECORD = "pull.json"
+REF = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<path>.+))?")
+OFFLINE = ("OMNIALPHA_OFFLINE", "HF_HUB_OFFLINE")
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """`owner/name[@revision][:path]`, the path being a folder or a file of the repository."""
+
+    id: str
+    revision: str = "main"
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Ref | None:
+        """None where the text is no reference."""
+        match = REF.fullmatch(text)
+        return cls(**{k: v for k, v in match.groupdict().items() if v}) if match else None
+
+    @property
+    def folder(self) -> Path:
+        """Where its repository is stored, or would be."""
+        return home() / "models" / self.id.replace("/", "--") / self.revision.replace("/", "--")
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision != "main" else ""
+        return self.id + revision + (f":{self.path}" if self.path else "")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is about to be downloaded, to be agreed to. Sizes in bytes; missing: what is not here yet."""
+
+    id: str
+    revision: str
+    license: str
+    page: str
+    folder: str
+    size: int
+    missing: int
+
+
+@dataclass
+class Record:
+    """pull.json. wanted: the files that were asked for; verified: those that are here and right, with checksums."""
+
+    id: str
+    revision: str
+    commit: str
+    license: str
+    wanted: list[str] = field(default_factory=list)
+    verified: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """None where nothing was pulled into the folder, or the record is damaged: the files are then hashed again."""
+        try:
+            return cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        new = folder / f"{RECORD}.part"
+        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        os.replace(new, folder / RECORD)
+
+    def holds(self, folder: Path, item: Item) -> bool:
+        """Whether the item is here and right: by the record, or else by its bytes, which are then recorded."""
+        known = self.verified.get(item.path) == item.checksum and size_of(folder / item.path) == item.size
+        if known or item.matches(folder / item.path):
+            self.verified[item.path] = item.checksum
+            return True
+        return False
+
+
+def home() -> Path:
+    """OMNIALPHA_HOME, or omnialpha in the user's cache folder."""
+    if given := os.environ.get("OMNIALPHA_HOME"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnialpha"
+
+
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def offline_by() -> str | None:
+    """The environment variable that forbids the network, if one does."""
+    return next((name for name in OFFLINE if os.environ.get(name, "").lower() in ("1", "on", "yes", "true")), None)
+
+
+# ---- what is here ----------------------------------------------------------------------------------------------
+
+
+def find(ref: Ref) -> Path:
+    """The stored folder or file of a reference. Never uses the network."""
+    path, why = _look(ref)
+    if why:
+        raise InputError(f"{why}: run `omnialpha pull {ref}`.")
+    return path
+
+
+def _look(ref: Ref) -> tuple[Path, str]:
+    """Where a reference is, ours or in the Hugging Face cache, and why it cannot be used, if so."""
+    folder, record = ref.folder, Record.read(ref.folder)
+    if record is None:
+        folder = _in_cache(ref) or folder
+    path = folder / ref.path
+    for name in record.wanted if record else ():
+        inside = not ref.path or name == ref.path or name.startswith(f"{ref.path.rstrip('/')}/")
+        if inside and (name not in record.verified or not (folder / name).is_file()):  # type: ignore[union-attr]
+            return path, f"{ref} is stored without {name}, as its download was not finished"
+    if not folder.is_dir():
+        return path, f"{ref} is neither a folder nor a stored model"
+    return path, "" if path.exists() else f"{ref.id} is stored in {folder} without {ref.path}"
+
+
+def _in_cache(ref: Ref) -> Path | None:
+    """Where diffusers and others have left the repository."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref.id, revision=ref.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def origin(folder: Path) -> tuple[str | None, str | None]:
+    """The id that a folder was pulled from, by us or into the Hugging Face cache, and the licence that was shown."""
+    if record := Record.read(folder):
+        return record.id, record.license
+    cached = re.fullmatch(r"models--(.+)--(.+)", folder.parent.parent.name)
+    return "/".join(cached.groups()) if cached else None, None
+
+
+# ---- what is there ---------------------------------------------------------------------------------------------
+
+
+def pull(
+    ref: Ref,
+    *,
+    agree: Callable[[Offer], bool] = lambda offer: True,
+    watch: Callable[[str, int], None] = lambda file, size: None,
+    offline: bool = False,
+) -> Path:
+    """Store what is needed of a model, or the path that `ref` names, and give its folder.
+
+    agree(offer) is asked before anything is downloaded; watch(file, bytes) hears of every piece that arrives. What is
+    here and right is kept, what was cut off goes on.
+    """
+    if by := "--offline" if offline else offline_by():
+        if why := _look(ref)[1]:
+            raise InputError(f"{why}, and {by} forbids the network: pull it without.")
+        return ref.folder
+    folder = ref.folder
+    with _explained(ref):
+        items, record = _listing(ref)
+        todo = [item for item in items if not record.holds(folder, item)]
+        missing = sum(item.missing(folder) for item in todo)
+        size, page = sum(item.size for item in items), f"{endpoint()}/{ref.id}"
+        if todo and not agree(Offer(ref.id, ref.revision, record.license, page, str(folder), size, missing)):
+            raise InputError(f"{ref} was not downloaded: its licence, {record.license}, was not agreed to.")
+        _check_space(folder, missing)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(ref):
+            record.write(folder)
+            for item in todo:
+                fetch(_url(ref, record.commit, item), folder, item, watch)
+                record.verified[item.path] = item.checksum
+                record.write(folder)
+    return folder
+
+
+def _url(ref: Ref, commit: str, item: Item) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(ref.id, item.path, revision=commit, endpoint=endpoint())
+
+
+def _listing(ref: Ref) -> tuple[list[Item], Record]:
+    """The files that are wanted, those of earlier pulls among them, and a record of what is known of them."""
+    from huggingface_hub import HfApi
+
+    info: Any = HfApi(endpoint=endpoint()).model_info(ref.id, revision=ref.revision, files_metadata=True)
+    row, old = RELEASES.get(ref.id, Release(files=ANY)), Record.read(ref.folder)
+    patterns = (ref.path, f"{ref.path.rstrip('/')}/*") if ref.path else row.files
+    names = [file.rfilename for file in info.siblings]
+    needed = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    if not needed:
+        what = ref.path or " or ".join(row.files)
+        raise InputError(f"{ref.id} at {ref.revision} has no {what}: see {endpoint()}/{ref.id}.")
+    needed |= {name for name in names if any(fnmatchcase(name, pattern) for pattern in ABOUT)}
+    needed |= set(old.wanted if old else ())
+    needed -= {instructions.FILE}  # the name of a file of ours beside them
+    items = [Item.of(file) for file in info.siblings if file.rfilename in needed]
+    stated = info.card_data.to_dict() if info.card_data else {}
+    licence = stated.get("license_name") or stated.get("license") or row.license or "not stated"
+    wanted = sorted(item.path for item in items)
+    known = {path: value for path, value in (old.verified if old else {}).items() if path in wanted}
+    return items, Record(ref.id, ref.revision, info.sha, licence, wanted, known)
+
+
+# ---- what can go wrong -----------------------------------------------------------------------------------------
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise InputError(
+            f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there: "
+            "make room, or set OMNIALPHA_HOME to a folder on another disk."
+        )
+
+
+@contextmanager
+def _alone(ref: Ref) -> Iterator[None]:
+    """One process at a time downloads a model."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(ref.folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{ref.id} is being pulled by another process: wait until it has finished.") from None
+
+
+@contextmanager
+def _explained(ref: Ref) -> Iterator[None]:
+    """What the hub refuses and what the network breaks, in one sentence with the way out."""
+    from huggingface_hub import errors
+
+    page = f"{endpoint()}/{ref.id}"
+    token = "set HF_TOKEN to your token"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise InputError(f"{ref.id} is gated: accept its licence at {page} and {token}.") from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(f"{page} does not exist, or is private: check the id, or {token}.") from None
+    except errors.RevisionNotFoundError:
+        raise InputError(f"{ref.id} has no revision {ref.revision!r}: see {page}/commits/main.") from None
+    except (errors.HTTPError, OSError) as error:
+        if getattr(error, "errno", None):  # of this disk
+            raise
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        if code in (401, 403):
+            raise InputError(f"{page} refuses access ({code}): accept its licence there and {token}.") from None
+        reason = f"status {code}" if code else " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the download of {ref} from {endpoint()} broke off ({reason}): run it again.") from None

@@ -1,0 +1,112 @@
+"""FLUX's two text encoders behind the interface of `Instructor`: CLIP's pooled vector and T5's tokens of one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from omnialpha.errors import InputError
+from omnialpha.models.runtime.offload import Streams
+from omnialpha.models.text_encoder.encoder import save_parts
+
+Encoded = tuple[Tensor, Tensor, Tensor]  # tokens (B, T, D), their mask (B, T) bool, pooled vectors (B, P)
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Padded ids of CLIP (N, 77) and of T5 (N, T), int64; with `pair`, B prompts and then B negative ones."""
+
+    clip: Tensor
+    t5: Tensor
+    pair: bool = False
+
+
+class FluxText(nn.Module):
+    """CLIP's text model, T5's encoder and their tokenizers."""
+
+    def __init__(
+        self, clip: CLIPTextModel, t5: T5EncoderModel, words: CLIPTokenizer, pieces: T5TokenizerFast, max_tokens: int
+    ) -> None:
+        """words, pieces: the tokenizers of clip and t5. max_tokens: to which T5's prompts are padded, T."""
+        super().__init__()
+        self.clip, self.t5, self.words, self.pieces, self.max_tokens = clip, t5, words, pieces, max_tokens
+
+    @property
+    def model(self) -> nn.Module:
+        """All that holds weights."""
+        return self
+
+    @property
+    def streams(self) -> Streams:
+        """CLIP is small beside T5."""
+        return Streams((self.t5.encoder,), (self.clip,), self.t5.encoder.embed_tokens)
+
+    def tokenize(
+        self,
+        instructions: Sequence[str],
+        pictures: Sequence[Sequence[Tensor]],
+        negatives: Sequence[str] | None = None,
+    ) -> PromptBatch:
+        """B prompts, and with `negatives` as many of those; pictures are none.
+
+        T5's limit is an InputError; CLIP sees the first 77 tokens of a longer prompt, as published.
+        """
+        assert not any(pictures), "FLUX reads no pictures"
+        prompts = [*instructions, *(negatives or ())]
+        for length in (len(ids) for ids in self.pieces(prompts)["input_ids"]):
+            if length > self.max_tokens:
+                raise InputError(f"The prompt is {length} tokens long, the limit is {self.max_tokens}; shorten it.")
+        limits = ((self.words, self.words.model_max_length), (self.pieces, self.max_tokens))
+        clip, t5 = (
+            tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")[
+                "input_ids"
+            ]
+            for tokenizer, limit in limits
+        )
+        return PromptBatch(clip, t5, negatives is not None)
+
+    def forward(self, batch: PromptBatch) -> Encoded | tuple[Encoded, Encoded]:
+        """What the transformer is told of the prompts, and of a batch with negatives of those too.
+
+        Padding counts as text, as in the published pipeline: no mask goes into T5 or out of it.
+        """
+        device = self.clip.device  # T5's word embedding may wait elsewhere
+        tokens = self.t5(batch.t5.to(device)).last_hidden_state
+        pooled = self.clip(batch.clip.to(device)).pooler_output
+        encoded = (tokens, torch.ones_like(batch.t5, dtype=torch.bool, device=device), pooled)
+        if not batch.pair:
+            return encoded
+        positive, negative = zip(*(part.chunk(2) for part in encoded), strict=True)
+        return positive, negative
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32, max_tokens: int = 512) -> Self:
+        """Read text_encoder/, text_encoder_2/, tokenizer/ and tokenizer_2/."""
+        folder = Path(folder)
+        clip = _read(CLIPTextModel, folder / "text_encoder", dtype)
+        t5 = _read(T5EncoderModel, folder / "text_encoder_2", dtype)
+        words = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        pieces = T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+        for tokenizer, model, name in ((words, clip, "tokenizer"), (pieces, t5, "tokenizer_2")):
+            if len(tokenizer) > model.config.vocab_size:
+                raise InputError(f"{folder / name} does not belong to the weights beside it; download it again.")
+        return cls(clip, t5, words, pieces, max_tokens)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write what `from_pretrained` reads, weights as `dtype`."""
+        parts = {"text_encoder": self.clip, "text_encoder_2": self.t5}
+        save_parts(folder, parts | {"tokenizer": self.words, "tokenizer_2": self.pieces}, dtype)
+
+
+def _read(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    """A text model; InputError where its files lack weights."""
+    model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, local_files_only=True)
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}; download it again.")
+    return model

@@ -1,0 +1,77 @@
+"""FLUX's autoencoder as a codec: AlphaVAE (arXiv 2507.09308) gave it a fourth channel.
+
+The network is diffusers' own, behind the interface of `Codec`; a saved folder is one of diffusers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.models.vae.autoencoder import Codec, build, channels_of, opaque, read_config, read_weights
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+CLASSES = ("AutoencoderKL",)
+
+
+class FluxVAE(Codec):
+    """Wraps an AutoencoderKL, whose latents are shifted and scaled by one number for all channels."""
+
+    def __init__(self, network: AutoencoderKL) -> None:
+        super().__init__()
+        self.network = network
+        settings = network.config
+        self.ratio = 2 ** (len(settings.block_out_channels) - 1)
+        self.register_to_config(
+            channels=settings.in_channels,
+            z_dim=settings.latent_channels,
+            patch_size=1,
+            linear_skip=False,
+            premultiplied=False,
+        )
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.network.encode((x * 2 - 1).to(self.dtype)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        return self.network.decode(z).sample
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        settings, z = self.network.config, self.config.z_dim
+        return [settings.shift_factor or 0.0] * z, [1 / settings.scaling_factor] * z
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        folder = Path(folder)
+        config = read_config(folder, CLASSES)
+        if config.get("latents_mean") or config.get("latents_std"):
+            raise InputError(f"{folder} normalises its latents channel by channel, FLUX's does not: use FLUX's VAE.")
+        state = read_weights(folder)
+        channels = channels_of(state, str(folder))
+        config |= {"in_channels": channels, "out_channels": channels}
+        return cls(_network(config, state, dtype, str(folder))).eval()
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Write diffusers' folder of the network."""
+        self.network.save_pretrained(folder, **settings)
+
+    @torch.no_grad()
+    def widened(self) -> Self:
+        config = {k: v for k, v in self.network.config.items() if not k.startswith("_")}
+        config |= {"in_channels": 4, "out_channels": 4}
+        made = type(self)(_network(config, opaque(self.network.state_dict()), self.dtype, "the VAE"))
+        return made.eval().to(self.device)
+
+
+def _network(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype, where: str) -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
+    return build(lambda: AutoencoderKL.from_config(config), state, dtype, where)

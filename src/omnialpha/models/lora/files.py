@@ -1,0 +1,242 @@
+"""LoRA files: read into factors that are checked against the model, and written, in every naming in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnialpha.errors import InputError
+from omnialpha.models.checkpoints.headers import read_header
+from omnialpha.models.lora.names import NAMINGS, Modules, Naming, split, unfused
+
+FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_CONFIG = "lora_adapter_metadata"  # in a file's header: the settings of peft as JSON, each key with a prefix
+OURS = "omnialpha"  # in a file's header: the sampling settings that the LoRA brings, as JSON
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # of training, that leave the base as it was
+Shapes = Mapping[str, tuple[int, int]]  # of a model's linear modules by name: (out, in)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of one weight W (out, in): W + alpha / r * up @ down, with down (r, in), up (out, r).
+
+    magnitude (out,), for DoRA: the lengths that the rows of that sum are given.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    magnitude: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def delta(self, weight: Tensor, scale: float = 1.0) -> Tensor:
+        """What so much of it adds to the weight W (out, in), where that is and in its dtype."""
+        down, up = self.down.to(weight), self.up.to(weight)
+        low_rank = scale * self.alpha / self.rank * (up @ down)
+        if self.magnitude is None:
+            return low_rank
+        changed = weight + low_rank
+        return (self.magnitude.to(weight) / changed.norm(dim=1))[:, None] * changed - weight
+
+
+def find_file(path: Path) -> Path:
+    """The weights that a path means: a file, or the one in a folder."""
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        named = [file for file in files if file.name in (FILE, PEFT_FILE)]
+        if len(named or files) != 1:
+            names = ", ".join(file.name for file in named or files) or "none"
+            raise InputError(f"LoRA folder {path} must hold one .safetensors file, it holds {names}: name the file.")
+        return (named or files)[0]
+    if not path.is_file():
+        raise InputError(f"LoRA {path} does not exist: check the path, the weight after ':' and the preset after '@'.")
+    if path.suffix != ".safetensors":
+        raise InputError(f"LoRA {path} is not a .safetensors file: convert it, other formats can run code.")
+    return path
+
+
+def read(path: Path, shapes: Shapes) -> dict[str, Factors]:
+    """Factors by module of a file or folder in any naming. InputError names file, key, found and wanted."""
+    file = find_file(path)
+    header = read_header(file).metadata
+    try:
+        tensors = unfused(load_file(file), shapes)
+        return _gather(tensors, _config(file, header, tensors), shapes)
+    except InputError as error:
+        raise InputError(f"LoRA {file}: {error}") from None
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The sampling settings in a file's header, as written; {} where there are none."""
+    return _json(read_header(file).metadata.get(OURS, "{}"), f"{OURS!r} in its header")
+
+
+def _config(file: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings of peft, from the file's header or from beside it; {} where there are none."""
+    beside = file.with_name(PEFT_CONFIG)
+    if DIFFUSERS_CONFIG in header:
+        config = _json(header[DIFFUSERS_CONFIG], f"{DIFFUSERS_CONFIG!r} in its header")
+        config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    elif beside.is_file() and (file.name == PEFT_FILE or any(key.startswith("base_model.") for key in tensors)):
+        config = _json(beside.read_text(), PEFT_CONFIG)
+    else:
+        return {}
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        raise InputError(f"it was trained from init_lora_weights={start!r}, which changes the base: convert it first.")
+    return config
+
+
+def _json(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{what} is not valid JSON ({error}): restore it.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{what} holds {value!r}, not a table: restore it.")
+    return value
+
+
+def _gather(tensors: Mapping[str, Tensor], config: Mapping[str, Any], shapes: Shapes) -> dict[str, Factors]:
+    """Factors by module from all tensors of a file, every one of which must find its place."""
+    modules = Modules(shapes)
+    found: dict[str, dict[str, tuple[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        name, part = split(key)
+        parts = found.setdefault(modules.find(name, key), {})
+        if part in parts:
+            raise InputError(f"keys {parts[part][0]!r} and {key!r} are the same part of one module: remove one.")
+        if not tensor.isfinite().all():
+            raise InputError(f"key {key!r} holds NaN or infinity: the training went wrong, use another file.")
+        parts[part] = (key, tensor)
+    if not found:
+        raise InputError("it holds no tensor: use another file.")
+    dora = config.get("use_dora") or any("magnitude" in parts for parts in found.values())
+    wanted = ("down", "up", "magnitude") if dora else ("down", "up")
+    for parts in found.values():
+        for part in wanted:
+            if part not in parts:
+                key = next(iter(parts.values()))[0]
+                raise InputError(f"key {key!r} lacks its other part ({part}): the file is incomplete, get it again.")
+    return {module: _factors(module, parts, config, shapes) for module, parts in found.items()}
+
+
+def _factors(
+    module: str, parts: Mapping[str, tuple[str, Tensor]], config: Mapping[str, Any], shapes: Shapes
+) -> Factors:
+    """The parts of one module as factors, of the right shapes."""
+    (down_key, down), (up_key, up) = parts["down"], parts["up"]
+    magnitude_key, magnitude = parts.get("magnitude", ("", None))
+    rank = down.shape[0] if down.ndim else 0
+    rows, columns = shapes[module]
+    if magnitude is not None and magnitude.shape == (rows, 1):
+        magnitude = magnitude[:, 0]  # kohya's
+    checks = [(down_key, down, (rank, columns)), (up_key, up, (rows, rank)), (magnitude_key, magnitude, (rows,))]
+    for key, tensor, want in checks:
+        if tensor is not None and (tensor.shape != want or not rank):
+            raise InputError(
+                f"key {key!r} is of shape {tuple(tensor.shape)}, for {module} of {rows} x {columns} and rank {rank} "
+                f"it must be {want}: use a LoRA that was made for this model."
+            )
+    if "alpha" in parts:
+        key, alpha = parts["alpha"]
+        if alpha.numel() != 1:
+            raise InputError(f"key {key!r} is of shape {tuple(alpha.shape)}, it must be one number: use another file.")
+        return Factors(down, up, float(alpha), magnitude)
+    if not config:
+        return Factors(down, up, float(rank), magnitude)  # alpha = r where nothing is said, as in diffusers
+    return Factors(down, up, _alpha(module, rank, config, shapes), magnitude)
+
+
+def _alpha(module: str, rank: int, config: Mapping[str, Any], shapes: Shapes) -> float:
+    """Alpha of a module by peft's settings, whose patterns are regular expressions on the end of its name."""
+    from peft.utils.other import get_pattern_key
+
+    def setting(patterns: str, default: str) -> float:
+        own: dict[str, float] = config.get(patterns) or {}
+        if exact := {module, "^" + module} & own.keys():
+            return float(own[exact.pop()])
+        loose = [pattern for pattern in own if pattern.removeprefix("^") not in shapes]  # hundreds of names are slow
+        return float(own.get(get_pattern_key(loose, module), config.get(default, rank)))
+
+    said = setting("rank_pattern", "r")
+    if said != rank:
+        raise InputError(
+            f"{module} is of rank {rank}, its settings say {said:g}: use weights and settings of one LoRA."
+        )
+    alpha = setting("alpha_pattern", "lora_alpha")
+    return alpha * rank**0.5 if config.get("use_rslora") else alpha  # rsLoRA divides by sqrt(r)
+
+
+def peft_settings(factors: Mapping[str, Factors]) -> dict[str, Any]:
+    """Arguments of a peft LoraConfig that make these modules with their ranks and alphas."""
+    ranks, alphas = ([getattr(f, part) for f in factors.values()] for part in ("rank", "alpha"))
+    rank, alpha = (max(set(values), key=values.count) for values in (ranks, alphas))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{name}": f.rank for name, f in factors.items() if f.rank != rank},
+        "alpha_pattern": {f"^{name}": f.alpha for name, f in factors.items() if f.alpha != alpha},
+        "target_modules": sorted(factors),
+        "use_dora": any(f.magnitude is not None for f in factors.values()),
+    }
+
+
+def write(path: Path, factors: Mapping[str, Factors], names: str, settings: Mapping[str, Any]) -> Path:
+    """Write a file, or a folder if `path` has no suffix, as diffusers, peft or kohya names things; the file's path.
+
+    settings: sampling settings for the header.
+    """
+    if names not in NAMINGS:
+        raise InputError(f"LoRA names {names!r} are not known: use {', '.join(NAMINGS)}.")
+    if path.suffix != ".safetensors":
+        path = path / (PEFT_FILE if names == "peft" else FILE)
+    elif names == "peft":
+        raise InputError(f"LoRA {path} is a file, peft's names need a folder for {PEFT_CONFIG} too: name a folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = peft_settings(factors)
+    header = {"format": "pt"}
+    if names == "diffusers":
+        header[DIFFUSERS_CONFIG] = json.dumps({f"transformer.{key}": value for key, value in config.items()})
+    if settings:
+        header[OURS] = json.dumps(settings)
+    state = _state(factors, NAMINGS[names])
+    _replace(path, lambda temporary: save_file(state, temporary, header))
+    if names == "peft":
+        text = json.dumps({"peft_type": "LORA", "inference_mode": True, **config}, indent=2) + "\n"
+        _replace(path.with_name(PEFT_CONFIG), lambda temporary: temporary.write_text(text))
+    return path
+
+
+def _state(factors: Mapping[str, Factors], naming: Naming) -> dict[str, Tensor]:
+    state = {}
+    for module, own in factors.items():
+        state[naming.key(module, "down")], state[naming.key(module, "up")] = own.down, own.up
+        if own.magnitude is not None:
+            state[naming.key(module, "magnitude")] = own.magnitude[:, None] if naming.flat else own.magnitude
+        if naming.alpha:
+            state[naming.key(module, "alpha")] = torch.tensor(own.alpha)
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def _replace(path: Path, save: Callable[[Path], object]) -> None:
+    """Write under a temporary name beside `path`, then rename: never a partial file."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""What a run will take, from sizes alone, so that it can be said before weights are read: memory and, roughly, time.
+
+At its widest a stage holds the weights that its way of offloading keeps on the device, and tensors of so many numbers
+(measured with every tensor counted: `tests/models/test_estimate.py`):
+
+- codec: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32; and where it
+  runs in `strips`, the taps of a wide layer and 256 tiles of it;
+- instruction: 6 widths and 3 hidden widths of the MLP for each token, or 12 and 3 for each patch and its pixels;
+- transformer of width D: 14.5 D a picture token, 9 D a text token, rotary tables in float32, and the embedded inputs
+  and text of each branch of guidance.
+
+- full size, in main memory: every picture as float32 RGBA, 16 bytes a pixel, and what restores, refines and writes one.
+
+The gaps of an allocator and the workspace of a GPU's libraries come on top.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from omnialpha.errors import InputError
+from omnialpha.models.runtime.model_sizes import MAPS, Anatomy
+from omnialpha.models.runtime.placement import DTYPES, Placement, pick_device
+from omnialpha.models.transformer.positions import Layout
+from omnialpha.models.vae.winograd import NARROW, SMALL, TILE, TILES
+from omnialpha.sampling import TOGETHER
+
+MARGIN = 1.05
+FULL = "full size"
+WORKSPACE = {"cuda": int(0.5e9)}
+ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
+STRIP = 3 * 36 + 16  # numbers of a tile and channel that a strip holds
+TIMES = 50  # a table of modulation is taken to be at least this long
+ENCODE, DECODE = 250, 400  # operations a pixel, of a codec of one channel; they grow with the square
+HELD = 16  # bytes a pixel of a full-size picture, RGBA in float32
+# Bytes and seconds a pixel while a picture is restored and written, and where it is refined or its layers compared.
+# `omnialpha matte` of pictures of 12, 24 and 64 MP with nano, on two x86-64 cores that others used too, had at its peak
+# 1.5, 2.5 and 5.6 GB with --raw, 2.5, 4.3 and 9.7 GB without, and `decompose --raw` 2.7 GB at 12 MP, .6 GB of that the
+# program itself; 64 MP took 60 s with --raw, 245 s without, beside what a small picture takes.
+WORK, WIDE_WORK = 48, 128
+WRITING, REFINING = 0.7e-6, 2.5e-6
+TOLERATED = 1.25  # of the free memory: so much may be asked of a CPU, where estimate and free memory are both rough
+REACHED = 0.5  # of the speed of one large matrix product
+BUS = 8e9  # bytes a second from main memory to a GPU in a modest slot
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs of one layout, `batch` at a time; guided: with a branch that has no instruction; words: tokens of an
+    instruction and of the template behind its prefix; tile: side in pixels, where the codec runs in tiles; pixels: of
+    a picture at full size, refined: how many targets are refined there, compared: whether layers are recomposed.
+    """
+
+    anatomy: Anatomy
+    layout: Layout
+    placement: Placement
+    steps: int
+    guided: bool
+    batch: int = 1
+    words: int = 100
+    tile: int | None = None
+    pixels: int = 0
+    refined: int = 0
+    compared: bool = False
+
+    @property
+    def text_tokens(self) -> int:
+        """That the transformer sees."""
+        return len(self.layout.inputs) * self.anatomy.picture_tokens + self.words
+
+    @property
+    def dtype(self) -> str:
+        return self.placement.dtype or self.anatomy.dtype
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """weights_bytes: as stored, all of them; peak_bytes: on the device; host_bytes: in main memory, for a device beside
+    it; stages: the peak of each; seconds: within a factor of 3 or so, None where the speed is not known; warning: that
+    memory is short.
+    """
+
+    job: Job
+    device: str
+    weights_bytes: int
+    peak_bytes: int
+    host_bytes: int
+    stages: dict[str, int] = field(default_factory=dict)
+    seconds: float | None = None
+    warning: str = ""
+
+    def __str__(self) -> str:
+        stage = max(self.stages, key=self.stages.__getitem__)
+        peak = f"{self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes >= 1e8 else f"{self.peak_bytes / 1e6:.0f} MB"
+        text = f"{self.device}, {self.job.dtype}: about {peak} at the peak ({stage})"
+        return text if self.seconds is None else f"{text}, very roughly {max(self.seconds, 1):.0f} s"
+
+
+def estimate(job: Job, speed: float | None = None) -> Estimate:
+    """Memory and, at a speed in floating-point operations a second (see `measure_speed`), time."""
+    a, placement, device = job.anatomy, job.placement, torch.device(pick_device(job.placement.device))
+    e = DTYPES[job.dtype].itemsize
+    parts = {"codec": a.vae, "instruction": a.text, "transformer": a.transformer}
+    stored = {name: part.bytes(placement, e) for name, part in parts.items()}
+    total, host, streams = sum(stored.values()), 0, placement.offload in ("group", "disk")
+    if placement.offload == "none" or (device.type == "cpu" and placement.offload != "disk"):
+        there = dict.fromkeys(parts, total)  # from main memory to main memory nothing moves
+    elif placement.offload == "model":
+        there, host = stored, total
+    else:
+        there = {name: part.streamed(placement, e) + stored["codec"] * (part.group > 0) for name, part in parts.items()}
+        host = total - stored["codec"] if placement.offload == "group" else 0
+    if device.type != "cpu" and job.dtype != a.stored:  # all of it is converted in main memory first
+        host = max(host, e * (sum(part.total for part in (a.vae, a.text, a.transformer)) + a.visiting * a.layers))
+    full = job.pixels * (HELD * len(job.layout.pictures) + (WIDE_WORK if job.refined or job.compared else WORK))
+    extra, widest = WORKSPACE.get(device.type, 0), _widest(job, e)
+    if device.type != "cpu":
+        host += full
+    elif full:
+        widest, there = widest | {FULL: full}, there | {FULL: there["codec"]}
+    stages = {name: int(MARGIN * (there[name] + size)) + extra for name, size in widest.items()}
+    seconds = None
+    if speed is not None:
+        moved = stored["transformer"] / BUS if streams and device.type != "cpu" else 0.0
+        branches = job.steps * (1 + job.guided)
+        seconds = _once(job) / (REACHED * speed) + branches * max(moved, _branch(job) / (REACHED * speed))
+        seconds += job.pixels * (WRITING * len(job.layout.targets) + REFINING * job.refined)
+    return Estimate(job, str(device), total, max(stages.values()), host, stages, seconds)
+
+
+def _widest(job: Job, e: int) -> dict[str, int]:
+    """Bytes of a stage's tensors at its widest; e: of a number."""
+    a, layout, text, both = job.anatomy, job.layout, job.text_tokens, 1 + job.guided
+    image = layout.target_tokens + layout.input_tokens
+    area = max(h * w for h, w in layout.pictures) * a.side**2
+    network = min(area, (job.tile or area) ** 2) * a.pixel * e
+    counts = ((len(layout.inputs), ENCODED), (len(layout.targets), DECODED))
+    patches = 4 * a.picture_tokens * len(layout.inputs)
+    constant = (layout.input_tokens + text) * a.width * e + (image + text) * 4 * a.head + text * a.context * e
+    rows = (14.5 * image + 9 * text) * a.width * e + (image + text) * 8 * a.head
+    together = both if job.batch * image <= TOGETHER else 1
+    table = max(TIMES, job.steps + 1) * a.table * e + a.visiting * e
+    tiles = min(TILES, int(area * a.pixel / a.channels / MAPS) // TILE**2)
+    strips = 4 * 2 * a.channels * (36 * 2 * a.channels + STRIP * tiles)
+    strips += a.kept * (area <= SMALL * (TILE * a.side) ** 2)
+    strips *= e == 4 and a.channels >= NARROW and pick_device(job.placement.device) == "cpu"
+    return {
+        "codec": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,
+        "instruction": int(job.batch * max((text + job.words) * a.token * e, patches * a.patch * 4)),
+        "transformer": int(job.batch * (both * constant + together * rows) + table),
+    }
+
+
+def _branch(job: Job) -> float:
+    """Operations of one step of one branch: 12 D^2 products a token and layer, and attention of all with all."""
+    tokens = job.layout.target_tokens + job.layout.input_tokens + job.text_tokens
+    return job.batch * job.anatomy.layers * (24 * tokens * job.anatomy.width**2 + 4 * tokens**2 * job.anatomy.width)
+
+
+def _once(job: Job) -> float:
+    """Operations of the codec and the instruction encoder."""
+    a, layout = job.anatomy, job.layout
+    pixels = [sum(h * w for h, w in pictures) * a.side**2 for pictures in (layout.inputs, layout.targets)]
+    codec = (ENCODE * pixels[0] + DECODE * pixels[1]) * (a.channels / a.patch_size) ** 2
+    return job.batch * (codec + 2 * a.text.total * job.text_tokens * (1 + job.guided))
+
+
+# ---- before it starts -------------------------------------------------------------------------------------------
+
+# What makes a run fit, in the order in which it is proposed: first what leaves pictures as they are.
+FIXES: tuple[dict[str, Any], ...] = (
+    {"offload": "model"},
+    {"offload": "group"},
+    {"dtype": "bfloat16"},
+    {"dtype": "bfloat16", "offload": "model"},
+    {"dtype": "bfloat16", "offload": "group"},
+    {"offload": "disk"},
+    {"dtype": "bfloat16", "offload": "disk"},
+    {"quantize": "int8"},
+    {"quantize": "int8", "offload": "model"},
+    {"quantize": "int8", "offload": "group"},
+    {"quantize": "nf4", "offload": "model"},
+)
+
+
+def check_fits(made: Estimate, free: int | None = None, host_free: int | None = None) -> str:
+    """InputError where a run does not fit, with the first fix that would. free: bytes, by default those there are.
+
+    Where it may yet fit, on a CPU, a warning comes back, "" where it does.
+    """
+    free = available(torch.device(made.device)) if free is None else free
+    host_free = available(torch.device("cpu")) if host_free is None else host_free
+    if _fits(made, free, host_free):
+        return ""
+    need, there, where = made.peak_bytes, free, made.device
+    if need <= free:
+        need, there, where = made.host_bytes, host_free, "main memory"
+    problem = f"this run needs about {need / 1e9:.1f} GB of {where}, which has {there / 1e9:.1f} GB free"
+    if made.device == "cpu" and need <= TOLERATED * there:
+        return f"{problem}: it may be slow, or be stopped by the system"
+    tried, smallest = {}, made.peak_bytes
+    for fix in FIXES:
+        try:
+            other = estimate(replace(made.job, placement=replace(made.job.placement, **fix)))
+        except InputError:  # settings that do not go together
+            continue
+        smallest = min(smallest, other.peak_bytes)
+        if _fits(other, free, host_free):
+            tried = fix
+            break
+    options = " ".join(f"--{name} {value}" for name, value in tried.items())
+    way = f"use {options}" if tried else f"no setting helps, use a device with {smallest / 1e9:.1f} GB free"
+    if not tried and max(made.stages, key=made.stages.__getitem__) == FULL:
+        way = "make the picture smaller"
+    raise InputError(f"{problem}: {way}.")
+
+
+def _fits(made: Estimate, free: int, host_free: int) -> bool:
+    return made.peak_bytes <= free and made.host_bytes <= host_free
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process can still use on a device."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    import psutil  # comes with accelerate
+
+    return psutil.virtual_memory().available
+
+
+@lru_cache(maxsize=8)
+def measure_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of one large matrix product, measured for about so long."""
+    side = 512 if device.type == "cpu" else 4096
+    x = torch.ones(side, side, device=device, dtype=dtype)
+    (x @ x).sum().item()  # whatever the first product has to set up
+    count, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        (x @ x)[0, 0].item()  # waits for the device
+        count += 1
+    return 2 * side**3 * count / passed

@@ -1,0 +1,142 @@
+"""Making a cache, shard by shard: see `cache`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.stream.stream import Stream
+from omnialpha.errors import InputError
+from omnialpha.io import atomic_write
+from omnialpha.models.runtime.placement import DTYPES
+from omnialpha.pipeline import OmniAlpha
+from omnialpha.training.latent_cache import cache
+
+Watch = Callable[[int, int], None]  # batches done, and of how many
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Numbers of shards: made, were there already, were damaged or of other data and made anew."""
+
+    made: int
+    kept: int
+    redone: int
+    batches: int
+    bytes: int
+
+
+def fill(
+    folder: str | Path,
+    model: OmniAlpha,
+    mixture: Mixture | Stream,
+    recipe: dict[str, Any],
+    batches: int,
+    a_shard: int = 64,
+    dtype: str = "bfloat16",
+    verify: bool = False,
+    watch: Watch = lambda done, total: None,
+    files: cache.Json | None = None,
+) -> Filled:
+    """Encode the first `batches` of a mixture; goes on where it was stopped, and ends in the same bytes.
+
+    recipe: what the mixture was made from, kept to be compared. Shards that are there are read and checked; verify:
+    also draw the first batch of each and compare its key. files: `digests.files` of the model, where it has some.
+    InputError for a cache that was made with something else.
+    """
+    if batches < 1 or a_shard < 1 or dtype not in DTYPES:
+        raise InputError(
+            f"a cache of {batches} batches, {a_shard} a shard, as {dtype} cannot be made: "
+            f"use numbers above 0, and one of {', '.join(DTYPES)}."
+        )
+    folder, plain = Path(folder), replace(mixture, prompt_dropout=0.0)
+    identity = cache.identity(model)
+    settings = {
+        "version": cache.VERSION,
+        "model": identity,
+        "files": files,
+        "recipe": recipe,
+        "weights": dict(mixture.weights),
+        "dtype": dtype,
+        "a_shard": a_shard,
+        "batches": batches,
+    }
+    _begin(folder, settings)
+    numbers = {"made": 0, "kept": 0, "redone": 0}
+    for number in range(-(-batches // a_shard)):
+        path, first = folder / f"{number:05}.safetensors", number * a_shard
+        wanted = min(a_shard, batches - first)
+        there = path.is_file()
+        found = _sound(path) if there else 0
+        if found and verify and cache.read(path, 0)[0]["key"] != cache.key(identity, plain.batch(first)):
+            found = 0
+        if found < wanted:
+            _write(path, model, identity, plain, range(first, first + wanted), DTYPES[dtype], watch, batches)
+        numbers["kept" if found >= wanted else "redone" if there and not found else "made"] += 1
+        watch(first + wanted, batches)
+    shards = sorted(folder.glob("[0-9]*.safetensors"))
+    return Filled(**numbers, batches=batches, bytes=sum(path.stat().st_size for path in shards))
+
+
+def _begin(folder: Path, settings: cache.Json) -> None:
+    """Write what the cache is made with; InputError where it was begun with something else."""
+    if (folder / cache.SETTINGS).is_file():
+        made = cache.read_settings(folder)
+        cache.check_recipe(folder, made["recipe"], settings["recipe"])
+        for name, option in (("dtype", "--dtype"), ("a_shard", "--shard")):
+            if made[name] != settings[name]:
+                raise InputError(f"the cache {folder} was begun with {option} {made[name]}: go on with that.")
+        if made["model"] != settings["model"]:
+            raise InputError(f"the cache {folder} was begun with another model: give the name of a new folder.")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no cache: give the name of a new folder.")
+    atomic_write(folder / cache.SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def _sound(path: Path) -> int:
+    """How many batches a shard holds; 0 where any of them is damaged."""
+    try:
+        count = len(cache.records(path))
+        for place in range(count):
+            cache.read(path, place)
+    except InputError:
+        return 0
+    return count
+
+
+def _write(
+    path: Path,
+    model: OmniAlpha,
+    identity: str,
+    mixture: Mixture | Stream,
+    indexes: range,
+    dtype: torch.dtype,
+    watch: Watch,
+    total: int,
+) -> None:
+    records: list[cache.Json] = []
+    tensors: cache.Tensors = {}
+    for place, index in enumerate(indexes):
+        record, made = cache.encode(model, identity, mixture.batch(index), dtype)
+        records.append(record)
+        tensors |= {f"{place}.{name}": value for name, value in made.items()}
+        watch(index + 1, total)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_file(tensors, part, {"batches": json.dumps(records)})  # one entry: their order is not kept
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} could not be written ({error}); free space and run it again.") from error
+    finally:
+        part.unlink(missing_ok=True)
