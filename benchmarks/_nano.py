@@ -66,14 +66,14 @@ METHODS = (
 @contextmanager
 def applied(model: OmniAlpha, given: Mapping[str, str]) -> Iterator[None]:
     """The model under approximations, and then exact again."""
-    before = model.instructor.picture_pixels, model.vae.tiling, model.guidance_interval
+    before = model.text_encoder.picture_pixels, model.vae.tiling, model.guidance_interval
     asked = Approximations.parse(given)
-    asked.apply(model.transformer, model.instructor, model.vae)
+    asked.apply(model.transformer, model.text_encoder, model.vae)
     model.guidance_interval = asked.guidance
     try:
         yield
     finally:
-        model.instructor.picture_pixels, model.vae.tiling, model.guidance_interval = before
+        model.text_encoder.picture_pixels, model.vae.tiling, model.guidance_interval = before
         if model.transformer.is_cache_enabled:
             model.transformer.disable_cache()
 
@@ -89,7 +89,7 @@ def run(model: OmniAlpha, examples: Sequence[Example], method: Method, seed: int
 def quantized(model: OmniAlpha, kind: str) -> OmniAlpha:
     """A copy with the weights of its blocks in fewer bits."""
     model = copy.deepcopy(model)
-    for part in (model.transformer, model.instructor.model):
+    for part in (model.transformer, model.text_encoder.model):
         quantize(part, kind, model.device, model.device)
     return model
 

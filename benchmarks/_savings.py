@@ -54,7 +54,7 @@ def adopt(source: Any, kind: type[MultiImageTransformer] = MultiImageTransformer
 
 def twin(model: OmniAlpha, kind: type[MultiImageTransformer] = MultiImageTransformer, **settings: Any) -> OmniAlpha:
     """The same model around a second transformer that has the very same weights in memory."""
-    return OmniAlpha(model.vae, adopt(model.transformer, kind, **settings), model.instructor, model.card)
+    return OmniAlpha(model.vae, adopt(model.transformer, kind, **settings), model.text_encoder, model.card)
 
 
 @contextmanager
@@ -155,18 +155,18 @@ def compared(without: Make, having: Make, bench: Bench) -> list[Cell]:
 
 def _texts(bench: Bench, size: int) -> list[tuple[str, str, Make, Make]]:
     """The savings of the instruction encoder."""
-    instructor, asked = bench.ours.instructor, example(size)
+    text_encoder, asked = bench.ours.text_encoder, example(size)
     prompts, pictures = [asked.instruction], [[p.to(bench.ours.device) for p in asked.inputs]]
-    batch = instructor.tokenize(prompts, pictures).to(bench.ours.device)
+    batch = text_encoder.tokenize(prompts, pictures).to(bench.ours.device)
     kept = ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")
     arguments = {name: getattr(batch, name) for name in kept} | {"use_cache": False}
     full = bench.theirs.text_encoder
 
     def alone() -> tuple[Tensor, Tensor]:
-        return tuple(instructor(instructor.tokenize([p], pictures))[0] for p in (prompts[0], ""))  # type: ignore[return-value]
+        return tuple(text_encoder(text_encoder.tokenize([p], pictures))[0] for p in (prompts[0], ""))  # type: ignore[return-value]
 
     def pair() -> tuple[Tensor, Tensor]:
-        return tuple(text for text, _ in instructor(instructor.tokenize(prompts, pictures, [""])))  # type: ignore[return-value]
+        return tuple(text for text, _ in text_encoder(text_encoder.tokenize(prompts, pictures, [""])))  # type: ignore[return-value]
 
     return [
         (

@@ -105,7 +105,7 @@ def prepare(model: OmniAlpha, method: Method) -> float | None:
             torch.cuda.empty_cache()
         start = now(model.device)
         times = torch.cat([schedule(STEPS, 1024, model.card.shift)[:-1], torch.tensor([TIME, 0.0])])
-        transformer.foresee(times)
+        transformer.precompute_modulation(times)
         took = now(model.device) - start
     if method.quantize:
         quantize(transformer, method.quantize, model.device, model.device)

@@ -32,7 +32,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from omnialpha.models.runtime import estimate as estimating
 from omnialpha.models.runtime.estimate import Job
-from omnialpha.models.runtime.model_sizes import Anatomy, count
+from omnialpha.models.runtime.model_sizes import ModelSizes, count
 from omnialpha.models.runtime.placement import Placement
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.transformer.modulation import PARTS
@@ -92,13 +92,13 @@ def text_model() -> Any:
         return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**TEXT))
 
 
-def codec(kind: Callable[[], Any]) -> Any:
+def autoencoder(kind: Callable[[], Any]) -> Any:
     with DEVICE:
         return nn.Module.to(kind().requires_grad_(False), DTYPE).eval()
 
 
 def diffusers_side(layers: int, heads: int) -> Stages:
-    vae = codec(partial(AutoencoderKLQwenImage, input_channels=4))
+    vae = autoencoder(partial(AutoencoderKLQwenImage, input_channels=4))
     transformer = random_transformer(layers, heads, 0, DEVICE, DTYPE)
     model = wrap(adopt(transformer))  # for its positions; the tensors are the same
 
@@ -114,13 +114,13 @@ def diffusers_side(layers: int, heads: int) -> Stages:
 
 
 def our_side(layers: int, heads: int) -> Stages:
-    vae = codec(AlphaVAE)
+    vae = autoencoder(AlphaVAE)
     model = wrap(adopt(random_transformer(layers, heads, 0, DEVICE, DTYPE)))
     for block in model.transformer.transformer_blocks:
         for part in PARTS:
             block.get_submodule(part).to_empty(device="cpu")  # 13.6 GB that are never touched
     model.transformer.tabulate()
-    model.transformer.foresee(schedule(STEPS, 1024, model.card.shift)[:-1])
+    model.transformer.precompute_modulation(schedule(STEPS, 1024, model.card.shift)[:-1])
 
     def step(case: Case) -> Tensor:
         cond, x, t = request(model, case, 0)
@@ -180,7 +180,7 @@ def modes(side: int, layers: int, heads: int) -> Table:
     """What each way needs by `estimate`, which is what a run says before it starts."""
     with DEVICE:
         transformer = MultiImageTransformer(num_layers=layers, num_attention_heads=heads)
-    anatomy = Anatomy.planned(codec(AlphaVAE), transformer, text_model().model, 384 * 384, "bfloat16")
+    sizes = ModelSizes.planned(autoencoder(AlphaVAE), transformer, text_model().model, 384 * 384, "bfloat16")
     result = Table(
         f"The same by way of placing it: a picture of {side} px from one of {side} px",
         f"estimated, as a run does before it starts; bfloat16, {STEPS} guided steps, a batch of one",
@@ -192,7 +192,7 @@ def modes(side: int, layers: int, heads: int) -> Table:
     )
     with patch.object(estimating, "pick_device", lambda name: name):  # that there is none here does not matter
         for mode in MODES:
-            job = Job(anatomy, Case(1, 1, side).layout, Placement(device="cuda", **mode), STEPS, guided=True)
+            job = Job(sizes, Case(1, 1, side).layout, Placement(device="cuda", **mode), STEPS, guided=True)
             made = estimating.estimate(job)
             words = " ".join(f"--{name} {value}" for name, value in mode.items()) or "none"
             fits = next(card for card in CARDS if made.peak_bytes < card * GB)
@@ -208,7 +208,7 @@ def table(sides: Sequence[int], layers: int, heads: int) -> Table:
     made = {side: measure(side, cases, layers, heads) for side in SIDES}
     result = Table(
         "Memory of the released shape, everything on the device",
-        f"{layers} blocks of {heads} heads of 128, Qwen2.5-VL-7B, the RGBA codec; guided, a batch of one; "
+        f"{layers} blocks of {heads} heads of 128, Qwen2.5-VL-7B, the RGBA autoencoder; guided, a batch of one; "
         f"bfloat16, tensors counted; torch {torch.__version__}, diffusers {diffusers.__version__}",
         {"px": "d", "inputs": "d", "targets": "d", "side": "", "weights, GB": ".1f"}
         | {f"{stage}, GB": ".2f" for stage in ("encode", "step", "decode")}

@@ -1,8 +1,8 @@
-"""The codec beside diffusers', with the same weights and pictures in one process: `python benchmarks/vae.py`.
+"""The autoencoder beside diffusers', with the same weights and pictures in one process: `python benchmarks/vae.py`.
 
 The released shape with random weights and four channels, on the CPU in float32 and on a GPU in bfloat16. Outputs are
 compared before they are timed. Then what batches in pieces and tiles save, and what tiles cost in quality, on the
-bundled codec. What is printed goes into docs/performance.md, row by row: a run that is cut off leaves what it has.
+bundled VAE. What is printed goes into docs/performance.md, row by row: a run that is cut off leaves what it has.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, devic
     """One table, again after each size."""
     where = "torch.cuda.max_memory_allocated" if device == "cuda" else "resident set, in processes of their own"
     table = Table(
-        "The codec beside diffusers', one RGBA picture",
+        "The autoencoder beside diffusers', one RGBA picture",
         f"released shape, random weights, seed 0, {surroundings(torch.device(device), TYPES[device])}",
         {"what": "", "px": "d", "n": "d", "diffusers, s": ".3f", "ours, s": ".3f", "ratio": ".2f", "required": "",
          "met": "", "difference": ".1e", "diffusers, MiB": "d", "ours, MiB": "d"},
@@ -175,7 +175,7 @@ def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, devic
 
 def batches(own: Any, sizes: Sequence[int], repeats: int, device: str) -> Iterator[Table]:
     table = Table(
-        f"The codec with {PICTURES} pictures",
+        f"The autoencoder with {PICTURES} pictures",
         f"released shape, random weights, seed 0, {surroundings(torch.device(device), TYPES[device])}",
         {"what": "", "px": "d", "n": "d", "how": "", "seconds": ".3f", "MiB": "d", "difference": ".1e"},
         notes=[
@@ -211,7 +211,7 @@ def tile_quality(n: int, side: int = 384) -> Iterator[Table]:
     whole = [(z := vae.encode(x[None]), vae.decode(z)) for x in layers]
     table = Table(
         "What tiles cost in quality",
-        f"n={n} procedural layers of {side}x{side} px, seed 5, nano's codec, premultiplied, region: whole",
+        f"n={n} procedural layers of {side}x{side} px, seed 5, nano's autoencoder, premultiplied, region: whole",
         {"tile": "", "PSNR to untiled": ".2f", "worst": ".2f", "PSNR to the layer": ".2f"},
         notes=["dB, means. To untiled: of the same latents, decoded. To the layer: encoded and decoded in tiles."],
     )
@@ -237,7 +237,7 @@ def measure(devices: Sequence[str], sizes: Sequence[int], repeats: int, pictures
 @torch.inference_mode()
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description="The codec beside diffusers': seconds, memory, equal output.")
+    parser = argparse.ArgumentParser(description="The autoencoder beside diffusers': seconds, memory, equal output.")
     parser.add_argument("--sizes", default="256,512", help="px of a picture, with commas (also: 1024)")
     parser.add_argument("--repeats", default=3, type=int)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works: no figure to quote")
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table.text(), end="\n\n", flush=True)
         save(tables, {"sizes": sizes, "threads": options.threads}, options.json, None)
         if document:
-            write_block(document, "codec", tables, command)
+            write_block(document, "autoencoder", tables, command)
 
 
 if __name__ == "__main__":

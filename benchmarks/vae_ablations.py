@@ -37,7 +37,7 @@ RGB, RGBA = ROOT / "recipes/nano-rgb-vae.toml", ROOT / "recipes/nano-alphavae.to
 FROM_RGB: dict[str, list[str]] = {
     "all terms": [],
     "naive square error": ["loss.pixels=naive"],
-    "no critic": ["loss.adversarial=0.0"],
+    "no discriminator": ["loss.adversarial=0.0"],
     "no perceptual distance": ["loss.perceptual=0.0"],
     "no KL to the prior": ["loss.prior=0.0"],
     "no KL to the initial VAE": ["loss.reference=0.0"],
@@ -45,7 +45,7 @@ FROM_RGB: dict[str, list[str]] = {
 }
 FROM_NOTHING = {  # settings of the network that differ from the RGB one's
     "from random weights": {"linear_skip": False},
-    "from the linear codec": {},
+    "from the linear autoencoder": {},
 }
 
 

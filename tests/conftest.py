@@ -23,7 +23,7 @@ def build_tiny_model(seed: int = 0) -> "OmniAlpha":
 
     from omnialpha.canvas import Grid
     from omnialpha.models.checkpoints.folders import Card, Defaults
-    from omnialpha.models.text_encoder.tiny import SHORT, build_tiny_instructor
+    from omnialpha.models.text_encoder.tiny import SHORT, build_tiny_text_encoder
     from omnialpha.models.transformer.model import MultiImageTransformer
     from omnialpha.models.vae.alphavae import AlphaVAE
     from omnialpha.pipeline import OmniAlpha
@@ -42,7 +42,7 @@ def build_tiny_model(seed: int = 0) -> "OmniAlpha":
         sampling={"*": Defaults(steps=2, guidance=1.0), "generation": Defaults(steps=3, guidance=2.0)},
     )
     corpus = [words.format(prompt="a red mug") for task in TASKS.values() for words in task.instructions]
-    instructor = build_tiny_instructor(
+    text_encoder = build_tiny_text_encoder(
         corpus,
         vocab_size=512,
         text_dim=32,
@@ -70,7 +70,7 @@ def build_tiny_model(seed: int = 0) -> "OmniAlpha":
             axes_dims_rope=(4, 6, 6),
             joint_attention_dim=32,
         )
-    return OmniAlpha(vae, transformer, instructor, card).eval().requires_grad_(False)
+    return OmniAlpha(vae, transformer, text_encoder, card).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def test_calls_take_turns_in_both_directions(script: ModuleType) -> None:
 
 def test_every_section_has_its_place_in_the_document(script: ModuleType) -> None:
     text = script.DOCUMENT.read_text()
-    assert all(f"<!-- {name}: begin -->" in text for name in (*script.SECTIONS, "full", "codec"))
+    assert all(f"<!-- {name}: begin -->" in text for name in (*script.SECTIONS, "full", "autoencoder"))
 
 
 def test_what_a_device_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +143,10 @@ def test_what_a_device_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         stock = footprint.AutoencoderKLQwenImage(input_channels=4)
         own = footprint.AlphaVAE()
-    codecs = [sum(weight.numel() for weight in vae.parameters()) for vae in (stock, own)]
+    autoencoders = [sum(weight.numel() for weight in vae.parameters()) for vae in (stock, own)]
     block = 2 * 6 * width * (width + 1)  # modulation of image and text
     table = 2 * footprint.STEPS * 2 * 6 * width
-    less = codecs[0] - codecs[1] + 1000 * text + 2 * block - table
+    less = autoencoders[0] - autoencoders[1] + 1000 * text + 2 * block - table
     assert (theirs[cases[0]].weights - ours[cases[0]].weights) / 2 == pytest.approx(less, rel=1e-3)
     for held in (theirs, ours):
         near, far = (held[case].stages for case in cases)

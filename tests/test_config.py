@@ -168,7 +168,7 @@ def test_every_recipe_of_the_project_fits_its_types(path):
             return
         assert made.transformer["in_channels"] == 4 * made.transformer["out_channels"]
         assert sum(made.transformer["axes_dims_rope"]) == made.transformer["attention_head_dim"]
-        assert made.transformer["joint_attention_dim"] == made.instructor["text_dim"]
+        assert made.transformer["joint_attention_dim"] == made.text_encoder["text_dim"]
 
 
 def test_a_recipe_extends_another(tmp_path):

@@ -162,7 +162,7 @@ def test_offload_changes_nothing(
         # rounding: a matrix product of weights in a file may begin at another address
         torch.testing.assert_close(run(model, example())[-1], wanted, rtol=0, atol=1e-5 if way == "disk" else 0)
     if way != "model":
-        blocks = (*model.transformer.blocks, *model.instructor.t5.encoder.block)
+        blocks = (*model.transformer.blocks, *model.text_encoder.t5.encoder.block)
         assert all(hasattr(block, "_diffusers_hook") for block in blocks)
     assert model.placed is not None
     files = list(tmp_path.rglob("*.safetensors"))
@@ -176,7 +176,7 @@ def test_quantised_weights_are_close_and_small(flux_folder: Path, ours: OmniAlph
     model, wanted = load(flux_folder, quantize="int8"), run(ours, example())[-1]
     made = run(model, example())[-1]
     assert 0 < (made - wanted).norm() < 0.05 * wanted.norm()
-    for part, whole in ((model.transformer, ours.transformer), (model.instructor, ours.instructor)):
+    for part, whole in ((model.transformer, ours.transformer), (model.text_encoder, ours.text_encoder)):
         assert size_of(part) < 0.8 * size_of(whole)
 
 
@@ -207,7 +207,7 @@ def forecast(folder: Path, size: tuple[int, int] = (64, 64), **options: Any) -> 
 
 def test_forecast(flux_folder: Path, ours: OmniAlpha) -> None:
     made = forecast(flux_folder)
-    weights = sum(p.numel() for part in (ours.vae, ours.transformer, ours.instructor) for p in part.parameters())
+    weights = sum(p.numel() for part in (ours.vae, ours.transformer, ours.text_encoder) for p in part.parameters())
     assert made.weights_bytes == 4 * weights
     assert not made.job.guided and made.job.text_tokens == 512
     assert made.peak_bytes < forecast(flux_folder, size=(512, 512)).peak_bytes
@@ -226,7 +226,7 @@ def test_saved_model_is_the_same(flux_folder: Path, ours: OmniAlpha, tmp_path: P
 def test_what_lacks_parts_stands_on_a_base(flux_folder: Path, tmp_path: Path) -> None:
     write_flux_vae(tmp_path / "release" / "rgba_vae", channels=4)
     parts = resolve(tmp_path / "release", base=flux_folder)
-    assert parts.card.family == "flux" and parts.instructor == flux_folder
+    assert parts.card.family == "flux" and parts.text == flux_folder
     assert parts.vae == tmp_path / "release" / "rgba_vae"
     with pytest.raises(InputError, match="whole model: leave out the base"):
         resolve(flux_folder, base=flux_folder)
@@ -245,13 +245,13 @@ def test_command_with_its_autoencoder_and_lora(flux_folder: Path, theirs: Any, t
     assert result.exit_code == 0, result.output
     written = torch.from_numpy(np.array(Image.open(tmp_path / "out.png"))).permute(2, 0, 1) / 255
 
-    codec, sample = load_vae(vae), example(WORDS[2], (48, 80))
-    assert isinstance(codec, FluxVAE)
+    autoencoder, sample = load_vae(vae), example(WORDS[2], (48, 80))
+    assert isinstance(autoencoder, FluxVAE)
     model = load(flux_folder)
     noise = model.noise(model.condition([sample]), SEED)
 
     def picture() -> Tensor:
-        return codec.decode(unpack(published(theirs, noise, sample, WORDS[2])[-2], 6, 10))[0].detach()
+        return autoencoder.decode(unpack(published(theirs, noise, sample, WORDS[2])[-2], 6, 10))[0].detach()
 
     without = picture()
     theirs.load_lora_weights(lora)
@@ -277,7 +277,7 @@ def test_its_release_beside_its_base(flux_folder: Path, tmp_path: Path) -> None:
     release = write_alphavae(tmp_path / "AlphaVAE")
     inside = release / "finetune_VAE"
     parts = resolve(release, base=flux_folder)
-    assert (parts.transformer.parent, parts.instructor, parts.vae) == (flux_folder, flux_folder, inside)
+    assert (parts.transformer.parent, parts.text, parts.vae) == (flux_folder, flux_folder, inside)
     assert [file.path.parent for file in parts.adapters] == [inside / "finetune_diffusion"]
     assert (parts.card.family, parts.card.tasks, parts.warning) == ("flux", ["text_to_image"], "")
     assert parts.card.text(example()) == WORDS[0]

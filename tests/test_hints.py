@@ -44,7 +44,7 @@ def example(name, **settings):
 
 def with_finder(model, finder, **changes):
     """The same networks with a finder, under another card."""
-    made = OmniAlpha(model.vae, model.transformer, model.instructor, replace(model.card, **changes)).eval()
+    made = OmniAlpha(model.vae, model.transformer, model.text_encoder, replace(model.card, **changes)).eval()
     made.use_finder(finder)
     return made
 

@@ -71,7 +71,7 @@ def first(model, examples):
         return taken(forward(taken(x_t, back), *rest, **extra), rows)
 
     transformer.forward = MethodType(relabelled, transformer)
-    return OmniAlpha(model.vae, transformer, model.instructor, replace(model.card, layer_order=FIRST)).eval()
+    return OmniAlpha(model.vae, transformer, model.text_encoder, replace(model.card, layer_order=FIRST)).eval()
 
 
 def test_which_target_stands_where() -> None:

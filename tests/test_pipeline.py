@@ -23,14 +23,14 @@ def model(tiny_model):
     """The tiny model with louder weights: what it answers depends on every token, and far more than the tolerances."""
     loud = copy.deepcopy(tiny_model)
     torch.manual_seed(1)
-    for parameter in [*loud.transformer.parameters(), *loud.instructor.parameters()]:
+    for parameter in [*loud.transformer.parameters(), *loud.text_encoder.parameters()]:
         parameter += 0.2 * torch.randn_like(parameter)
     return loud
 
 
 def with_card(model, **changes):
     """The same networks under another card."""
-    return OmniAlpha(model.vae, model.transformer, model.instructor, replace(model.card, **changes)).eval()
+    return OmniAlpha(model.vae, model.transformer, model.text_encoder, replace(model.card, **changes)).eval()
 
 
 def picture(size, seed=0, alpha=False):
@@ -411,7 +411,7 @@ def test_a_failed_save_leaves_the_old_model(model, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(type(model.instructor), "save_pretrained", full)
+        patch.setattr(type(model.text_encoder), "save_pretrained", full)
         model.save(tmp_path, torch.bfloat16)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     model.save(tmp_path, torch.bfloat16)

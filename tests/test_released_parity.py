@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha.models.checkpoints.folders import resolve
-from omnialpha.models.text_encoder.encoder import Instructor, Template
+from omnialpha.models.text_encoder.encoder import Template, TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.vae.alphavae import AlphaVAE, opaque_initialization
 from omnialpha.pipeline import OmniAlpha
@@ -29,7 +29,7 @@ def load_ours(folder: Path) -> OmniAlpha:
     model = OmniAlpha(
         opaque_initialization(AlphaVAE.load(parts.vae)),
         MultiImageTransformer.from_pretrained(parts.transformer, torch_dtype=torch.float32),
-        Instructor.from_pretrained(parts.instructor, picture_pixels=parts.card.picture_pixels),
+        TextEncoder.from_pretrained(parts.text, picture_pixels=parts.card.picture_pixels),
         replace(parts.card, grid=replace(parts.card.grid, multiple=16)),
     )
     return model.eval().requires_grad_(False)
@@ -159,7 +159,7 @@ def test_two_targets_equal_the_stock_transformer(
     model, stock = ours, theirs.transformer
     if zero_cond_t:
         folder = write_transformer(tmp_path, zero_cond_t=True)
-        model = OmniAlpha(ours.vae, MultiImageTransformer.from_pretrained(folder), ours.instructor, ours.card).eval()
+        model = OmniAlpha(ours.vae, MultiImageTransformer.from_pretrained(folder), ours.text_encoder, ours.card).eval()
         stock = type(stock).from_pretrained(folder)
     cond = model.condition([sample])
     noise = model.noise(cond, SEED)
@@ -193,11 +193,11 @@ def test_texts_equal_those_of_the_published_pipeline(
     """One by one and as a pair: the last hidden state after the template's prefix, positions in three dimensions."""
     pictures = [opaque(size, seed) for seed, size in enumerate(sizes)]
     images = [as_image(picture) for picture in pictures]
-    instructor, prompts = ours.instructor, ("remove the red cat", "")
+    text_encoder, prompts = ours.text_encoder, ("remove the red cat", "")
     assert theirs.prompt_template_encode == Template.EDIT.prefix + "{}" + Template.EDIT.suffix
-    pair = instructor(instructor.tokenize(prompts[:1], [pictures], prompts[1:]))
+    pair = text_encoder(text_encoder.tokenize(prompts[:1], [pictures], prompts[1:]))
     for prompt, (made, _) in zip(prompts, pair, strict=True):
-        alone, _ = instructor(instructor.tokenize([prompt], [pictures]))
+        alone, _ = text_encoder(text_encoder.tokenize([prompt], [pictures]))
         expected, _ = theirs._get_qwen_prompt_embeds(prompt, [conditioned(i) for i in images] or None, "cpu")
         assert expected.shape == made.shape == alone.shape
         assert expected.shape[1] > 170 * len(sizes)  # about 14 x 14 tokens a picture

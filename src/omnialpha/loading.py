@@ -19,7 +19,7 @@ from omnialpha.models.checkpoints.folders import LoraLike, Parts, resolve
 from omnialpha.models.flux import files as flux_files
 from omnialpha.models.lora import adapters
 from omnialpha.models.runtime.estimate import Estimate, Job, check_fits, estimate, measure_speed
-from omnialpha.models.runtime.model_sizes import Anatomy
+from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Offload, Placement, pick_device, place
 from omnialpha.models.runtime.quantize import GGUF, load_gguf
 from omnialpha.models.transformer.approximate import Approximations
@@ -39,16 +39,16 @@ class Kind:
     """
 
     check: Callable[..., None]
-    anatomy: Callable[..., Anatomy]
+    sizes: Callable[..., ModelSizes]
     words: Callable[[Card], int]
     refused: tuple[str, ...] = ()
 
 
 KINDS: dict[Family, Kind] = {
-    "qwen": Kind(check, Anatomy.read, lambda card: 100),
+    "qwen": Kind(check, ModelSizes.read, lambda card: 100),
     "flux": Kind(
         flux_files.check,
-        flux_files.read_anatomy,
+        flux_files.read_sizes,
         lambda card: card.max_tokens,  # to which every prompt is padded
         refused=("gguf", "vision"),
     ),
@@ -116,13 +116,13 @@ class Setup:
         self._check()
         device = self.placement.torch_device
         vae = load_vae(self.parts.vae, widen=True)  # small beside the rest
-        anatomy = self.kind.anatomy(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
+        sizes = self.kind.sizes(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
         if self.placement.gguf:
-            stored = replace(anatomy.transformer, bits=GGUF.read(self.placement.gguf).bits)
-            anatomy = replace(anatomy, transformer=stored)
+            stored = replace(sizes.transformer, bits=GGUF.read(self.placement.gguf).bits)
+            sizes = replace(sizes, transformer=stored)
         inputs = hints.inputs(example, self.parts.finder is not None)
         canvas = plan(example.size, inputs + len(example.targets), self.parts.card.grid)
-        size = (canvas.size[0] // anatomy.side, canvas.size[1] // anatomy.side)
+        size = (canvas.size[0] // sizes.side, canvas.size[1] // sizes.side)
         layout = Layout((size,) * len(example.targets), (size,) * inputs)
         guided = guided and self.parts.card.guidance == "negative"
         words = self.kind.words(self.parts.card)
@@ -131,7 +131,7 @@ class Setup:
             seen = Role.COMPOSITE in example.roles and Role.ALPHA not in example.roles
             refined = example.targets.count(Role.FOREGROUND) * seen
         job = Job(
-            anatomy,
+            sizes,
             layout,
             self.placement,
             steps,
@@ -165,7 +165,7 @@ class Setup:
         model.transformer.tabulate(device.type != "cpu")  # on a CPU it would take nothing off the device
         model.placed = place(model, placement)
         model.parts = parts
-        self.approximate.apply(model.transformer, model.instructor, model.vae)  # type: ignore[arg-type]
+        self.approximate.apply(model.transformer, model.text_encoder, model.vae)  # type: ignore[arg-type]
         model.guidance_interval = self.approximate.guidance
         return model
 

@@ -30,11 +30,11 @@ from omnialpha.models.flux import transformer as flux
 from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.lora import adapters
 from omnialpha.models.runtime.placement import Placed, Portable
-from omnialpha.models.text_encoder.encoder import Instructor
+from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
 from omnialpha.models.transformer.positions import Layout, Positions
 from omnialpha.models.vae.alphavae import load_vae
-from omnialpha.models.vae.autoencoder import Codec
+from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
 from omnialpha.tasks import Example
 
@@ -46,13 +46,13 @@ class OmniAlpha(Portable, Verbs):
 
     def __init__(
         self,
-        vae: Codec,
+        vae: Autoencoder,
         transformer: MultiImageTransformer | flux.FluxTransformer,
-        instructor: Instructor | FluxText,
+        text_encoder: TextEncoder | FluxText,
         card: Card,
     ) -> None:
         super().__init__()
-        self.vae, self.transformer, self.instructor, self.card = vae, transformer, instructor, card
+        self.vae, self.transformer, self.text_encoder, self.card = vae, transformer, text_encoder, card
         self.parts: Parts | None = None  # where it came from, and
         self.placed: Placed | None = None  # how it was made ready to run: see `loading`
         self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
@@ -73,9 +73,12 @@ class OmniAlpha(Portable, Verbs):
             with torch.device("meta"):
                 transformer = kind.transformer.from_config(kind.transformer.load_config(parts.transformer))
         settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
-        instructor: Any = kind.instructor.from_pretrained if reads else nn.Identity
+        text_encoder: Any = kind.text_encoder.from_pretrained if reads else nn.Identity
         model = cls(
-            load_vae(parts.vae, dtype, widen=True), transformer, instructor(parts.instructor, dtype, **settings), card
+            load_vae(parts.vae, dtype, widen=True),
+            transformer,
+            text_encoder(parts.text, dtype, **settings),
+            card,
         )
         model.use_finder(open_finder(parts.finder) if parts.finder else None)
         return model.eval().requires_grad_(False)
@@ -101,7 +104,7 @@ class OmniAlpha(Portable, Verbs):
                 part = nn.Module.to(copy.deepcopy(part), dtype) if dtype else part
                 part.save_pretrained(new / name)
                 forget_origin(new / name / "config.json")
-            self.instructor.save_pretrained(new, dtype)
+            self.text_encoder.save_pretrained(new, dtype)
             card = self.card
             if isinstance(self.finder, U2NetP):
                 self.finder.save(new / FINDER)
@@ -155,9 +158,11 @@ class OmniAlpha(Portable, Verbs):
         pictures = [hints.fitted(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
-            return self.assemble(examples, inputs, *self.instructor(self.instructor.tokenize(instructions, pictures)))
-        tokens = self.instructor.tokenize(instructions, pictures, negatives=[""] * len(examples))
-        positive, negative = self.instructor(tokens)
+            return self.assemble(
+                examples, inputs, *self.text_encoder(self.text_encoder.tokenize(instructions, pictures))
+            )
+        tokens = self.text_encoder.tokenize(instructions, pictures, negatives=[""] * len(examples))
+        positive, negative = self.text_encoder(tokens)
         return self.assemble(examples, inputs, *positive, negative=self.assemble(examples, inputs, *negative))
 
     def assemble(
@@ -309,7 +314,7 @@ class OmniAlpha(Portable, Verbs):
             self.transformer._reset_stateful_cache()  # of the run before
         # one schedule a sample, by its own length: a picture is the same alone and in a batch
         times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
-        self.transformer.foresee(times[:, :-1].unique())
+        self.transformer.precompute_modulation(times[:, :-1].unique())
         for step in sample(velocity, self.noise(cond, seeds), times):
             if on_step:
                 on_step(step, cond)

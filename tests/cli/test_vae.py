@@ -166,7 +166,9 @@ def test_what_is_no_vae_for_rgb(call: Call, tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     for name in ("AutoencoderKLWan", "QwenImageTransformer2DModel"):  # whatever their weights are called
         (source / "config.json").write_text(json.dumps(config | {"_class_name": name}))
-        assert f"rgb holds a {name}, not a codec for pictures known here" in refused(call("vae", "init", source, out))
+        assert f"rgb holds a {name}, not an autoencoder for pictures known here" in refused(
+            call("vae", "init", source, out)
+        )
     (source / "config.json").unlink()
     assert "rgb holds no config.json and no vae/" in refused(call("vae", "init", source, out))
     assert "'nowhere' is neither bundled (nano) nor a folder" in refused(call("vae", "init", "nowhere", out))

@@ -20,10 +20,10 @@ from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.reconstruction import ROWS, Benchmark, Settings, as_jpeg, compare, find_items
 from omnialpha.evaluation.reports.reconstruction_report import PUBLISHED, TOTAL, WEIGHTED, report, summarise
 from omnialpha.evaluation.reports.report import Row
-from omnialpha.models.vae.autoencoder import Codec
+from omnialpha.models.vae.autoencoder import Autoencoder
 
 
-class Shifted(Codec):
+class Shifted(Autoencoder):
     """Gives back what it is given, every value raised by `shift`; counts the pictures."""
 
     ratio = 4
@@ -70,8 +70,8 @@ def plain(path: Path, rgba: tuple[float, ...], side: int = 16) -> Path:
     return path
 
 
-def run(codec: Codec, folder: Path, out: Path, **settings: object) -> list[Row]:
-    return list(Benchmark(codec, folder, out, Settings(**settings)).rows())  # type: ignore[arg-type]
+def run(autoencoder: Autoencoder, folder: Path, out: Path, **settings: object) -> list[Row]:
+    return list(Benchmark(autoencoder, folder, out, Settings(**settings)).rows())  # type: ignore[arg-type]
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -226,13 +226,13 @@ def test_going_on_after_a_stop_is_the_same_as_never_stopping(batch: int, folder:
         assert [row["name"] for row in done] == [row["name"] for row in expected[:k]]
     with (tmp_path / "out" / ROWS).open("a") as file:
         file.write('{"key": "cut off whi')
-    codec = Shifted(0.05)
-    again = Benchmark(codec, folder, tmp_path / "out", Settings(**settings))  # type: ignore[arg-type]
+    autoencoder = Shifted(0.05)
+    again = Benchmark(autoencoder, folder, tmp_path / "out", Settings(**settings))  # type: ignore[arg-type]
     made = list(again.rows())
-    assert made == expected and codec.seen == 3
+    assert made == expected and autoencoder.seen == 3
     assert summarise(again, made) == summarise(whole, expected)
     assert len((tmp_path / "out" / ROWS).read_text().splitlines()) == 6
-    assert list(again.rows()) == expected and codec.seen == 3
+    assert list(again.rows()) == expected and autoencoder.seen == 3
 
 
 @pytest.mark.parametrize(
@@ -249,9 +249,9 @@ def test_other_settings_have_rows_of_their_own(
     change: Callable[[Path], tuple[Shifted, dict[str, object]]], folder: Path, tmp_path: Path
 ) -> None:
     first = run(Shifted(0.05), folder, tmp_path / "out")
-    codec, settings = change(folder)
-    run(codec, folder, tmp_path / "out", **settings)
-    assert codec.seen == 6
+    autoencoder, settings = change(folder)
+    run(autoencoder, folder, tmp_path / "out", **settings)
+    assert autoencoder.seen == 6
     unchanged = Shifted(0.05)
     assert run(unchanged, folder, tmp_path / "out") == first and unchanged.seen == 0
 
@@ -259,16 +259,20 @@ def test_other_settings_have_rows_of_their_own(
 def test_a_picture_that_changed_is_measured_again(folder: Path, tmp_path: Path) -> None:
     first = run(Shifted(0.05), folder, tmp_path / "out")
     plain(folder / "toy" / "0.png", (9, 9, 9, 99))
-    codec = Shifted(0.05)
-    second = run(codec, folder, tmp_path / "out")
-    assert codec.seen == 1 and [a == b for a, b in zip(first, second, strict=True)] == [True] * 3 + [False, True, True]
+    autoencoder = Shifted(0.05)
+    second = run(autoencoder, folder, tmp_path / "out")
+    assert autoencoder.seen == 1 and [a == b for a, b in zip(first, second, strict=True)] == [True] * 3 + [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_features_that_were_lost_are_made_again(folder: Path, tmp_path: Path) -> None:
     first = run(Shifted(0.05), folder, tmp_path / "out", features=FEATURES)
     next((tmp_path / "out" / "features").iterdir()).unlink()
-    codec = Shifted(0.05)
-    assert run(codec, folder, tmp_path / "out", features=FEATURES) == first and codec.seen == 1
+    autoencoder = Shifted(0.05)
+    assert run(autoencoder, folder, tmp_path / "out", features=FEATURES) == first and autoencoder.seen == 1
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
@@ -328,7 +332,7 @@ def test_rows_of_something_else(folder: Path, tmp_path: Path) -> None:
         run(Shifted(), folder, tmp_path / "out")
 
 
-# ---- codecs for RGB -------------------------------------------------------------------------------------------------
+# ---- VAEs for RGB ----
 
 
 class ShiftedRGB(Shifted):
@@ -338,9 +342,9 @@ class ShiftedRGB(Shifted):
 
 
 def test_a_codec_for_rgb_gets_every_composite(folder: Path, tmp_path: Path) -> None:
-    codec = ShiftedRGB()
-    rows = run(codec, folder, tmp_path / "out")
-    assert codec.seen == len(BACKGROUNDS) * 6
+    autoencoder = ShiftedRGB()
+    rows = run(autoencoder, folder, tmp_path / "out")
+    assert autoencoder.seen == len(BACKGROUNDS) * 6
     assert all(row["psnr"] > 90 and row["ssim"] > 0.999 for row in rows)
     assert not any(name in row for row in rows for name in ("rgba_psnr", "alpha_mad", "color_error"))
     white = torch.ones(1, 4, 16, 16)

@@ -104,10 +104,10 @@ def test_resumes_bit_equal(flux_folder: Path, rgba_vae: Path, tmp_path: Path) ->
 def test_frozen_parts_do_not_drop_out_and_validation_repeats(flux_folder: Path, rgba_vae: Path, tmp_path: Path) -> None:
     made = objective(recipe(tmp_path, flux_folder, rgba_vae, dropout=0.5, checkpointing=True))
     assert made.model.transformer.training and made.model.transformer.gradient_checkpointing
-    assert not any(module.training for module in made.model.instructor.modules())
+    assert not any(module.training for module in made.model.text_encoder.modules())
     figures = [made.validate(tmp_path, step) for step in (1, 2)]
     assert figures[0] == figures[1] and set(figures[0]) == {"val_loss"}
-    assert made.model.transformer.training and not made.model.instructor.t5.training
+    assert made.model.transformer.training and not made.model.text_encoder.t5.training
 
 
 @pytest.mark.parametrize(

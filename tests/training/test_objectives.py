@@ -119,7 +119,7 @@ def sft_objective(model, bank, held_out, **changes):
 def test_sft_resumes_bit_for_bit_with_validation_in_between(tiny_model, bank, held_out, tmp_path):
     moved = assert_resumes(lambda: sft_objective(tiny_model, bank, held_out), tmp_path, validate_every=2)
     assert all(step == 0 for name, step in moved.items() if name.startswith("model.vae.")), "the VAE is frozen"
-    for part in ("transformer", "instructor"):
+    for part in ("transformer", "text_encoder"):
         steps = [step for name, step in moved.items() if name.startswith(f"model.{part}.")]
         assert sum(step > 0 for step in steps) > 0.8 * len(steps), part
     figures = ("matting_auto_mad", "matting_auto_constant_mad", "removal_rough_psnr", "decompose_auto_alpha_mad")
@@ -148,7 +148,7 @@ def test_a_start_from_nothing_says_zero_and_passes_everything_through(tiny_model
     transformer = copy.deepcopy(tiny_model.transformer)
     assert isinstance(transformer, MultiImageTransformer)
     initialize(transformer)
-    model = OmniAlpha(tiny_model.vae, transformer, tiny_model.instructor, tiny_model.card)
+    model = OmniAlpha(tiny_model.vae, transformer, tiny_model.text_encoder, tiny_model.card)
     seen = []
     hook = transformer.transformer_blocks[0].register_forward_hook(lambda m, args, out: seen.append((args[0], out[0])))
     with torch.no_grad():
@@ -217,7 +217,7 @@ attention_head_dim = 16
 num_attention_heads = 2
 joint_attention_dim = 32
 axes_dims_rope = [4, 6, 6]
-[instructor]
+[text_encoder]
 vocab_size = 400
 text_dim = 32
 text_layers = 1
@@ -257,7 +257,9 @@ def test_recipes_from_nothing_to_a_model_that_runs(tmp_path):
 
     runs.run(tmp_path / "sft.toml", [*common, "fit.steps=3", "data.seed=9", "data.foregrounds=5"], quiet=True)
     assert torch.load(tmp_path / "sft/checkpoint.pt", weights_only=True)["step"] == 3
-    vocabularies = [m.instructor.tokenizer.get_vocab() for m in (model, OmniAlpha.from_folder(tmp_path / "sft/model"))]
+    vocabularies = [
+        m.text_encoder.tokenizer.get_vocab() for m in (model, OmniAlpha.from_folder(tmp_path / "sft/model"))
+    ]
     assert vocabularies[0] == vocabularies[1], "other captions, but the weights know the first tokens"
     model = OmniAlpha.from_folder(tmp_path / "sft/model")
 

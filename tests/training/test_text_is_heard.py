@@ -9,7 +9,7 @@ import torch
 
 from omnialpha import config, rgba
 from omnialpha.models.checkpoints.folders import BUNDLED, Card
-from omnialpha.models.text_encoder.tiny import build_tiny_instructor
+from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.pipeline import OmniAlpha
@@ -37,10 +37,10 @@ def request(color):
 def test_colours_follow_the_words():
     torch.manual_seed(0)
     card = config.build(Card, json.loads((BUNDLED["nano"] / "omnialpha.json").read_text()))
-    instructor = build_tiny_instructor([request(c).instruction for c in COLORS] * 20, **RECIPE["instructor"])
+    text_encoder = build_tiny_text_encoder([request(c).instruction for c in COLORS] * 20, **RECIPE["text_encoder"])
     transformer = MultiImageTransformer(**RECIPE["transformer"])
     initialize(transformer)
-    model = OmniAlpha(AlphaVAE.load(BUNDLED["nano"] / "vae").requires_grad_(False), transformer, instructor, card)
+    model = OmniAlpha(AlphaVAE.load(BUNDLED["nano"] / "vae").requires_grad_(False), transformer, text_encoder, card)
     generator, names = torch.Generator().manual_seed(0), list(COLORS)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.99))

@@ -53,12 +53,12 @@ def sft(folder):
     return SFTObjective(model, mixture, bank, FlowLoss(weight="t"), 2)
 
 def vae(folder):
-    """All terms, the critic from the second step on."""
+    """All terms, the discriminator from the second step on."""
     torch.manual_seed(0)
-    codec = AlphaVAE(base_dim=8, z_dim=8, dim_mult=[1, 2], num_res_blocks=1, patch_size=2)
+    autoencoder = AlphaVAE(base_dim=8, z_dim=8, dim_mult=[1, 2], num_res_blocks=1, patch_size=2)
     pictures = scene_pictures(banks.procedural(12, 4, 16, 3), 2, [(16, 16)], 5)
     weights = VAELoss(perceptual=0.2, reference=1e-4, adversarial=0.5, adversarial_from=1)
-    return VAEObjective(codec, pictures, pictures, weights, critic=CriticSettings(width=8, layers=2))
+    return VAEObjective(autoencoder, pictures, pictures, weights, discriminator=CriticSettings(width=8, layers=2))
 
 def settings(folder, **changes):
     base = dict(steps=4, lr=1e-3, device="cpu", trackers=[], ema=0.9, log_every=1, weight_decay=0.01)
@@ -134,7 +134,9 @@ def test_two_processes_equal_one(two, ours, tiny_model_folder, tmp_path, name):
     moved |= {key: 1.0 for key in moved if key.endswith("to_qkv.bias")}  # keys' biases have no gradient but rounding
     for key, wanted in one["weights"].items():
         assert float((both["weights"][key] - wanted).norm()) <= 1e-3 * moved[key] + 1e-6, key
-    for key, a, b in zip(moved, one["average"], both["average"], strict=False):  # a critic, the last, has no average
+    for key, a, b in zip(
+        moved, one["average"], both["average"], strict=False
+    ):  # a discriminator, the last, has no average
         assert float((a - b).norm()) <= 1e-3 * moved[key] + 1e-6, key
     steps = [float((one["weights"][n] - start[n]).abs().max()) for n in one["weights"]]
     assert sum(m > 5e-4 for m in steps) > 0.5 * len(steps), "far more than the tolerance"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from omnialpha import rgba
 from omnialpha.models.vae.alphavae import AlphaVAE
-from omnialpha.training.discriminator import Critic, adaptive_weight, hinge, pull
+from omnialpha.training.discriminator import Discriminator, adaptive_weight, hinge, pull
 from omnialpha.training.loop import fit
 from omnialpha.training.perceptual import pyramid
 from omnialpha.training.sources import scene_pictures
@@ -21,7 +21,7 @@ from omnialpha.training.vae import (
     VAEObjective,
     calibrate,
     composited_error,
-    fit_linear_codec,
+    fit_linear_autoencoder,
     on_black_and_white,
     reference_kl,
 )
@@ -71,8 +71,8 @@ FULL = VAELoss(perceptual=0.2, reference=1e-4, adversarial=0.5, adversarial_from
 def vae_objective(bank, held_out, weights=NANO, **changes):
     vae = small_vae(**changes)
     pictures, held = (scene_pictures(b, 4, [(16, 16), (16, 24)], 2) for b in (bank, held_out))
-    fit_linear_codec(vae, torch.cat([pictures(100 + i * 2) for i in range(8)]))
-    return VAEObjective(vae, pictures, held, weights, critic=CriticSettings(width=8, layers=2))
+    fit_linear_autoencoder(vae, torch.cat([pictures(100 + i * 2) for i in range(8)]))
+    return VAEObjective(vae, pictures, held, weights, discriminator=CriticSettings(width=8, layers=2))
 
 
 @pytest.mark.parametrize("premultiplied", [True, False])
@@ -125,7 +125,7 @@ def test_the_linear_codec_is_the_best_one(bank, held_out):
     vae = small_vae(z_dim=8)
     x = torch.rand(6, 4, 16, 16, generator=seeded(5))
     x = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), 5, 1)  # smooth, so that patches have structure
-    fit_linear_codec(vae, x)
+    fit_linear_autoencoder(vae, x)
     straight = rgba.premultiply(x) * 2 - 1
 
     def error():
@@ -139,7 +139,7 @@ def test_the_linear_codec_is_the_best_one(bank, held_out):
     assert best == pytest.approx(float(values[:-8].sum()) / 64, rel=1e-4)
     assert best < 0.5 * float(values.sum()) / 64
     basis = torch.linalg.qr(torch.randn(64, 8, generator=seeded(1)))[0].T
-    vae.set_linear_codec(basis.contiguous(), straight.mean((0, 2, 3)))
+    vae.set_linear_autoencoder(basis.contiguous(), straight.mean((0, 2, 3)))
     assert error() > 1.5 * best
 
 
@@ -187,7 +187,7 @@ def test_the_vae_learns(bank, held_out, tmp_path):
     assert after["val_alpha_mad"] < before["val_alpha_mad"]
 
 
-# ---- perceptual, reference, critic ----------------------------------------------------------------------------------
+# ---- perceptual, reference, discriminator ----
 
 
 def test_composites_are_on_true_black_and_true_white():
@@ -229,11 +229,14 @@ def test_the_reference_is_the_vae_at_the_start(bank, held_out):
 
 
 def test_the_pull_is_the_critics_gradient_and_leaves_the_critic_alone():
-    critic, made = Critic(width=8, layers=2), torch.randn(2, 4, 16, 16, generator=seeded(1)).requires_grad_()
-    (wanted,) = torch.autograd.grad(-critic(made).mean(), made)
-    pull(critic, made).backward()
+    discriminator, made = (
+        Discriminator(width=8, layers=2),
+        torch.randn(2, 4, 16, 16, generator=seeded(1)).requires_grad_(),
+    )
+    (wanted,) = torch.autograd.grad(-discriminator(made).mean(), made)
+    pull(discriminator, made).backward()
     torch.testing.assert_close(made.grad, wanted)
-    assert all(p.grad is None for p in critic.parameters())
+    assert all(p.grad is None for p in discriminator.parameters())
 
 
 def test_the_adaptive_weight_evens_the_gradients():
@@ -249,23 +252,23 @@ def test_hinge():
 
 def test_the_critic_begins_at_its_step_and_keeps_to_its_own_rate(bank, held_out, tmp_path):
     objective = vae_objective(bank, held_out, FULL)
-    before = [p.detach().clone() for p in objective.critic.parameters()]
+    before = [p.detach().clone() for p in objective.discriminator.parameters()]
     fit(objective, settings(tmp_path, steps=2), quiet=True)
-    assert all(torch.equal(a, b) for a, b in zip(before, objective.critic.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.discriminator.parameters(), strict=True))
     fit(objective, settings(tmp_path, steps=3), quiet=True)
-    assert sum(not torch.equal(a, b) for a, b in zip(before, objective.critic.parameters(), strict=True)) > 5
-    assert len(logged(tmp_path, "critic")) == 1
+    assert sum(not torch.equal(a, b) for a, b in zip(before, objective.discriminator.parameters(), strict=True)) > 5
+    assert len(logged(tmp_path, "discriminator")) == 1
     assert objective.groups()[1]["betas"] == (0.5, 0.9)
 
 
 def test_the_critic_changes_what_the_autoencoder_learns_as_much_as_the_pictures_do(bank, held_out):
     """At the last layer its gradient is `adversarial` times as long as that of the rest."""
-    with_critic = vae_objective(bank, held_out, FULL)
+    with_discriminator = vae_objective(bank, held_out, FULL)
     gradients = {}
     for name, step in (("without", 0), ("with", 2)):
-        with_critic.step = step
-        with_critic.zero_grad()
-        with_critic(0)["loss"].backward()
-        gradients[name] = with_critic.last.grad.clone()
+        with_discriminator.step = step
+        with_discriminator.zero_grad()
+        with_discriminator(0)["loss"].backward()
+        gradients[name] = with_discriminator.last.grad.clone()
     added = (gradients["with"] - gradients["without"]).norm()
     assert 0.2 * gradients["without"].norm() < added < 0.8 * gradients["without"].norm()

@@ -21,7 +21,7 @@ from training_runs import logged
 RECIPES = Path(__file__).parents[2] / "recipes"
 ABLATIONS = {
     "naive": ("pixels", "naive"),
-    "no-critic": ("adversarial", 0.0),
+    "no-discriminator": ("adversarial", 0.0),
     "no-perceptual": ("perceptual", 0.0),
     "no-prior": ("prior", 0.0),
     "no-reference": ("reference", 0.0),
@@ -49,16 +49,16 @@ def test_every_ablation_differs_from_the_whole_in_its_term_alone():
 def test_an_ablated_term_is_not_computed(tmp_path, qwen_vae, pictures, ablation):
     path = RECIPES / (f"ablations/alphavae-{ablation}.toml" if ablation else "alphavae.toml")
     figures = run(path, small(tmp_path, qwen_vae, pictures), quiet=True)
-    there = {"no-critic": "critic", "no-perceptual": "perceptual", "no-reference": "reference"}
+    there = {"no-discriminator": "discriminator", "no-perceptual": "perceptual", "no-reference": "reference"}
     assert {name for name in there.values() if name in figures} == set(there.values()) - {there.get(ablation)}
 
 
 def small(out, vae, pictures, **changes):
-    """Overrides for two steps of little pictures, the critic in the second."""
+    """Overrides for two steps of little pictures, the discriminator in the second."""
     base = {
         "start": vae, "batch": 2, "sizes": [[16, 16], [24, 16]], "fit.steps": 2, "fit.output": out, "fit.warmup": 1,
         "fit.device": "cpu", "fit.trackers": [], "fit.log_every": 1, "fit.precision": "no", "fit.lr": 1e-3,
-        "fit.validate_every": 2, "critic.width": 8, "critic.layers": 1, "loss.adversarial_from": 1,
+        "fit.validate_every": 2, "discriminator.width": 8, "discriminator.layers": 1, "loss.adversarial_from": 1,
         "pictures.folders": [str(pictures)], "pictures.held_out": 0.4,
     }  # fmt: skip
     words = {k: f'"{v}"' if isinstance(v, str | Path) else str(v).lower() for k, v in (base | changes).items()}
@@ -104,7 +104,7 @@ def test_both_bases_gain_alpha_and_keep_their_layout(tmp_path, pictures, qwen_va
     vae = {"qwen": qwen_vae, "flux": flux_vae}[base]
     recipe = RECIPES / ("alphavae.toml" if base == "qwen" else "alphavae-flux.toml")
     figures = run(recipe, small(tmp_path, vae, pictures), quiet=True)
-    assert {"reference", "critic", "perceptual"} <= figures.keys()
+    assert {"reference", "discriminator", "perceptual"} <= figures.keys()
     kind = {"qwen": AutoencoderKLQwenImage, "flux": AutoencoderKL}[base]
     first, made = load_vae(vae, widen=True), load_vae(tmp_path / "model/vae")
     assert made.config.channels == 4 and made.normalisation == first.normalisation
@@ -165,11 +165,11 @@ def test_perceptual_distances_by_name(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_of_the_full_size_fits(tmp_path, pictures):
-    """The released shape with random weights, all terms and the critic, 256 px, with checkpointing."""
+    """The released shape with random weights, all terms and the discriminator, 256 px, with checkpointing."""
     torch.manual_seed(0)
     AutoencoderKLQwenImage().save_pretrained(tmp_path / "vae")
-    changes = {"sizes": [[256, 256]], "batch": 1, "checkpointing": True, "fit.validate_every": 0, "critic.width": 64,
-               "critic.layers": 3, "fit.lr": 1.5e-5}  # fmt: skip
+    changes = {"sizes": [[256, 256]], "batch": 1, "checkpointing": True, "fit.validate_every": 0,
+               "discriminator.width": 64, "discriminator.layers": 3, "fit.lr": 1.5e-5}  # fmt: skip
     figures = run(RECIPES / "alphavae.toml", small(tmp_path / "out", tmp_path / "vae", pictures, **changes), quiet=True)
-    assert figures["critic"] > 0 and figures["loss"] == figures["loss"]
+    assert figures["discriminator"] > 0 and figures["loss"] == figures["loss"]
     assert load_vae(tmp_path / "out/model/vae").config.channels == 4

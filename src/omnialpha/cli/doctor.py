@@ -99,7 +99,7 @@ def model_card(options: Options) -> dict[str, Any]:
 
     named = {"base": options.base, "vae": options.vae, "instructions": options.instructions}
     parts = resolve(options.model, lora=options.lora or (), **named)
-    card, encoder = parts.card, parts.instructor / "text_encoder"
+    card, encoder = parts.card, parts.text / "text_encoder"
     sizes = {"transformer": _mib(parts.transformer), "text_encoder": _mib(encoder), "vae": _mib(parts.vae)}
     sizes |= {f"adapter {file.name}": _mib(file.path) for file in parts.adapters}
     defaults = {name: f"{d.steps} steps, guidance {d.guidance:g}" for name, d in card.sampling.items()}

@@ -17,7 +17,7 @@ from omnialpha.errors import InputError
 if TYPE_CHECKING:
     from omnialpha.evaluation.reconstruction import Benchmark, Settings
     from omnialpha.evaluation.reports.report import Row
-    from omnialpha.models.vae.autoencoder import Codec
+    from omnialpha.models.vae.autoencoder import Autoencoder
 
 MODEL = "name, model folder or VAE folder; diffusers:FOLDER runs diffusers' own"
 RUNS = Path("runs", "eval-vae")  # where reports go if nothing is said
@@ -81,16 +81,16 @@ def vae(
 
 
 def prepare(model: str, folder: Path, output: Path, settings: Settings, device: str) -> Benchmark:
-    """The benchmark, with the pictures listed and the codec on its device."""
+    """The benchmark, with the pictures listed and the autoencoder on its device."""
     from omnialpha.data.records.folders import find
     from omnialpha.evaluation.reconstruction import Benchmark
 
     find(folder)  # refused before weights are read
-    return Benchmark(load_codec(model).to(device), folder, output, settings)  # type: ignore[arg-type]
+    return Benchmark(load_autoencoder(model).to(device), folder, output, settings)  # type: ignore[arg-type]
 
 
-def load_codec(model: str) -> Codec:
-    """The RGBA codec of a bundled name, a model folder, a VAE folder or a stored id, in float32."""
+def load_autoencoder(model: str) -> Autoencoder:
+    """The RGBA autoencoder of a bundled name, a model folder, a VAE folder or a stored id, in float32."""
     from omnialpha.evaluation.methods.vae_baselines import PREFIX, of_diffusers_vae
     from omnialpha.models.checkpoints import folders
     from omnialpha.models.vae.alphavae import load_vae
@@ -98,13 +98,13 @@ def load_codec(model: str) -> Codec:
     if model.startswith(PREFIX):  # as diffusers runs it, for RGB too
         return of_diffusers_vae(model.removeprefix(PREFIX)).requires_grad_(False)  # type: ignore[return-value]
     where = folders.vae_folder(model)
-    codec = load_vae(where)
-    if codec.config.channels != 4:
+    autoencoder = load_vae(where)
+    if autoencoder.config.channels != 4:
         raise InputError(
-            f"{where} is a VAE for {codec.config.channels} channels, without alpha: "
+            f"{where} is a VAE for {autoencoder.config.channels} channels, without alpha: "
             f"make it one for RGBA with `omnialpha vae init {where} FOLDER`."
         )
-    return codec.requires_grad_(False)  # type: ignore[return-value]
+    return autoencoder.requires_grad_(False)  # type: ignore[return-value]
 
 
 def default_output(model: str, folder: Path, settings: Settings) -> Path:
@@ -120,7 +120,7 @@ def measure(benchmark: Benchmark, quiet: bool) -> list[Row]:
     """All rows, with a bar on a terminal."""
     from omnialpha.cli.progress import collect
 
-    who = str(benchmark.codec.device)
+    who = str(benchmark.autoencoder.device)
     return collect(benchmark.rows(), len(benchmark), "pictures", "pictures", benchmark.out, who, quiet)
 
 

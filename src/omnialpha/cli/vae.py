@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from omnialpha.models.vae.autoencoder import Codec
+    from omnialpha.models.vae.autoencoder import Autoencoder
 
 TOLERANCE = 1e-5  # of pixels in [0, 1], float32: how far a new autoencoder may be from the one it was made from
 SIDE = 64  # pixels of the pictures that this is tried on, at least
@@ -86,8 +86,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return getattr(torch, TYPES.get(max(set(names), key=names.count), "float32"))
 
 
-def make(rgb: Codec, source: Path, destination: Path) -> dict[str, float]:
-    """Write the RGBA codec in the layout of `source`, open it again and try it; it gets its name only if it is right.
+def make(rgb: Autoencoder, source: Path, destination: Path) -> dict[str, float]:
+    """Write the RGBA VAE in the layout of `source`, open it again and try it; it gets its name only if it is right.
     Returns what `compare` does.
     """
     from omnialpha.models.vae.alphavae import load_vae, opaque_initialization, write
@@ -110,8 +110,8 @@ def make(rgb: Codec, source: Path, destination: Path) -> dict[str, float]:
     return figures
 
 
-def compare(rgb: Codec, rgba: Codec) -> dict[str, float]:
-    """Largest differences of reconstructed pixels, not clamped: "rgb" of the two codecs, whatever the alpha that goes
+def compare(rgb: Autoencoder, rgba: Autoencoder) -> dict[str, float]:
+    """Largest differences of reconstructed pixels, not clamped: "rgb" of the two VAEs, whatever the alpha that goes
     in, and "alpha" from 1.
     """
     import torch

@@ -31,7 +31,7 @@ from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.io import atomic_write, read_image
 
 if TYPE_CHECKING:
-    from omnialpha.models.vae.autoencoder import Codec
+    from omnialpha.models.vae.autoencoder import Autoencoder
 
 ROWS, FEATURES = "rows.jsonl", "features"
 ROOT = "all"  # the category of pictures that lie in no subfolder
@@ -109,23 +109,23 @@ def find_items(folder: str | Path, limit: int | None = None) -> list[Item]:
 
 @dataclass
 class Benchmark:
-    """One codec on the pictures of a folder. What is finished is kept in `out`, and is not done again.
+    """One autoencoder on the pictures of a folder. What is finished is kept in `out`, and is not done again.
 
-    A codec for RGB gets the composite on each background as a picture of its own: nine encodings for one of RGBA, and
+    A VAE for RGB gets the composite on each background as a picture of its own: nine encodings for one of RGBA, and
     alpha is not measured.
     bad: name -> why it was passed over, filled by `rows`.
     """
 
-    codec: Codec
+    autoencoder: Autoencoder
     folder: Path
     out: Path
     settings: Settings = Settings()
     bad: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.codec.config.channels in (3, 4), "a codec for RGB or RGBA"
+        assert self.autoencoder.config.channels in (3, 4), "an autoencoder for RGB or RGBA"
         self.items = find_items(self.folder, self.settings.limit)
-        self.shared = {"model": identity(self.codec), **self.settings.shared()}
+        self.shared = {"model": identity(self.autoencoder), **self.settings.shared()}
         (self.out / FEATURES if self.settings.features else self.out).mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
@@ -174,30 +174,30 @@ class Benchmark:
 
     @property
     def sees_alpha(self) -> bool:
-        return self.codec.config.channels == 4
+        return self.autoencoder.config.channels == 4
 
     def predict(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        """(B, 4, H, W) there and back; from a codec for RGB the composites (B, 3, H, W) by background."""
+        """(B, 4, H, W) there and back; from an autoencoder for RGB the composites (B, 3, H, W) by background."""
         if self.sees_alpha:
             return self.reconstruct(x)
         return {name: self.reconstruct(rgba.flatten(x, color)) for name, color in BACKGROUNDS.items()}
 
     @torch.inference_mode()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) there and back, C as the codec has. Sides grow to multiples of the codec's ratio, by repeating
+        """(B, C, H, W) there and back, C as the VAE has. Sides grow to multiples of the VAE's ratio, by repeating
         the last row and column, and are cut back.
         """
-        ratio, (height, width) = self.codec.ratio, (int(side) for side in x.shape[2:])
+        ratio, (height, width) = self.autoencoder.ratio, (int(side) for side in x.shape[2:])
         padded = (ceil(height / ratio) * ratio, ceil(width / ratio) * ratio)
         canvas = Canvas((height, width), (height, width), padded)
-        x = canvas.fit(x.to(self.codec.device))
-        return canvas.restore(self.codec.decode(self.codec.encode(x)))
+        x = canvas.fit(x.to(self.autoencoder.device))
+        return canvas.restore(self.autoencoder.decode(self.autoencoder.encode(x)))
 
     def _finish(self, waiting: list[tuple[Item, str, Tensor]]) -> Iterator[Row]:
         """Rows of the pictures that wait, all of one size; afterwards none does."""
         if not waiting:
             return
-        true = torch.stack([picture for _, _, picture in waiting]).to(self.codec.device)
+        true = torch.stack([picture for _, _, picture in waiting]).to(self.autoencoder.device)
         predicted = self.predict(true)
         made = predicted.values() if isinstance(predicted, dict) else [predicted]
         if not all(bool(pictures.isfinite().all()) for pictures in made):
@@ -262,11 +262,11 @@ def compare(
     return figures, torch.stack(features, dim=1) if features else None
 
 
-def identity(codec: Codec) -> str:
+def identity(autoencoder: Autoencoder) -> str:
     """The same for the same pictures: of the class, its settings and the weights."""
-    config = {k: v for k, v in codec.config.items() if not k.startswith("_")}
-    told = [type(codec).__name__, config, codec.normalisation, repr(codec.tiling)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16] + digest(codec)
+    config = {k: v for k, v in autoencoder.config.items() if not k.startswith("_")}
+    told = [type(autoencoder).__name__, config, autoencoder.normalisation, repr(autoencoder.tiling)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16] + digest(autoencoder)
 
 
 def digest(module: nn.Module) -> str:

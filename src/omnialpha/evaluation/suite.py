@@ -158,7 +158,7 @@ class Suite:
         model = next(one for one in self.contestants if one.is_model)
         shared = [EDITION, scenes.source.about, _content(scenes.source), scenes.n, scenes.seed, scenes.size]
         self.shared = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
-        self.reference = model.identity  # of what is said of the truth, or of the model's own codec
+        self.reference = model.identity  # of what is said of the truth, or of the model's own autoencoder
         self.out.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The autoencoder's critic: does a patch look like a real layer?
+"""The autoencoder's discriminator: does a patch look like a real layer?
 
 Sources: PatchGAN (Isola et al. 2017), hinge loss, the adaptive weight of VQGAN (Esser et al. 2021); AlphaVAE (arXiv
 2507.09308) gives it four channels. It sees colour times alpha: colour under alpha 0 is nobody's business.
@@ -14,7 +14,7 @@ STRONGEST = 1e4  # limit of the adaptive weight
 GROUPS = 8  # normalised within a picture: statistics of a batch would tie its pictures, and processes, together
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """Premultiplied RGBA (B, 4, H, W) in [-1, 1] -> one verdict for each patch (B, 1, about H/8, about W/8)."""
 
     def __init__(self, channels: int = 4, width: int = 64, layers: int = 3) -> None:
@@ -31,14 +31,14 @@ class Critic(nn.Module):
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:
-    """The critic's loss: verdicts above 1 for real pictures and below -1 for made ones cost nothing."""
+    """The discriminator's loss: verdicts above 1 for real pictures and below -1 for made ones cost nothing."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
 
 
-def pull(critic: nn.Module, made: Tensor) -> Tensor:
-    """A term whose gradient in `made` is that of -critic(made).mean(); none of it reaches the critic's parameters."""
+def pull(discriminator: nn.Module, made: Tensor) -> Tensor:
+    """A term whose gradient in `made` is that of -discriminator(made).mean(); its parameters get none of it."""
     seen = made.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(-critic(seen).mean(), seen)
+    (gradient,) = torch.autograd.grad(-discriminator(seen).mean(), seen)
     return (gradient * made).sum()
 
 

@@ -30,7 +30,7 @@ from omnialpha.training.vae_recipe import VAERecipe
 if TYPE_CHECKING:
     from omnialpha.data.synthetic.bank import Bank
     from omnialpha.models.checkpoints.folders import Card, Parts
-    from omnialpha.models.vae.autoencoder import Codec
+    from omnialpha.models.vae.autoencoder import Autoencoder
     from omnialpha.pipeline import OmniAlpha
 
 BEGUN = "cache.json"  # beside the checkpoint: how many batches of a cache the run began with
@@ -38,8 +38,8 @@ BEGUN = "cache.json"  # beside the checkpoint: how many batches of a cache the r
 
 @dataclass(frozen=True)
 class SFTRecipe:
-    """start: a model folder to go on from; or else vae: a trained VAE's folder, with [transformer] and [instructor]
-    made anew. With [lora] an adapter of `start` is trained, whose card [card] changes, and whose codec `vae` replaces.
+    """start: a model folder to go on from; or else vae: a trained VAE's folder, with [transformer] and [text_encoder]
+    made anew. With [lora] an adapter of `start` is trained, whose card [card] changes, and whose VAE `vae` replaces.
 
     [[datasets]] are records (docs/data.md), with [[curriculum]], temperature and buckets, and [[held_out]] those that
     are validated on; without them scenes are composed from [data], of which some are held out. cache: a folder of
@@ -68,7 +68,7 @@ class SFTRecipe:
     finder: str = ""
     lora: LoraSettings | None = None
     transformer: dict[str, Any] = field(default_factory=dict)
-    instructor: dict[str, Any] = field(default_factory=dict)
+    text_encoder: dict[str, Any] = field(default_factory=dict)
     batch: int = 0
     tokens: int = 0
     text_tokens: int = 64
@@ -141,14 +141,14 @@ class SFTRecipe:
             atomic_write(begun, (json.dumps({"batches": len(batches)}) + "\n").encode())
         return base, batches
 
-    def budget(self, card: Card, codec: Codec) -> Budget | None:
-        """What a batch may hold for a model of this card and codec, where that is said in tokens."""
+    def budget(self, card: Card, autoencoder: Autoencoder) -> Budget | None:
+        """What a batch may hold for a model of this card and autoencoder, where that is said in tokens."""
         if not self.tokens:
             return None
         from omnialpha.pipeline import PATCH
 
         hinted = bool(self.finder or card.finder)
-        return Budget(self.tokens, self.text_tokens, card.grid, codec.ratio * PATCH, card.picture_pixels, hinted)
+        return Budget(self.tokens, self.text_tokens, card.grid, autoencoder.ratio * PATCH, card.picture_pixels, hinted)
 
     def _pack(self, model: OmniAlpha) -> None:
         if self.packing or self.tokens:
@@ -189,7 +189,7 @@ class SFTRecipe:
         model = self._load(parts, whole=False)
         self._pack(model)  # refuses what training would refuse
         model.placed = Placed(placement, where, ExitStack())
-        for part in (model.vae, model.instructor):
+        for part in (model.vae, model.text_encoder):
             part.to(where)
         return model
 
@@ -254,17 +254,19 @@ class SFTRecipe:
         return model
 
     def _new(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
-        from omnialpha.models.text_encoder.tiny import build_tiny_instructor
+        from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
         from omnialpha.models.transformer.model import MultiImageTransformer
         from omnialpha.models.vae.alphavae import AlphaVAE
         from omnialpha.pipeline import OmniAlpha
         from omnialpha.training.sft import corpus, initialize
 
         vae = AlphaVAE.load(self.vae)
-        instructor = build_tiny_instructor(corpus(mixture, 200), picture_pixels=card.picture_pixels, **self.instructor)
+        text_encoder = build_tiny_text_encoder(
+            corpus(mixture, 200), picture_pixels=card.picture_pixels, **self.text_encoder
+        )
         transformer = MultiImageTransformer(**self.transformer)
         initialize(transformer)
-        return OmniAlpha(vae, transformer, instructor, card)
+        return OmniAlpha(vae, transformer, text_encoder, card)
 
 
 def _records(stream: Stream) -> set[tuple[str, str]]:

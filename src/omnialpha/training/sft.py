@@ -25,7 +25,7 @@ from omnialpha.training.loop import Objective
 from omnialpha.training.validation import FOLDER, HeldOut, chosen, validate
 
 Batches = Mixture | Stream | CachedBatches
-ENCODERS = ("vae", "instructor")
+ENCODERS = ("vae", "text_encoder")
 TIME_STREAM = 0x9E3779B9  # offset of the seeds that times and noise are drawn with
 
 
@@ -88,7 +88,7 @@ class SFTObjective(Objective):
     @property
     def varied(self) -> bool:
         """The encoder's vision tower is for tasks with pictures alone."""
-        return any(p.requires_grad for p in self.model.instructor.parameters())
+        return any(p.requires_grad for p in self.model.text_encoder.parameters())
 
     def compile_parts(self) -> None:
         self.model.transformer.compile_repeated_blocks(dynamic=True)
@@ -196,7 +196,7 @@ class LoraObjective(SFTObjective):
     def train(self, mode: bool = True) -> LoraObjective:
         """What is frozen stays as it runs: T5 would drop words out."""
         super().train(mode)
-        for part in (self.model.vae, self.model.instructor):
+        for part in (self.model.vae, self.model.text_encoder):
             part.eval()
         return self
 

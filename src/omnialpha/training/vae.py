@@ -19,8 +19,8 @@ from omnialpha import masks, rgba
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.io import contact_sheet
 from omnialpha.models.vae.alphavae import AlphaVAE, write
-from omnialpha.models.vae.autoencoder import LAST, Codec
-from omnialpha.training.discriminator import Critic, adaptive_weight, hinge, pull
+from omnialpha.models.vae.autoencoder import LAST, Autoencoder
+from omnialpha.training.discriminator import Discriminator, adaptive_weight, hinge, pull
 from omnialpha.training.loop import Objective
 from omnialpha.training.perceptual import Distance, pyramid
 from omnialpha.training.sources import Pictures
@@ -52,7 +52,7 @@ class VAELoss:
     prior: float = 1e-6
     reference: float = 0.0
     adversarial: float = 0.0
-    adversarial_from: int = 0  # the first step with a critic
+    adversarial_from: int = 0  # the first step with a discriminator
     alpha: float = 0.0  # extra square error of alpha: matting is judged by alpha alone
     edge: float = 0.0  # L1 of the first differences of composites on black and white: block edges
 
@@ -94,28 +94,32 @@ class VAEObjective(Objective):
 
     def __init__(
         self,
-        vae: Codec,
+        vae: Autoencoder,
         pictures: Pictures,
         held_out: Pictures,
         weights: VAELoss,
         background: Background = Background(),
-        critic: CriticSettings = CriticSettings(),
+        discriminator: CriticSettings = CriticSettings(),
         distance: Distance = pyramid,
         source: Path | None = None,
     ) -> None:
         """source: the folder that `vae` was read from, whose layout is kept on export."""
         super().__init__()
         self.vae, self.weights, self.background, self.distance, self.source = vae, weights, background, distance, source
-        self.pictures, self.held_out, self.settings = pictures, held_out, critic
-        self.critic = Critic(vae.config.channels, critic.width, critic.layers) if weights.adversarial else None
+        self.pictures, self.held_out, self.settings = pictures, held_out, discriminator
+        self.discriminator = (
+            Discriminator(vae.config.channels, discriminator.width, discriminator.layers)
+            if weights.adversarial
+            else None
+        )
         self.reference = copy.deepcopy(vae).requires_grad_(False) if weights.reference else None
         self.last = dict(vae.named_modules())[_last(vae)].weight
 
     def groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": [p for p in self.vae.parameters() if p.requires_grad]}]
-        if self.critic:
+        if self.discriminator:
             own = {"pace": self.settings.pace, "betas": self.settings.betas[:2], "weight_decay": 0.0}
-            groups.append({"params": list(self.critic.parameters())} | own)
+            groups.append({"params": list(self.discriminator.parameters())} | own)
         return groups
 
     def forward(self, index: int) -> dict[str, Tensor]:
@@ -131,19 +135,19 @@ class VAEObjective(Objective):
         terms = self._terms(x, out, true, made, mean, logvar)
         weighted = {name: getattr(self.weights, name) * term for name, term in terms.items()}
         loss = torch.stack(list(weighted.values())).sum()
-        if self.critic and self.step >= self.weights.adversarial_from:
+        if self.discriminator and self.step >= self.weights.adversarial_from:
             loss = loss + self._adversarial(true, made, weighted, terms)
         return {"loss": loss, "alpha_mad": (true[:, 3:] - made[:, 3:]).abs().mean()} | terms
 
     def _adversarial(self, true: Tensor, made: Tensor, weighted: dict[str, Tensor], terms: dict[str, Tensor]) -> Tensor:
-        """The critic's loss, whose value it has, and its pull on the autoencoder; both are also put into `terms`."""
-        assert self.critic
-        opinion = pull(self.critic, 2 * made - 1)
+        """The discriminator's loss, whose value it has, and its pull on the VAE; both are also put into `terms`."""
+        assert self.discriminator
+        opinion = pull(self.discriminator, 2 * made - 1)
         seen = weighted["reconstruction"] + weighted.get("perceptual", 0.0)
         weight = self.weights.adversarial * adaptive_weight(seen, opinion, self.last)
-        critic = hinge(self.critic(2 * true - 1), self.critic(2 * made.detach() - 1))
-        terms |= {"adversarial_weight": weight, "critic": critic}
-        return critic + weight * (opinion - opinion.detach())
+        discriminator = hinge(self.discriminator(2 * true - 1), self.discriminator(2 * made.detach() - 1))
+        terms |= {"adversarial_weight": weight, "discriminator": discriminator}
+        return discriminator + weight * (opinion - opinion.detach())
 
     def _premultiplied(self, out: Tensor) -> Tensor:
         """The network's answer in [-1, 1] -> premultiplied RGBA in [0, 1], unclamped: overshoot has a gradient."""
@@ -223,18 +227,18 @@ def _sheet(path: Path, true: Tensor, made: Tensor) -> None:
     contact_sheet.write(path, cards)
 
 
-# ---- a codec of our own, from nothing -------------------------------------------------------------------------------
+# ---- a VAE of our own, from nothing ----
 
 
 @torch.no_grad()
-def fit_linear_codec(vae: AlphaVAE, pictures: Tensor) -> None:
+def fit_linear_autoencoder(vae: AlphaVAE, pictures: Tensor) -> None:
     """Set the VAE's linear path to the PCA of patches of `pictures` (B, C, H, W) in [0, 1]."""
     x = (rgba.premultiply(pictures) if vae.config.premultiplied else pictures) * 2 - 1
     mean = x.mean(dim=(0, 2, 3))
     patches = F.unfold(x - mean[:, None, None], vae.ratio, stride=vae.ratio).transpose(1, 2).flatten(0, 1)
     covariance = patches.T @ patches / len(patches)
     _, vectors = torch.linalg.eigh(covariance.double())
-    vae.set_linear_codec(vectors.flip(1).T[: vae.config.z_dim].float().contiguous(), mean)
+    vae.set_linear_autoencoder(vectors.flip(1).T[: vae.config.z_dim].float().contiguous(), mean)
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ from omnialpha.training.sources import (
     load_banks,
     scene_pictures,
 )
-from omnialpha.training.vae import Background, CriticSettings, VAELoss, VAEObjective, fit_linear_codec
+from omnialpha.training.vae import Background, CriticSettings, VAELoss, VAEObjective, fit_linear_autoencoder
 
 if TYPE_CHECKING:
-    from omnialpha.models.vae.autoencoder import Codec
+    from omnialpha.models.vae.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VAERecipe:
     pictures: FolderSettings = FolderSettings()
     loss: VAELoss = VAELoss()
     background: Background = Background()
-    critic: CriticSettings = CriticSettings()
+    discriminator: CriticSettings = CriticSettings()
     perceptual: PerceptualSettings = PerceptualSettings()
     batch: int = 32
     sizes: list[list[int]] = field(default_factory=lambda: [[96, 96]])
@@ -57,7 +57,7 @@ class VAERecipe:
                 "the recipe needs either start, the folder of a VAE, or a table [model]: give one of them."
             )
         torch.manual_seed(self.fit.seed)
-        vae: Codec = load_vae(self.start, widen=self.widen) if self.start else AlphaVAE(**self.model)
+        vae: Autoencoder = load_vae(self.start, widen=self.widen) if self.start else AlphaVAE(**self.model)
         vae.requires_grad_(True).train()
         for height, width in self.sizes:
             if height % vae.ratio or width % vae.ratio:
@@ -72,9 +72,9 @@ class VAERecipe:
         train, test = (flattened(p, share, self.fit.seed) for p, share in zip((train, test), shares, strict=True))
         if isinstance(vae, AlphaVAE) and vae.config.linear_skip and not self.start:
             first = torch.cat([train(-i * len(sizes)) for i in range(1, 25)])
-            fit_linear_codec(vae, first[:, : vae.config.channels])
+            fit_linear_autoencoder(vae, first[:, : vae.config.channels])
         if self.checkpointing:
             vae.enable_gradient_checkpointing()
         distance = self.perceptual.distance()
         source = Path(self.start) if self.start else None
-        return VAEObjective(vae, train, test, self.loss, self.background, self.critic, distance, source)
+        return VAEObjective(vae, train, test, self.loss, self.background, self.discriminator, distance, source)

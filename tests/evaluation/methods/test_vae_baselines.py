@@ -42,14 +42,14 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["qwen", "flux"])
 def test_it_is_diffusers_own_and_near_ours(kind: str, channels: int, tmp_path: Path) -> None:
     theirs = save(kind, channels, tmp_path / "vae")
-    codec = of_diffusers_vae(tmp_path / "vae").requires_grad_(False)
-    assert (codec.config.channels, codec.ratio) == (channels, 2)
+    autoencoder = of_diffusers_vae(tmp_path / "vae").requires_grad_(False)
+    assert (autoencoder.config.channels, autoencoder.ratio) == (channels, 2)
     x = torch.rand(2, channels, 8, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         given = (2 * x - 1)[:, :, None] if kind == "qwen" else 2 * x - 1
         wanted = theirs.decode(theirs.encode(given).latent_dist.mean).sample
         wanted = ((wanted[:, :, 0] if kind == "qwen" else wanted).clamp(-1, 1) + 1) / 2
-        made = codec.decode(codec.encode(x))
+        made = autoencoder.decode(autoencoder.encode(x))
         ours = load_vae(tmp_path / "vae")
         again = ours.decode(ours.encode(x))
     assert torch.allclose(made, wanted, atol=1e-6) and torch.allclose(made, again, atol=1e-4)
@@ -58,8 +58,10 @@ def test_it_is_diffusers_own_and_near_ours(kind: str, channels: int, tmp_path: P
 @pytest.mark.parametrize("channels", [3, 4])
 def test_it_runs_the_benchmark_beside_ours(channels: int, tmp_path: Path, pictures: Path) -> None:
     save("qwen", channels, tmp_path / "vae")
-    codecs = [of_diffusers_vae(tmp_path / "vae"), load_vae(tmp_path / "vae")]
-    benchmarks = [Benchmark(codec.requires_grad_(False), pictures, tmp_path / "out") for codec in codecs]
+    autoencoders = [of_diffusers_vae(tmp_path / "vae"), load_vae(tmp_path / "vae")]
+    benchmarks = [
+        Benchmark(autoencoder.requires_grad_(False), pictures, tmp_path / "out") for autoencoder in autoencoders
+    ]
     theirs, ours = (list(benchmark.rows()) for benchmark in benchmarks)
     assert [row["psnr"] for row in theirs] == pytest.approx([row["psnr"] for row in ours], abs=1e-3)
     assert ("alpha_mad" in theirs[0]) is (channels == 4)

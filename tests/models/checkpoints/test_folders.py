@@ -65,7 +65,7 @@ def test_a_folder_of_ours_and_the_bundled_name(tiny_model_folder: Path) -> None:
 def test_a_diffusers_pipeline(released_base: Path) -> None:
     parts = resolve(released_base)
     assert (parts.transformer, parts.vae) == (released_base / "transformer", released_base / "vae")
-    assert parts.instructor == released_base and not parts.adapters
+    assert parts.text == released_base and not parts.adapters
     card = parts.card
     assert (card.prediction, card.target_order, card.template) == ("velocity", "released", None)
     assert (card.picture_pixels, card.sampling) == (384 * 384, {"*": Defaults(50, 4.0)})
@@ -77,7 +77,7 @@ def test_a_diffusers_pipeline(released_base: Path) -> None:
 def test_a_release_beside_its_base(released_base: Path, released_omnialpha: Path) -> None:
     parts = resolve(released_omnialpha, base=released_base)
     assert parts.vae == released_omnialpha / "rgba_vae"
-    assert (parts.transformer, parts.instructor) == (released_base / "transformer", released_base)
+    assert (parts.transformer, parts.text) == (released_base / "transformer", released_base)
     assert [(file.path, file.weight) for file in parts.adapters] == [
         (released_omnialpha / "lora" / "pytorch_lora_weights.safetensors", 1.0)
     ]
@@ -374,7 +374,7 @@ def test_parts_of_different_models(released_base: Path, tiny_model_folder: Path)
     with pytest.raises(InputError, match=words):
         check(resolve(released_base, vae=tiny_model_folder))
     with pytest.raises(InputError, match="transformer takes 64 channels and .*text_encoder gives 32"):
-        check(replace(resolve(released_base), instructor=tiny_model_folder))
+        check(replace(resolve(released_base), text_encoder=tiny_model_folder))
 
 
 def test_a_damaged_lora(released_base: Path, tmp_path: Path) -> None:

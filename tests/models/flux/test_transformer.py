@@ -165,10 +165,10 @@ def test_whole_folder_is_accepted_and_measured(flux_folder: Path, transformer: F
     parts = resolve(flux_folder)
     flux_files.check(parts)
     vae = load_vae(parts.vae, widen=True)
-    anatomy = flux_files.read_anatomy(parts, vae)
-    for weights, module in ((anatomy.transformer, transformer), (anatomy.text, text), (anatomy.vae, vae)):
+    sizes = flux_files.read_sizes(parts, vae)
+    for weights, module in ((sizes.transformer, transformer), (sizes.text, text), (sizes.vae, vae)):
         assert weights.total == sum(parameter.numel() for parameter in module.parameters())
-    assert (anatomy.layers, anatomy.width, anatomy.context, anatomy.side) == (5, 32, TEXT_DIM, 16)
+    assert (sizes.layers, sizes.width, sizes.context, sizes.side) == (5, 32, TEXT_DIM, 16)
 
 
 def _vae_of_qwen(parts: Parts, folder: Path) -> Parts:
@@ -183,18 +183,18 @@ def _other_width(parts: Parts, folder: Path) -> Parts:
 
 
 def _lacking(parts: Parts, folder: Path) -> Parts:
-    target = shutil.copytree(parts.instructor, folder / "all")
+    target = shutil.copytree(parts.text, folder / "all")
     file = target / "text_encoder" / "model.safetensors"
     state = load_file(file)
     state.pop("text_model.final_layer_norm.bias")
     save_file(state, file)
-    return replace(parts, instructor=target)
+    return replace(parts, text_encoder=target)
 
 
 def _no_tokenizer(parts: Parts, folder: Path) -> Parts:
-    target = shutil.copytree(parts.instructor, folder / "all")
+    target = shutil.copytree(parts.text, folder / "all")
     (target / "tokenizer_2" / "tokenizer.json").unlink()
-    return replace(parts, instructor=target)
+    return replace(parts, text_encoder=target)
 
 
 @pytest.mark.parametrize(

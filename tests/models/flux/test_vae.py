@@ -1,4 +1,4 @@
-"""FLUX's autoencoder behind the codec's interface: equal to diffusers', and saved as diffusers saves it."""
+"""FLUX's autoencoder behind the autoencoder's interface: equal to diffusers', and saved as diffusers saves it."""
 
 import json
 
@@ -134,15 +134,15 @@ def test_saved_as_diffusers_saves_it(tmp_path, stored):
 
 
 def test_checkpointing_computes_again_what_it_does_not_keep():
-    codec, x = FluxVAE(stock_vae(4).requires_grad_(True)), pictures(4)
+    autoencoder, x = FluxVAE(stock_vae(4).requires_grad_(True)), pictures(4)
     figures = []
-    for prepare in (lambda: None, codec.enable_gradient_checkpointing):
+    for prepare in (lambda: None, autoencoder.enable_gradient_checkpointing):
         prepare()
-        codec.zero_grad()
+        autoencoder.zero_grad()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
-            codec.reconstruct(codec.moments(x)[0]).square().mean().backward()
-        figures.append((sum(kept), [p.grad for p in codec.parameters()]))
+            autoencoder.reconstruct(autoencoder.moments(x)[0]).square().mean().backward()
+        figures.append((sum(kept), [p.grad for p in autoencoder.parameters()]))
     (plain, wanted), (less, made) = figures
     assert less < 0.6 * plain
     assert all((a - b).abs().max() <= 1e-6 * max(1, b.abs().max()) for a, b in zip(made, wanted, strict=True))

@@ -15,7 +15,7 @@ from omnialpha.loading import Setup, resolve
 from omnialpha.models.checkpoints.folders import CARD
 from omnialpha.models.runtime import estimate as estimating
 from omnialpha.models.runtime.estimate import Job, check_fits, estimate, measure_speed
-from omnialpha.models.runtime.model_sizes import Anatomy
+from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.runtime.offload import size_of
 from omnialpha.models.runtime.placement import Placement
 from omnialpha.models.transformer.model import MultiImageTransformer
@@ -72,9 +72,9 @@ def measured(model, examples, guided):
     with Peak() as encoding:
         model._encode(fitted)
     negatives = [""] * len(examples) if guided else None
-    tokens = model.instructor.tokenize([e.instruction for e in examples], fitted, negatives)
+    tokens = model.text_encoder.tokenize([e.instruction for e in examples], fitted, negatives)
     with Peak() as instruction:
-        model.instructor(tokens)
+        model.text_encoder(tokens)
     cond = model.condition(examples, guided)
     branches = [cond, cond.negative] if guided else [cond]
     x = model.noise(cond)
@@ -87,7 +87,7 @@ def measured(model, examples, guided):
     held = [t for c in branches for t in (c.inputs, c.text, *vars(c.positions).values()) if t is not None]
     pixels = 0 if tokens.pixel_values is None else tokens.pixel_values.nbytes
     return cond, {
-        "codec": max(encoding.most, decoding.most),
+        "autoencoder": max(encoding.most, decoding.most),
         "instruction": instruction.most + pixels,
         "transformer": transformer.most + sum(t.nbytes for t in held),
     }
@@ -108,11 +108,11 @@ def test_the_peak_of_each_stage(request, tiny_model, which, task, guided, batch,
     model = copy.deepcopy(tiny_model if which == "tiny" else request.getfixturevalue("nano"))
     torch.nn.Module.to(model, dtype)
     cond, held = measured(model, [example(task, model.native_size()[0])] * batch, guided)
-    anatomy, layout = Anatomy.of(model), cond.layouts[0]
-    words = cond.text.shape[1] - len(layout.inputs) * anatomy.picture_tokens
-    job = Job(anatomy, layout, Placement(device="cpu"), 2, guided, batch, words)
+    sizes, layout = ModelSizes.of(model), cond.layouts[0]
+    words = cond.text.shape[1] - len(layout.inputs) * sizes.picture_tokens
+    job = Job(sizes, layout, Placement(device="cpu"), 2, guided, batch, words)
     made = estimate(job)
-    stored = sum(size_of(part) for part in (model.vae, model.transformer, model.instructor.model))
+    stored = sum(size_of(part) for part in (model.vae, model.transformer, model.text_encoder.model))
     assert made.weights_bytes == pytest.approx(stored, rel=0.001)
     for name, size in made.stages.items():
         assert 0.7 <= (size / estimating.MARGIN - made.weights_bytes) / held[name] <= 2.2, name
@@ -146,7 +146,7 @@ def released(tabulated):
     with torch.device("meta"):
         transformer, vae = MultiImageTransformer(), AlphaVAE()
         model = Qwen2_5_VLModel(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
-    return Anatomy.planned(vae, transformer, model, 384 * 384, "bfloat16", tabulated)
+    return ModelSizes.planned(vae, transformer, model, 384 * 384, "bfloat16", tabulated)
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(estimating, "pick_device", lambda name: "cuda" if name == "auto" else name)
 
 
-def job(anatomy, layout=ONE, **placement):
-    return Job(anatomy, layout, Placement(**placement), steps=50, guided=True)
+def job(sizes, layout=ONE, **placement):
+    return Job(sizes, layout, Placement(**placement), steps=50, guided=True)
 
 
 def test_the_large_model_in_numbers(large):
@@ -233,22 +233,22 @@ def test_main_memory_counts_too(large):
 
 
 def test_a_run_on_this_machine_fits(tiny_model):
-    check_fits(estimate(job(Anatomy.of(tiny_model), Layout(((2, 2),)), device="cpu")))
+    check_fits(estimate(job(ModelSizes.of(tiny_model), Layout(((2, 2),)), device="cpu")))
 
 
 def test_the_size_of_the_picture_counts(tiny_model):
     """Measured of `matte` with nano, less the program's own .6 GB: 12, 24 and 64 MP raw, the same refined."""
-    anatomy, layout = Anatomy.of(tiny_model), Layout(((2, 2),), ((2, 2),))
+    sizes, layout = ModelSizes.of(tiny_model), Layout(((2, 2),), ((2, 2),))
     held = {False: {12: 0.9, 24: 1.9, 64: 5.0}, True: {12: 1.9, 24: 3.6, 64: 9.0}}
     for refined, sizes in held.items():
         for megapixels, measured in sizes.items():
-            one = replace(job(anatomy, layout, device="cpu"), pixels=megapixels * 10**6, refined=int(refined))
+            one = replace(job(sizes, layout, device="cpu"), pixels=megapixels * 10**6, refined=int(refined))
             made = estimate(one, speed=1e12)
             assert made.peak_bytes == made.stages["full size"]
             assert 0.9 <= made.peak_bytes / 1e9 / measured <= 1.35, (megapixels, refined)
             assert made.seconds == pytest.approx(megapixels * (0.7 + 2.5 * refined), abs=0.5)
     two = Layout(((2, 2),) * 2, ((2, 2),))
-    layers = replace(job(anatomy, two, device="cpu"), pixels=12 * 10**6, compared=True)
+    layers = replace(job(sizes, two, device="cpu"), pixels=12 * 10**6, compared=True)
     assert 0.9 <= estimate(layers).peak_bytes / 1e9 / 2.05 <= 1.35
     small = estimate(replace(layers, pixels=2**10))
     assert small.peak_bytes < 20e6 and "(full size)" not in str(small)
@@ -261,8 +261,8 @@ def test_full_size_work_beside_a_gpu_is_in_main_memory(large):
 
 
 def test_a_cpu_that_lacks_a_little_is_warned_and_one_that_lacks_much_refused(tiny_model):
-    anatomy = Anatomy.of(tiny_model)
-    made = estimate(replace(job(anatomy, Layout(((2, 2),)), device="cpu"), pixels=10**8))
+    sizes = ModelSizes.of(tiny_model)
+    made = estimate(replace(job(sizes, Layout(((2, 2),)), device="cpu"), pixels=10**8))
     need = made.peak_bytes
     assert check_fits(made, need) == ""
     assert check_fits(made, int(need / 1.2)) == (
@@ -300,22 +300,22 @@ def test_a_forecast_knows_what_will_be_refined(tiny_model_folder, tmp_path, task
 
 
 def test_operations_are_those_that_are_counted(nano):
-    """Of a step and of the codec, with room for what is left out (projections, norms of convolutions, last block)."""
+    """Of a step and of the VAE, with room for what is left out (projections, norms of convolutions, last block)."""
     example_ = example("decompose_auto", nano.native_size()[0])
     with torch.inference_mode():
         cond = nano.condition([example_])
         x = nano.noise(cond)
         with FlopCounterMode(display=False) as step:
             nano.velocity(x, torch.ones(1), cond)
-        with FlopCounterMode(display=False) as codec:
+        with FlopCounterMode(display=False) as autoencoder:
             nano._encode([[nano.canvas(example_).fit(p) for p in example_.inputs]])
             nano.pictures(x, cond)
-    anatomy, layout = Anatomy.of(nano), cond.layouts[0]
-    words = cond.text.shape[1] - len(layout.inputs) * anatomy.picture_tokens
-    one = Job(anatomy, layout, Placement(device="cpu"), 1, False, words=words)
+    sizes, layout = ModelSizes.of(nano), cond.layouts[0]
+    words = cond.text.shape[1] - len(layout.inputs) * sizes.picture_tokens
+    one = Job(sizes, layout, Placement(device="cpu"), 1, False, words=words)
     assert 0.7 < estimating._branch(one) / step.get_total_flops() < 1.5
-    silent = replace(anatomy, text=replace(anatomy.text, total=0))
-    assert 0.3 < estimating._once(replace(one, anatomy=silent)) / codec.get_total_flops() < 3
+    silent = replace(sizes, text=replace(sizes.text, total=0))
+    assert 0.3 < estimating._once(replace(one, sizes=silent)) / autoencoder.get_total_flops() < 3
 
 
 def test_time_grows_with_steps_and_falls_with_speed(large):
@@ -345,10 +345,10 @@ def test_folders_say_the_same_as_loaded_weights(tmp_path):
 
     parts = resolve(write_base(tmp_path))
     model = OmniAlpha.from_parts(parts)
-    read = Anatomy.read(parts, model.vae, "float32", tabulated=False)
-    assert read == replace(Anatomy.of(model), stored="bfloat16")  # as the card says
+    read = ModelSizes.read(parts, model.vae, "float32", tabulated=False)
+    assert read == replace(ModelSizes.of(model), stored="bfloat16")  # as the card says
     model.transformer.tabulate()
-    assert Anatomy.read(parts, model.vae, "float32") == replace(Anatomy.of(model), stored="bfloat16")
+    assert ModelSizes.read(parts, model.vae, "float32") == replace(ModelSizes.of(model), stored="bfloat16")
 
 
 def test_adapters_count(released_base, released_omnialpha):
@@ -356,6 +356,6 @@ def test_adapters_count(released_base, released_omnialpha):
 
     alone, adapted = resolve(released_base), resolve(released_omnialpha, base=released_base)
     vae = load_vae(alone.vae, torch.float32)
-    less, more = (Anatomy.read(parts, vae).transformer for parts in (alone, adapted))
+    less, more = (ModelSizes.read(parts, vae).transformer for parts in (alone, adapted))
     factors = 3 * 8 * 2 * 4 * 32  # layers, modules, factors of rank 4 and width 32
     assert (more.total - less.total, more.group - less.group) == (factors, factors / 3)

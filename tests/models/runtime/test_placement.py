@@ -31,7 +31,7 @@ def make(model, **settings):
 
 
 def parts(model):
-    return {"vae": model.vae, "transformer": model.transformer, "text": model.instructor}
+    return {"vae": model.vae, "transformer": model.transformer, "text": model.text_encoder}
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_in_turns_one_part_at_a_time_has_weights(model, whole, monkeypatch, tabu
     placed.undo.close()
     assert len(kept) == 3
     assert not {"encode", "decode"} & vars(model.vae).keys()
-    assert not model.transformer._forward_pre_hooks and "foresee" not in vars(model.transformer)
+    assert not model.transformer._forward_pre_hooks and "precompute_modulation" not in vars(model.transformer)
 
 
 @pytest.mark.parametrize("tabulated", [False, True])
@@ -116,7 +116,7 @@ def test_disk_holds_all_weights_but_those_at_work(model, whole, monkeypatch, tmp
         torch, "empty_like", lambda x, **k: empty_like(x, **k).fill_(float("nan") if x.is_floating_point() else 0)
     )
     placed = place(model, Placement(device="cpu", offload="disk", folder=tmp_path))
-    text = model.instructor.model
+    text = model.text_encoder.model
     groups = (model.transformer.transformer_blocks, text.visual.blocks, text.visual.merger, text.language_model.layers)
     assert all(lacks(part) == len(list(part.parameters())) for part in groups)
     assert next(text.named_parameters())[0] == "visual.patch_embed.proj.weight"  # it says where the text model computes

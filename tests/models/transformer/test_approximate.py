@@ -54,7 +54,7 @@ def test_loading_applies_them(tiny_model_folder):
     model = load(tiny_model_folder, device="cpu", approximate=given)
     assert model.transformer.is_cache_enabled
     assert model.guidance_interval == (0.1, 0.6)
-    assert model.instructor.picture_pixels == 256
+    assert model.text_encoder.picture_pixels == 256
     assert (model.vae.tiling.tile, model.vae.tiling.overlap) == (64, 16)
     stack = model.run([TASKS["text_to_image"].example(prompt="a mug", size=(32, 32))], steps=3, guidance=2.0)[0]
     assert stack[0].rgba.isfinite().all()

@@ -311,17 +311,17 @@ def test_writing_keeps_the_layout_that_a_codec_came_from(stock, tmp_path):
     ours.register_to_config(latents_mean=[m + 1 for m in MEAN])
     own = small(patch_size=2)
     own.save_pretrained(tmp_path / "own")
-    for codec, origin, kind in (
+    for autoencoder, origin, kind in (
         (ours, source, "AutoencoderKLQwenImage"),
         (ours, None, "AlphaVAE"),
         (own, tmp_path / "own", "AlphaVAE"),
     ):
-        write(codec, tmp_path / "out", origin)
+        write(autoencoder, tmp_path / "out", origin)
         assert json.loads((tmp_path / "out/config.json").read_text())["_class_name"] == kind
         assert (load_file(tmp_path / "out" / WEIGHTS)["decoder.conv_in.weight"].ndim == 5) == (origin == source)
         back = load_vae(tmp_path / "out")
-        assert back.normalisation == codec.normalisation
-        assert all(torch.equal(back.state_dict()[k], v) for k, v in codec.state_dict().items())
+        assert back.normalisation == autoencoder.normalisation
+        assert all(torch.equal(back.state_dict()[k], v) for k, v in autoencoder.state_dict().items())
         shutil.rmtree(tmp_path / "out")
 
 
@@ -458,21 +458,21 @@ def test_a_full_linear_codec_is_exact(patch_size, dim_mult):
     torch.manual_seed(0)
     vae = AlphaVAE(4, 16, dim_mult, 1, patch_size=patch_size, linear_skip=True).double().eval()
     mean = torch.tensor([0.2, -0.4, 0.1, 0.7], dtype=torch.float64)
-    vae.set_linear_codec(orthonormal(16), mean)
+    vae.set_linear_autoencoder(orthonormal(16), mean)
     x = pictures(4, dtype=torch.float64)
     with torch.no_grad():
         z, logvar = vae.moments(x)
         assert (vae.reconstruct(z) - (2 * x - 1)).abs().max() < 1e-12
         assert (vae.decode(vae.encode(x)) - x).abs().max() < 1e-6
         energy = ((2 * x - 1) - mean.view(1, 4, 1, 1)).square().sum()
-        assert torch.allclose(z.square().sum(), energy), "an orthonormal codec keeps lengths"
+        assert torch.allclose(z.square().sum(), energy), "an orthonormal autoencoder keeps lengths"
     assert (logvar == -6).all()
 
 
 def test_a_partial_linear_codec_is_the_projection():
     vae = small(z_dim=5, patch_size=2, linear_skip=True).double()
     basis, mean = orthonormal(16)[:5], torch.tensor([0.2, -0.4, 0.1, 0.7], dtype=torch.float64)
-    vae.set_linear_codec(basis, mean)
+    vae.set_linear_autoencoder(basis, mean)
     x = pictures(4, dtype=torch.float64)
     with torch.no_grad():
         out = vae.reconstruct(vae.moments(x)[0])
@@ -499,7 +499,7 @@ def test_premultiplied_hidden_colour_has_no_influence():
 
 def test_premultiplied_output_is_straight_again():
     vae = small(patch_size=2, linear_skip=True, premultiplied=True)
-    vae.set_linear_codec(orthonormal(16).float(), torch.zeros(4))
+    vae.set_linear_autoencoder(orthonormal(16).float(), torch.zeros(4))
     x = pictures(4)
     x[:, 3] = x[:, 3] * 0.8 + 0.2
     with torch.no_grad():
@@ -511,7 +511,7 @@ def test_premultiplied_output_is_straight_again():
 # ---- gradient checkpointing -----------------------------------------------------------------------------------------
 
 
-def kept_for_backward(codec, x):
+def kept_for_backward(autoencoder, x):
     """(bytes that wait for the backward pass, the gradient of every parameter)"""
     sizes = {}
 
@@ -519,13 +519,13 @@ def kept_for_backward(codec, x):
         sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    codec.zero_grad()
+    autoencoder.zero_grad()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        mean, logvar = codec.moments(x)
-        loss = codec.reconstruct(mean).square().mean() + logvar.mean()
-    weights = {p.data_ptr() for p in codec.parameters()}
+        mean, logvar = autoencoder.moments(x)
+        loss = autoencoder.reconstruct(mean).square().mean() + logvar.mean()
+    weights = {p.data_ptr() for p in autoencoder.parameters()}
     loss.backward()
-    return sum(v for k, v in sizes.items() if k not in weights), [p.grad.clone() for p in codec.parameters()]
+    return sum(v for k, v in sizes.items() if k not in weights), [p.grad.clone() for p in autoencoder.parameters()]
 
 
 def test_checkpointing_computes_again_what_it_does_not_keep():

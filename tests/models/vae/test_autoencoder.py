@@ -1,4 +1,4 @@
-"""What every codec does with batches: the same pictures together, alone and in pieces."""
+"""What every autoencoder does with batches: the same pictures together, alone and in pieces."""
 
 import pytest
 import torch

@@ -1,10 +1,10 @@
-"""The blocks of the 2-D codec: cheaper than what is written in their source, and equal to it."""
+"""The blocks of the 2-D autoencoder: cheaper than what is written in their source, and equal to it."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from omnialpha.models.vae.blocks import Decoder, Doubling, Encoder, RMSNorm
+from omnialpha.models.vae.blocks import Decoder, Encoder, RMSNorm, Upsample
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -13,7 +13,7 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 3)])
 def test_doubling_is_upsampling_then_convolution(size):
-    layer = Doubling(6).double()
+    layer = Upsample(6).double()
     x = normal(2, 6, *size)
     wanted = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest-exact"), layer.weight, layer.bias, padding=1)
     made = layer(x)
@@ -22,7 +22,7 @@ def test_doubling_is_upsampling_then_convolution(size):
 
 
 def test_doubling_has_the_gradients_of_what_it_replaces():
-    layer, x = Doubling(4).double(), normal(1, 4, 3, 5).requires_grad_(True)
+    layer, x = Upsample(4).double(), normal(1, 4, 3, 5).requires_grad_(True)
     weigh = normal(1, 2, 6, 10, seed=1)
 
     def grads(y):

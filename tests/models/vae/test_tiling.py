@@ -70,7 +70,7 @@ def test_tiles_that_do_not_fit_the_codec(tiling):
     assert Tiling(96, 48).positions(8) == (12, 6)
 
 
-# ---- the bundled codec ----------------------------------------------------------------------------------------------
+# ---- the bundled VAE ----
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import nn
 from omnialpha.models.vae import threads as pools
 from omnialpha.models.vae import winograd
 from omnialpha.models.vae.alphavae import AlphaVAE
-from omnialpha.models.vae.blocks import Doubling, RMSNorm, activated, convolved
+from omnialpha.models.vae.blocks import RMSNorm, Upsample, activated, convolved
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_equals_the_plain_convolution(threads, height, width, channels):
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 64), (132, 20)])
 @torch.no_grad()
 def test_doubling_equals_upsampling_then_convolution(threads, height, width):
-    layer, x = Doubling(128), torch.randn(2, 128, height, width)
+    layer, x = Upsample(128), torch.randn(2, 128, height, width)
     assert winograd.suits(x, layer)
     grown = F.interpolate(x.double(), scale_factor=2.0, mode="nearest-exact")
     wanted = F.conv2d(grown, layer.weight.double(), layer.bias.double(), padding=1)

@@ -199,7 +199,7 @@ def test_a_key_is_of_every_pixel_and_word(bank):
 
 
 def test_another_model_is_refused(tmp_path, whole, tiny_model, bank):
-    for part in ("vae", "instructor"):
+    for part in ("vae", "text_encoder"):
         other = copy.deepcopy(tiny_model)
         next(getattr(other, part).parameters()).data.flatten()[0] += 1
         with pytest.raises(InputError, match="made with other weights or settings"):
@@ -336,14 +336,14 @@ def test_a_run_keeps_the_batches_that_it_began_with(tmp_path, recipe):
 
 def test_encoders_are_not_read_to_be_compared(tmp_path, recipe, tiny_model_folder, monkeypatch):
     """Only validation needs them; files that look newer are read, and found to be the same."""
-    from omnialpha.models.text_encoder.encoder import Instructor
+    from omnialpha.models.text_encoder.encoder import TextEncoder
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model_folder, model)
     common = [f"start={model}", f"cache={tmp_path / 'out'}", f"fit.output={tmp_path}/lora"]
     assert call("data", "cache", recipe, tmp_path / "out", common[0], "--batches", 2).exit_code == 0
-    reads, real = [], Instructor.from_pretrained.__func__
-    monkeypatch.setattr(Instructor, "from_pretrained", classmethod(lambda *a, **k: reads.append(a) or real(*a, **k)))
+    reads, real = [], TextEncoder.from_pretrained.__func__
+    monkeypatch.setattr(TextEncoder, "from_pretrained", classmethod(lambda *a, **k: reads.append(a) or real(*a, **k)))
     runs.run(recipe, common, quiet=True)
     assert not reads
     runs.run(recipe, [*common, "fit.validate_every=3", "fit.steps=3"], quiet=True)
@@ -361,9 +361,11 @@ def test_encoders_are_not_read_to_be_compared(tmp_path, recipe, tiny_model_folde
 
 def test_encoders_stay_out_of_the_trained_module(whole, tiny_model, bank):
     objective = trained(tiny_model, opened(whole, tiny_model), bank)
-    assert not any("vae" in n or "instructor" in n for n, _ in objective.named_parameters())
+    assert not any("vae" in n or "text_encoder" in n for n, _ in objective.named_parameters())
     objective.to("meta")  # as a device that they would take memory of
-    assert {p.device.type for m in (objective.model.vae, objective.model.instructor) for p in m.parameters()} == {"cpu"}
+    assert {p.device.type for m in (objective.model.vae, objective.model.text_encoder) for p in m.parameters()} == {
+        "cpu"
+    }
 
 
 def test_records_are_not_needed_once_they_are_cached(tmp_path, recipe):

@@ -62,7 +62,7 @@ def identity_of(parts: Parts, **settings: Any) -> str:
     of its blocks count, as weights that differ do so everywhere.
     """
     told = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
-    folders = (parts.transformer, parts.vae, *(parts.instructor / name for name in TEXT[parts.card.family]))
+    folders = (parts.transformer, parts.vae, *(parts.text / name for name in TEXT[parts.card.family]))
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
         told += [f"{place.name} {weight}", *digests(place)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]

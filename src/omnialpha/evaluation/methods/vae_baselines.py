@@ -10,12 +10,12 @@ from torch import Tensor
 
 from omnialpha.models.flux import vae as flux_vae
 from omnialpha.models.vae.alphavae import DIFFUSERS_CLASSES
-from omnialpha.models.vae.autoencoder import Codec, build, channels_of, read_config, read_weights
+from omnialpha.models.vae.autoencoder import Autoencoder, build, channels_of, read_config, read_weights
 
 PREFIX = "diffusers:"  # before a folder, where a model is asked for
 
 
-class DiffusersVAE(Codec):
+class DiffusersVAE(Autoencoder):
     """diffusers' AutoencoderKLQwenImage or AutoencoderKL, run as it is: the first one on videos of one frame.
 
     Latents are not normalised, as nothing but the decoder sees them.

@@ -106,7 +106,7 @@ def report(benchmark: Benchmark, rows: Sequence[Row], model: str) -> Report:
             "resolution": _resolution(rows, settings.size),
             "region": "whole picture, composited on nine backgrounds",
             "seed": "none: the mean of the posterior is decoded",
-            "device": str(benchmark.codec.device),
+            "device": str(benchmark.autoencoder.device),
             "model": model,
             "pictures": benchmark.folder.resolve().name,
         },
@@ -139,7 +139,7 @@ def _tables(summary: Sequence[Row]) -> list[Table]:
 
 
 def _notes(benchmark: Benchmark, summary: Sequence[Row]) -> list[str]:
-    settings, ratio = benchmark.settings, benchmark.codec.ratio
+    settings, ratio = benchmark.settings, benchmark.autoencoder.ratio
     notes = [
         f"a category is the first folder below the pictures' own; {TOTAL}: plain mean over pictures",
         f"sides grow to multiples of {ratio} px by repeating the last row and column, and are cut back",

@@ -63,7 +63,7 @@ def autoencoder(found: Found) -> list[Table]:
     columns = [Column(name, name, 2, "higher") for name in (*BACKGROUNDS, "mean")]
     columns = [Column("told", "picture"), *columns, Column("alpha_mad", "alpha MAD", 4, "lower")]
     rows = [row for name in ("subject", "background", "composite") for row in found.of(f"autoencoder: {name}")]
-    return [Table("Autoencoder: PSNR in dB over nine backgrounds, and alpha MAD", columns, rows)]
+    return [Table("AlphaVAE: PSNR in dB over nine backgrounds, and alpha MAD", columns, rows)]
 
 
 def matting(found: Found) -> list[Table]:

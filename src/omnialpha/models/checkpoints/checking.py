@@ -135,12 +135,12 @@ def check(parts: Parts, gguf: Path | None = None) -> None:
 
     gguf: holds the transformer's weights, in the place of those in its folder.
     """
-    folders = {"vae": parts.vae, "text_encoder": parts.instructor / "text_encoder"}
+    folders = {"vae": parts.vae, "text_encoder": parts.text / "text_encoder"}
     configs = {"transformer": check_component(parts.transformer, KINDS["transformer"], gguf)}
     configs |= {name: check_component(folder, KINDS[name]) for name, folder in folders.items()}
     for name, files in SMALL.items():
-        if not any((parts.instructor / name / file).is_file() for file in files):
-            raise InputError(f"{parts.instructor / name} holds no {' and no '.join(files)}: {AGAIN}.")
+        if not any((parts.text / name / file).is_file() for file in files):
+            raise InputError(f"{parts.text / name} holds no {' and no '.join(files)}: {AGAIN}.")
     for file in parts.adapters:
         read_header(file.path)
     transformer, vae = configs["transformer"], configs["vae"]

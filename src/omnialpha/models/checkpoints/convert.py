@@ -24,7 +24,7 @@ from omnialpha.errors import InputError
 from omnialpha.io import swap
 from omnialpha.models.checkpoints.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checkpoints.checking import KINDS, check
-from omnialpha.models.checkpoints.folders import INSTRUCTOR, Parts, resolve
+from omnialpha.models.checkpoints.folders import TEXT_ENCODER, Parts, resolve
 from omnialpha.models.checkpoints.headers import read_weights, weight_files
 from omnialpha.models.lora import files as lora_files
 from omnialpha.models.lora import layers as lora_layers
@@ -72,8 +72,8 @@ def convert(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        for name in INSTRUCTOR:
-            _copy(parts.instructor / name, new / name, dtype)
+        for name in TEXT_ENCODER:
+            _copy(parts.text / name, new / name, dtype)
         say("vae")
         (_copy if layout == "ours" else _diffusers_vae)(parts.vae, new / "vae", dtype)
         say("transformer")
@@ -96,7 +96,7 @@ def convert(
 
 def _check_destination(destination: Path, parts: Parts, force: bool) -> None:
     files = [file.path for file in parts.adapters]
-    for source in (parts.transformer, parts.vae, parts.instructor / "text_encoder", *files):
+    for source in (parts.transformer, parts.vae, parts.text / "text_encoder", *files):
         if destination in source.absolute().parents or destination in source.resolve().parents:
             raise InputError(f"{destination} holds {source}, which is converted: choose another folder.")
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):

@@ -20,9 +20,9 @@ from omnialpha.models.lora.adapters import AdapterFile, brought, describe
 __all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "locate", "resolve"]
 
 BUNDLED = {"nano": Path(__file__).parents[2] / "weights" / "nano"}
-INSTRUCTOR = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
+TEXT_ENCODER = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
 TEXT: dict[Family, tuple[str, ...]] = {  # the same of every family
-    "qwen": INSTRUCTOR,
+    "qwen": TEXT_ENCODER,
     "flux": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
 }
 PARTS = ("vae", "transformer")  # beside those
@@ -37,13 +37,13 @@ LoraLike = str | Path | AdapterFile
 
 @dataclass(frozen=True)
 class Parts:
-    """The folders of a model: instructor holds those in TEXT. adapters: in use, in order. own_card: of the model
-    without them. warning: what makes it worse than it was published, if anything.
+    """The folders of a model. adapters: in use, in order. own_card: of the model without them. warning: what makes
+    it worse than it was published, if anything.
     """
 
     transformer: Path
     vae: Path
-    instructor: Path
+    text: Path  # the folder that holds those in TEXT
     own_card: Card
     adapters: tuple[AdapterFile, ...] = ()
     finder: Path | None = None
@@ -93,7 +93,7 @@ def resolve(
     found = {
         "transformer": _find(sources, "transformer"),
         "vae": _find(sources, "vae") if vae is None else _vae(_folder(vae)),
-        "instructor": _find(sources, *TEXT[_family(sources)]).parent,
+        "text": _find(sources, *TEXT[_family(sources)]).parent,
     }
     told = words.read(instructions) if instructions else words.beside(main) if main else {}
     card = _card(sources, release).with_instructions(told)

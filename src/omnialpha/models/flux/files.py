@@ -23,7 +23,7 @@ from omnialpha.models.checkpoints.checking import (
 )
 from omnialpha.models.checkpoints.folders import Parts
 from omnialpha.models.checkpoints.headers import read_header
-from omnialpha.models.runtime.model_sizes import MAPS, Anatomy, Weights, count, weights
+from omnialpha.models.runtime.model_sizes import MAPS, ModelSizes, Weights, count, weights
 
 PATCH = 2  # latents a token spans, each way
 
@@ -73,11 +73,11 @@ SMALL = {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("tokeniz
 def check(parts: Parts) -> None:
     """InputError for the first thing that would keep the parts from loading, or from fitting each other."""
     folders = {"transformer": parts.transformer, "vae": parts.vae}
-    folders |= {name: parts.instructor / name for name in ("text_encoder", "text_encoder_2")}
+    folders |= {name: parts.text / name for name in ("text_encoder", "text_encoder_2")}
     configs = {name: check_component(folder, KINDS[name]) for name, folder in folders.items()}
     for name, files in SMALL.items():
-        if not any((parts.instructor / name / file).is_file() for file in files):
-            raise InputError(f"{parts.instructor / name} holds no {' and no '.join(files)}: {AGAIN}.")
+        if not any((parts.text / name / file).is_file() for file in files):
+            raise InputError(f"{parts.text / name} holds no {' and no '.join(files)}: {AGAIN}.")
     for file in parts.adapters:
         read_header(file.path)
     transformer = configs["transformer"]
@@ -93,13 +93,13 @@ def check(parts: Parts) -> None:
             )
 
 
-def read_anatomy(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> Anatomy:
-    """As `Anatomy.read`. tabulated: no difference, since modulation is computed in the blocks."""
+def read_sizes(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> ModelSizes:
+    """As `ModelSizes.read`. tabulated: no difference, since modulation is computed in the blocks."""
     with torch.device("meta"):
         config: Any = check_component(parts.transformer, KINDS["transformer"])
         transformer: Any = _transformer(dict(config), {})
-        clip = check_component(parts.instructor / "text_encoder", KINDS["text_encoder"])
-        t5 = check_component(parts.instructor / "text_encoder_2", KINDS["text_encoder_2"])
+        clip = check_component(parts.text / "text_encoder", KINDS["text_encoder"])
+        t5 = check_component(parts.text / "text_encoder_2", KINDS["text_encoder_2"])
         text: Any = nn.ModuleDict({"clip": _clip(clip.to_dict(), {}), "t5": _t5(t5.to_dict(), {})})  # as in FluxText
     blocks = [count(block) for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
     adapters = [read_header(file.path).entries.values() for file in parts.adapters]
@@ -107,7 +107,7 @@ def read_anatomy(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulat
     streamed = weights(transformer, count(transformer) - sum(blocks), max(blocks))
     network: Any = vae
     channels = next(m for name, m in network.named_modules() if name.endswith("decoder.conv_out")).in_channels
-    return Anatomy(
+    return ModelSizes(
         vae=Weights(count(vae)),
         transformer=replace(streamed, total=streamed.total + factors, group=streamed.group + factors // len(blocks)),
         text=weights(text, count(text["clip"]), max(map(count, text["t5"].encoder.block))),

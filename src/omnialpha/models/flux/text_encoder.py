@@ -1,4 +1,4 @@
-"""FLUX's two text encoders behind the interface of `Instructor`: CLIP's pooled vector and T5's tokens of one prompt."""
+"""FLUX's two text encoders as one `TextEncoder`: CLIP's pooled vector and T5's tokens of one prompt."""
 
 from __future__ import annotations
 

@@ -198,5 +198,5 @@ class FluxTransformer(FluxTransformer2DModel):
     def tabulate(self, on: bool = True) -> None:
         """Nothing to take out: modulation depends on the text too."""
 
-    def foresee(self, times: Tensor) -> None:
+    def precompute_modulation(self, times: Tensor) -> None:
         """Nothing to make ahead, as above."""

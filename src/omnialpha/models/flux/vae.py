@@ -1,6 +1,6 @@
-"""FLUX's autoencoder as a codec: AlphaVAE (arXiv 2507.09308) gave it a fourth channel.
+"""FLUX's autoencoder as an autoencoder: AlphaVAE (arXiv 2507.09308) gave it a fourth channel.
 
-The network is diffusers' own, behind the interface of `Codec`; a saved folder is one of diffusers.
+The network is diffusers' own, behind the interface of `Autoencoder`; a saved folder is one of diffusers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.models.vae.autoencoder import Codec, build, channels_of, opaque, read_config, read_weights
+from omnialpha.models.vae.autoencoder import Autoencoder, build, channels_of, opaque, read_config, read_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CLASSES = ("AutoencoderKL",)
 
 
-class FluxVAE(Codec):
+class FluxVAE(Autoencoder):
     """Wraps an AutoencoderKL, whose latents are shifted and scaled by one number for all channels."""
 
     def __init__(self, network: AutoencoderKL) -> None:

@@ -3,7 +3,7 @@
 At its widest a stage holds the weights that its way of offloading keeps on the device, and tensors of so many numbers
 (measured with every tensor counted: `tests/models/test_estimate.py`):
 
-- codec: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32; and where it
+- VAE: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32; and where it
   runs in `strips`, the taps of a wide layer and 256 tiles of it;
 - instruction: 6 widths and 3 hidden widths of the MLP for each token, or 12 and 3 for each patch and its pixels;
 - transformer of width D: 14.5 D a picture token, 9 D a text token, rotary tables in float32, and the embedded inputs
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.models.runtime.model_sizes import MAPS, Anatomy
+from omnialpha.models.runtime.model_sizes import MAPS, ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Placement, pick_device
 from omnialpha.models.transformer.positions import Layout
 from omnialpha.models.vae.winograd import NARROW, SMALL, TILE, TILES
@@ -36,7 +36,7 @@ WORKSPACE = {"cuda": int(0.5e9)}
 ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
 STRIP = 3 * 36 + 16  # numbers of a tile and channel that a strip holds
 TIMES = 50  # a table of modulation is taken to be at least this long
-ENCODE, DECODE = 250, 400  # operations a pixel, of a codec of one channel; they grow with the square
+ENCODE, DECODE = 250, 400  # operations a pixel, of an autoencoder of one channel; they grow with the square
 HELD = 16  # bytes a pixel of a full-size picture, RGBA in float32
 # Bytes and seconds a pixel while a picture is restored and written, and where it is refined or its layers compared.
 # `omnialpha matte` of pictures of 12, 24 and 64 MP with nano, on two x86-64 cores that others used too, had at its peak
@@ -52,11 +52,11 @@ BUS = 8e9  # bytes a second from main memory to a GPU in a modest slot
 @dataclass(frozen=True)
 class Job:
     """Runs of one layout, `batch` at a time; guided: with a branch that has no instruction; words: tokens of an
-    instruction and of the template behind its prefix; tile: side in pixels, where the codec runs in tiles; pixels: of
+    instruction and of the template behind its prefix; tile: side in pixels, where the VAE runs in tiles; pixels: of
     a picture at full size, refined: how many targets are refined there, compared: whether layers are recomposed.
     """
 
-    anatomy: Anatomy
+    sizes: ModelSizes
     layout: Layout
     placement: Placement
     steps: int
@@ -71,11 +71,11 @@ class Job:
     @property
     def text_tokens(self) -> int:
         """That the transformer sees."""
-        return len(self.layout.inputs) * self.anatomy.picture_tokens + self.words
+        return len(self.layout.inputs) * self.sizes.picture_tokens + self.words
 
     @property
     def dtype(self) -> str:
-        return self.placement.dtype or self.anatomy.dtype
+        return self.placement.dtype or self.sizes.dtype
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Estimate:
 
 def estimate(job: Job, speed: float | None = None) -> Estimate:
     """Memory and, at a speed in floating-point operations a second (see `measure_speed`), time."""
-    a, placement, device = job.anatomy, job.placement, torch.device(pick_device(job.placement.device))
+    a, placement, device = job.sizes, job.placement, torch.device(pick_device(job.placement.device))
     e = DTYPES[job.dtype].itemsize
-    parts = {"codec": a.vae, "instruction": a.text, "transformer": a.transformer}
+    parts = {"autoencoder": a.vae, "instruction": a.text, "transformer": a.transformer}
     stored = {name: part.bytes(placement, e) for name, part in parts.items()}
     total, host, streams = sum(stored.values()), 0, placement.offload in ("group", "disk")
     if placement.offload == "none" or (device.type == "cpu" and placement.offload != "disk"):
@@ -113,8 +113,10 @@ def estimate(job: Job, speed: float | None = None) -> Estimate:
     elif placement.offload == "model":
         there, host = stored, total
     else:
-        there = {name: part.streamed(placement, e) + stored["codec"] * (part.group > 0) for name, part in parts.items()}
-        host = total - stored["codec"] if placement.offload == "group" else 0
+        there = {
+            name: part.streamed(placement, e) + stored["autoencoder"] * (part.group > 0) for name, part in parts.items()
+        }
+        host = total - stored["autoencoder"] if placement.offload == "group" else 0
     if device.type != "cpu" and job.dtype != a.stored:  # all of it is converted in main memory first
         host = max(host, e * (sum(part.total for part in (a.vae, a.text, a.transformer)) + a.visiting * a.layers))
     full = job.pixels * (HELD * len(job.layout.pictures) + (WIDE_WORK if job.refined or job.compared else WORK))
@@ -122,7 +124,7 @@ def estimate(job: Job, speed: float | None = None) -> Estimate:
     if device.type != "cpu":
         host += full
     elif full:
-        widest, there = widest | {FULL: full}, there | {FULL: there["codec"]}
+        widest, there = widest | {FULL: full}, there | {FULL: there["autoencoder"]}
     stages = {name: int(MARGIN * (there[name] + size)) + extra for name, size in widest.items()}
     seconds = None
     if speed is not None:
@@ -135,7 +137,7 @@ def estimate(job: Job, speed: float | None = None) -> Estimate:
 
 def _widest(job: Job, e: int) -> dict[str, int]:
     """Bytes of a stage's tensors at its widest; e: of a number."""
-    a, layout, text, both = job.anatomy, job.layout, job.text_tokens, 1 + job.guided
+    a, layout, text, both = job.sizes, job.layout, job.text_tokens, 1 + job.guided
     image = layout.target_tokens + layout.input_tokens
     area = max(h * w for h, w in layout.pictures) * a.side**2
     network = min(area, (job.tile or area) ** 2) * a.pixel * e
@@ -150,7 +152,7 @@ def _widest(job: Job, e: int) -> dict[str, int]:
     strips += a.kept * (area <= SMALL * (TILE * a.side) ** 2)
     strips *= e == 4 and a.channels >= NARROW and pick_device(job.placement.device) == "cpu"
     return {
-        "codec": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,
+        "autoencoder": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,
         "instruction": int(job.batch * max((text + job.words) * a.token * e, patches * a.patch * 4)),
         "transformer": int(job.batch * (both * constant + together * rows) + table),
     }
@@ -159,15 +161,15 @@ def _widest(job: Job, e: int) -> dict[str, int]:
 def _branch(job: Job) -> float:
     """Operations of one step of one branch: 12 D^2 products a token and layer, and attention of all with all."""
     tokens = job.layout.target_tokens + job.layout.input_tokens + job.text_tokens
-    return job.batch * job.anatomy.layers * (24 * tokens * job.anatomy.width**2 + 4 * tokens**2 * job.anatomy.width)
+    return job.batch * job.sizes.layers * (24 * tokens * job.sizes.width**2 + 4 * tokens**2 * job.sizes.width)
 
 
 def _once(job: Job) -> float:
-    """Operations of the codec and the instruction encoder."""
-    a, layout = job.anatomy, job.layout
+    """Operations of the autoencoder and the instruction encoder."""
+    a, layout = job.sizes, job.layout
     pixels = [sum(h * w for h, w in pictures) * a.side**2 for pictures in (layout.inputs, layout.targets)]
-    codec = (ENCODE * pixels[0] + DECODE * pixels[1]) * (a.channels / a.patch_size) ** 2
-    return job.batch * (codec + 2 * a.text.total * job.text_tokens * (1 + job.guided))
+    autoencoder = (ENCODE * pixels[0] + DECODE * pixels[1]) * (a.channels / a.patch_size) ** 2
+    return job.batch * (autoencoder + 2 * a.text.total * job.text_tokens * (1 + job.guided))
 
 
 # ---- before it starts -------------------------------------------------------------------------------------------

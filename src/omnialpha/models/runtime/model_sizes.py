@@ -21,7 +21,7 @@ from omnialpha.models.vae.winograd import will_keep
 if TYPE_CHECKING:
     from omnialpha.models.checkpoints.folders import Parts
 
-MAPS = 6  # as large as a codec's at full resolution, at one time
+MAPS = 6  # as large as an autoencoder's at full resolution, at one time
 GROUPS = 2  # on the device at once: one at work, one on its way
 
 
@@ -46,8 +46,8 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """The sizes of a model. pixel, token, patch: numbers that the codec, the instruction encoder and its vision tower
+class ModelSizes:
+    """The sizes of a model. pixel, token, patch: numbers that the VAE, the instruction encoder and its vision tower
     hold for one at their widest.
     """
 
@@ -62,20 +62,24 @@ class Anatomy:
     context: int  # width of the text that the transformer gets
     table: int  # modulation of one time; 0 where the blocks compute it
     visiting: int  # parameters that come to the device to make the table
-    channels: int  # of the codec, at full resolution
-    patch_size: int  # of the codec
+    channels: int  # of the autoencoder, at full resolution
+    patch_size: int  # of the autoencoder
     pixel: float
     token: int
     patch: int
     picture_tokens: int  # that the instruction encoder sees of a picture
-    kept: int  # bytes that the codec keeps for small pictures on a CPU, at most
+    kept: int  # bytes that the autoencoder keeps for small pictures on a CPU, at most
     side: int  # pixels that a transformer's token spans, each way
 
     @classmethod
-    def of(cls, model: Any, dtype: str | None = None) -> Anatomy:
+    def of(cls, model: Any, dtype: str | None = None) -> ModelSizes:
         """Of a model before it is placed."""
-        vae, transformer, instructor = model.vae, model.transformer, model.instructor
-        text, language, tower = instructor.model, instructor.model.config.text_config, instructor.model.visual.config
+        vae, transformer, text_encoder = model.vae, model.transformer, model.text_encoder
+        text, language, tower = (
+            text_encoder.model,
+            text_encoder.model.config.text_config,
+            text_encoder.model.visual.config,
+        )
         blocks, table = list(transformer.transformer_blocks), getattr(transformer, "table", None)
         modules, streamed = table.modules if table else [()], [count(block) for block in blocks]
         tower_blocks = [count(block) for block in text.visual.blocks]
@@ -100,7 +104,7 @@ class Anatomy:
             pixel=MAPS * channels / vae.config.patch_size**2,
             token=6 * language.hidden_size + 3 * language.intermediate_size,
             patch=12 * tower.hidden_size + 3 * tower.intermediate_size + values,
-            picture_tokens=instructor.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
+            picture_tokens=text_encoder.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
             kept=will_keep(vae),
             side=vae.ratio * transformer.config.patch_size,
         )
@@ -108,27 +112,27 @@ class Anatomy:
     @classmethod
     def planned(
         cls, vae: nn.Module, transformer: Any, text: nn.Module, picture_pixels: int, dtype: str, tabulated: bool = True
-    ) -> Anatomy:
+    ) -> ModelSizes:
         """Of networks that may be in no memory. tabulated: modulation is taken out of the transformer."""
         if tabulated:
             taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
             transformer.table = SimpleNamespace(modules=taken)
-        instructor = SimpleNamespace(model=text, picture_pixels=picture_pixels)
-        return cls.of(SimpleNamespace(vae=vae, transformer=transformer, instructor=instructor), dtype)
+        text_encoder = SimpleNamespace(model=text, picture_pixels=picture_pixels)
+        return cls.of(SimpleNamespace(vae=vae, transformer=transformer, text_encoder=text_encoder), dtype)
 
     @classmethod
-    def read(cls, parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> Anatomy:
-        """Of folders, without reading weights, but for the small codec's. tabulated: modulation is taken out."""
+    def read(cls, parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> ModelSizes:
+        """Of folders, without reading weights, but for the small autoencoder's. tabulated: modulation is taken out."""
         with torch.device("meta"):
             transformer = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
-            text = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(parts.instructor / "text_encoder"))
+            text = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(parts.text / "text_encoder"))
         adapters = [read_header(file.path).entries.values() for file in parts.adapters]
         factors = sum(math.prod(entry.shape) for entries in adapters for entry in entries)
         card = parts.card
         made = cls.planned(vae, transformer, text, card.picture_pixels, dtype or card.dtype, tabulated)
         return replace(made._adapted(factors), stored=card.dtype)
 
-    def _adapted(self, factors: int) -> Anatomy:
+    def _adapted(self, factors: int) -> ModelSizes:
         """With so many more parameters beside the transformer's layers."""
         there = self.transformer
         wider = replace(there, total=there.total + factors, group=there.group + factors // self.layers)

@@ -39,7 +39,7 @@ class Model(Protocol):
 
     vae: Any
     transformer: Any
-    instructor: Any
+    text_encoder: Any
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def offload(way: Offload, model: Model, device: torch.device, undo: ExitStack, f
 
 
 def _whole(model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
-    for part in (model.vae, model.transformer, model.instructor):
+    for part in (model.vae, model.transformer, model.text_encoder):
         undo.callback(move, part, CPU)
         move(part, device)
 
@@ -65,9 +65,9 @@ def _whole(model: Model, device: torch.device, undo: ExitStack, folder: Path) ->
 def _in_turns(model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
     turns = Turns(device)
     undo.callback(turns.end)
-    for part in (model.transformer, model.instructor):
+    for part in (model.transformer, model.text_encoder):
         undo.callback(part.register_forward_pre_hook(lambda part, args: turns.take(part)).remove)
-    for part, entry in ((model.vae, "encode"), (model.vae, "decode"), (model.transformer, "foresee")):
+    for part, entry in ((model.vae, "encode"), (model.vae, "decode"), (model.transformer, "precompute_modulation")):
         setattr(part, entry, _after(partial(turns.take, part), getattr(part, entry)))
         undo.callback(delattr, part, entry)
 
@@ -114,7 +114,7 @@ def _in_groups(model: Model, device: torch.device, undo: ExitStack, folder: Path
     Small modules that are used outside their parents' forward stay on the device. The word embedding stays in main
     memory, where a look-up costs nothing.
     """
-    streams: Streams = model.instructor.streams
+    streams: Streams = model.text_encoder.streams
     words = streams.words
     small = (model.vae, model.transformer.time_text_embed, *streams.small)
     groups = (model.transformer, *streams.groups)

@@ -105,7 +105,7 @@ def place(model: Model, placement: Placement) -> Placed:
     Close `undo` before weights are added, taken away or replaced, then place again. Quantisation is not undone.
     """
     device, undo = placement.torch_device, ExitStack()
-    parts: tuple[nn.Module, ...] = (model.vae, model.transformer, model.instructor)
+    parts: tuple[nn.Module, ...] = (model.vae, model.transformer, model.text_encoder)
     with ExitStack() as failed:
         failed.callback(undo.close)
         if placement.attention is not None:
@@ -117,7 +117,7 @@ def place(model: Model, placement: Placement) -> Placed:
         if placement.quantize is not None and not placement.gguf:
             stay = device if placement.offload == "none" else CPU
             quantize(model.transformer, placement.quantize, device, stay)
-            quantize(model.instructor.model, placement.quantize, device, stay)
+            quantize(model.text_encoder.model, placement.quantize, device, stay)
         offload(placement.offload, model, device, undo, placement.folder or hub.home() / "offload")
         if placement.compile:
             _compile(model.transformer, whole=placement.offload in ("none", "model"), undo=undo)

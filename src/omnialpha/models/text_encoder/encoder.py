@@ -24,7 +24,7 @@ from omnialpha.models.text_encoder.vision import patchify_all, speed_up, tower_i
 PAD = "<|image_pad|>"
 RESERVED = ("<|im", "<|vision", "<|video")  # beginnings of the tokens that carry a prompt's structure
 SHARED, POSITIVE, NEGATIVE = range(3)
-CACHED_ROWS = 8192  # tokenised prompts that an instructor remembers
+CACHED_ROWS = 8192  # tokenised prompts that an text_encoder remembers
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ Template.EDIT = Template(
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded inputs of an Instructor; the first `prefix` tokens of a prompt are the template's.
+    """Right-padded inputs of an TextEncoder; the first `prefix` tokens of a prompt are the template's.
 
     With negative prompts a row is [what both prompts begin with, rest of the positive one, rest of the negative one].
     """
@@ -71,7 +71,7 @@ class TokenBatch:
         return replace(self, **moved)
 
 
-class Instructor(nn.Module):
+class TextEncoder(nn.Module):
     """Qwen2.5-VL without its language-model head, its tokenizer and the settings of its image processor."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Instructor(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` beside the folder that make an equal instructor; JSON types only."""
+        """Arguments of `from_pretrained` beside the folder that make an equal text_encoder; JSON types only."""
         return {"template": asdict(self.template), "picture_pixels": self.picture_pixels, "max_tokens": self.max_tokens}
 
     def _ids(self, text: str) -> list[int]:

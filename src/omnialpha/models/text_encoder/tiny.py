@@ -1,4 +1,4 @@
-"""Small Qwen2.5-VL instructors with random weights and their own byte-level BPE: the start of nano, and for tests."""
+"""Small Qwen2.5-VL text_encoders with random weights and their own byte-level BPE: the start of nano, and for tests."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from omnialpha.models.text_encoder.encoder import PAD, Instructor, Template
+from omnialpha.models.text_encoder.encoder import PAD, Template, TextEncoder
 
 END = "<|endoftext|>"
 SPECIAL = (END, "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", PAD, "<|video_pad|>")
@@ -50,7 +50,7 @@ def _initialize(model: nn.Module) -> None:
             nn.init.xavier_uniform_(weight)
 
 
-def build_tiny_instructor(
+def build_tiny_text_encoder(
     corpus: Iterable[str],
     vocab_size: int = 4096,
     text_dim: int = 256,
@@ -63,8 +63,8 @@ def build_tiny_instructor(
     max_tokens: int = 256,
     template: Template = SHORT,
     seed: int = 0,
-) -> Instructor:
-    """Random instructor of about 4.6 M parameters at default; a picture token covers (2 * patch_size)^2 pixels."""
+) -> TextEncoder:
+    """Random text_encoder of about 4.6 M parameters at default; a picture token covers (2 * patch_size)^2 pixels."""
     tokenizer = train_tokenizer([*corpus, *(template.picture.format(i=i) for i in range(1, 10))], vocab_size)
     vocab = tokenizer.get_vocab()
     half = text_dim // heads // 2  # rotary frequencies of a head: a quarter for time, the rest for rows and columns
@@ -108,4 +108,4 @@ def build_tiny_instructor(
     processor = Qwen2VLImageProcessorPil(
         patch_size=patch_size, size={"shortest_edge": side * side, "longest_edge": 1024 * side * side}
     )
-    return Instructor(model, tokenizer, processor, template, picture_pixels, max_tokens)
+    return TextEncoder(model, tokenizer, processor, template, picture_pixels, max_tokens)

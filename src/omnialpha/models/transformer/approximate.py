@@ -16,9 +16,9 @@ from omnialpha.models.vae.tiling import Tiling
 from omnialpha.sampling import ALWAYS, Interval
 
 if TYPE_CHECKING:
-    from omnialpha.models.text_encoder.encoder import Instructor
+    from omnialpha.models.text_encoder.encoder import TextEncoder
     from omnialpha.models.transformer.model import MultiImageTransformer
-    from omnialpha.models.vae.autoencoder import Codec
+    from omnialpha.models.vae.autoencoder import Autoencoder
 
 NAMES = {
     "first-block": "skip the other blocks in steps where the first one says much the same (value: how much, 0.1)",
@@ -56,14 +56,14 @@ class Approximations:
                 raise InputError(f"approximation {name}={value!r} has no such value: {NAMES[name]}.") from None
         return cls(**made)  # type: ignore[arg-type]
 
-    def apply(self, transformer: MultiImageTransformer, instructor: Instructor, vae: Codec) -> None:
+    def apply(self, transformer: MultiImageTransformer, text_encoder: TextEncoder, vae: Autoencoder) -> None:
         """Ready the parts; `guidance` is for whoever samples."""
         if self.first_block is not None:
             transformer.enable_cache(FirstBlockCacheConfig(threshold=self.first_block))
         if self.taylor is not None:
             transformer.enable_cache(TaylorSeerCacheConfig(cache_interval=self.taylor))
         if self.vision is not None:
-            instructor.picture_pixels = min(instructor.picture_pixels or self.vision**2, self.vision**2)
+            text_encoder.picture_pixels = min(text_encoder.picture_pixels or self.vision**2, self.vision**2)
         if self.tiles is not None:
             vae.tiling = Tiling(self.tiles, self.tiles // 4)
             vae.tiling.positions(vae.ratio)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omnialpha.models.transformer.packing import Packed, Padded
 
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, (B, rows, 1, E/2) each
-Memory = tuple[Tensor, Tensor]  # turned keys and values, (B, M, H, E) each
+KVCache = tuple[Tensor, Tensor]  # turned keys and values, (B, M, H, E) each
 Modulation = tuple[Tensor, Tensor]  # shift, scale, gate of attention and of MLP: (B, 6 D) for image, for text
 
 
@@ -43,8 +43,8 @@ class JointAttention:
         rows: Padded | Packed | None = None,
         rotary: Rotary | None = None,
         query_rows: int | None = None,
-        memory: Memory | None = None,
-        own: Memory | None = None,
+        memory: KVCache | None = None,
+        own: KVCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Image (B, L, D), text (B, T, D) or None, of these rows, and tables of L + T rows -> both streams.
 
@@ -70,7 +70,7 @@ class JointAttention:
         return image, attn.to_add_out(out[:, length:]) if out.shape[1] > length else None
 
     @staticmethod
-    def memory(attn: Attention, image: Tensor, text: Tensor | None, rotary: Rotary) -> Memory:
+    def memory(attn: Attention, image: Tensor, text: Tensor | None, rotary: Rotary) -> KVCache:
         """Turned keys and values (B, L + T, H, E) of both streams."""
         key = _heads(attn, attn.norm_k, attn.to_k(image))
         value = _heads(attn, None, attn.to_v(image))
@@ -104,9 +104,9 @@ class MultiImageBlock(QwenImageTransformerBlock):
         rotary: Rotary,
         rows: Padded | Packed,
         last: bool = False,
-        memory: Memory | None = None,
+        memory: KVCache | None = None,
         keep: bool = False,
-    ) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Memory]:
+    ) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, KVCache]:
         """Image (B, L, D) and text (B, T, D) or None -> both, and with `keep` the memory that others may attend to.
 
         time is that of text and of the targets, time_zero, if any, that of the image rows behind them. In the last

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from omnialpha.errors import InputError
 from omnialpha.models.runtime.context_parallel import Shares, share
-from omnialpha.models.transformer.blocks import JointAttention, Memory, Modulation, MultiImageBlock, Rotary
+from omnialpha.models.transformer.blocks import JointAttention, KVCache, Modulation, MultiImageBlock, Rotary
 from omnialpha.models.transformer.modulation import ModulationTable
 from omnialpha.models.transformer.packing import INPUTS, TARGETS, TEXT, Counts, Masks, Packing, Padding, active_backend
 from omnialpha.models.transformer.positions import Positions
@@ -62,7 +62,7 @@ class Shared:
 
     inputs: Tensor | None = None  # (B, Li, D) behind img_in
     text: Tensor | None = None  # (B, T, D) behind txt_in
-    memory: list[Memory] | None = None  # a block each, with condition_attention="cached"
+    memory: list[KVCache] | None = None  # a block each, with condition_attention="cached"
 
 
 class MultiImageTransformer(QwenImageTransformer2DModel):
@@ -277,7 +277,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
             raise InputError("A step cache cannot be used by several processes on one picture: leave it out.")
         super().enable_cache(config)
 
-    def foresee(self, times: Tensor) -> None:
+    def precompute_modulation(self, times: Tensor) -> None:
         """Make the table, if there is one, for all times (N,) of a run at once: its weights visit the device once."""
         if self.table is not None:
             self._times(times, self.proj_out.weight)

@@ -1,4 +1,4 @@
-"""AlphaVAE: the RGBA autoencoder as a single-frame 2-D network, and `load_vae`, which reads any codec that is known.
+"""AlphaVAE: the RGBA VAE as a single-frame 2-D network, and `load_vae`, which reads any VAE that is known.
 
 The Qwen-Image VAE is a causal 3-D network. With one frame every temporal kernel sees zero frames before it, so only its
 last slice acts: the 2-D network, with the same module names, is exactly equal and several times faster.
@@ -27,7 +27,7 @@ from omnialpha.models.flux.vae import FluxVAE
 from omnialpha.models.vae.autoencoder import (
     FIRST,
     WEIGHTS,
-    Codec,
+    Autoencoder,
     build,
     channels_of,
     opaque,
@@ -41,14 +41,14 @@ OWN = "AlphaVAE"
 DIFFUSERS_CLASSES = ("AutoencoderKLQwenImage", "AutoencoderKLQwenImageAlpha")  # the first also of Qwen-Image-Layered
 SHARED = ("base_dim", "z_dim", "dim_mult", "num_res_blocks", "latents_mean", "latents_std")  # settings of both
 
-C = TypeVar("C", bound=Codec)
+C = TypeVar("C", bound=Autoencoder)
 
 
-class AlphaVAE(Codec):
-    """The codec of the Qwen-Image weights and of our own small models.
+class AlphaVAE(Autoencoder):
+    """The autoencoder of the Qwen-Image weights and of our own small models.
 
     patch_size: pixels folded into channels before the network (1 for the released weights).
-    linear_skip: adds a linear patch codec beside the network, which then learns what the codec leaves (small models).
+    linear_skip: adds a linear patch VAE beside the network, which then learns what the VAE leaves (small models).
     premultiplied: the network sees colour times alpha, so that colour under alpha 0 costs nothing.
     """
 
@@ -96,8 +96,8 @@ class AlphaVAE(Codec):
     # ---- weights -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def set_linear_codec(self, basis: Tensor, mean: Tensor) -> None:
-        """Start as a linear patch codec: basis (z, C * ratio^2) with orthonormal rows, of patches in [-1, 1] less mean
+    def set_linear_autoencoder(self, basis: Tensor, mean: Tensor) -> None:
+        """Start as a linear patch VAE: basis (z, C * ratio^2) with orthonormal rows, of patches in [-1, 1] less mean
         (C,).
         """
         weight = basis.view(self.config.z_dim, self.config.channels, self.ratio, self.ratio)
@@ -173,22 +173,22 @@ def opaque_initialization(vae: C) -> C:
     return vae.widened()
 
 
-KINDS: dict[str, type[Codec]] = (
+KINDS: dict[str, type[Autoencoder]] = (
     dict.fromkeys((OWN, *DIFFUSERS_CLASSES), AlphaVAE) | dict.fromkeys(flux_vae.CLASSES, FluxVAE)
 )  # fmt: skip
 
 
-def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool = False) -> Codec:
-    """The codec in a VAE folder, whichever of KINDS. widen: one for RGB is given an opaque alpha channel."""
+def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool = False) -> Autoencoder:
+    """The autoencoder in a VAE folder, whichever of KINDS. widen: one for RGB is given an opaque alpha channel."""
     vae = KINDS[read_config(Path(folder), KINDS)["_class_name"]].load(folder, dtype)
     return opaque_initialization(vae) if widen and vae.config.channels == 3 else vae
 
 
-def write(vae: Codec, folder: str | Path, source: str | Path | None = None) -> None:
-    """Save a codec in the layout it came from, with the statistics of its latents: weights of a Qwen-Image VAE go back
+def write(vae: Autoencoder, folder: str | Path, source: str | Path | None = None) -> None:
+    """Save a VAE in the layout it came from, with the statistics of its latents: weights of a Qwen-Image VAE go back
     into their three dimensions, over the rest of what is at `source`.
 
-    source: the folder that the codec was read from; None for one that was made new.
+    source: the folder that the autoencoder was read from; None for one that was made new.
     """
     if isinstance(vae, AlphaVAE) and source and read_config(Path(source), KINDS)["_class_name"] in DIFFUSERS_CLASSES:
         vae.export(folder, source)

@@ -1,4 +1,4 @@
-"""What the picture codecs share: one interface, batches in pieces, tiles, and weights read with errors that say which
+"""What the picture VAEs share: one interface, batches in pieces, tiles, and weights read with errors that say which
 folder, which key and which shape.
 """
 
@@ -35,7 +35,7 @@ OPAQUE = (
 M = TypeVar("M", bound=nn.Module)
 
 
-class Codec(ModelMixin, ConfigMixin):
+class Autoencoder(ModelMixin, ConfigMixin):
     """RGBA (or RGB) pictures (B, C, H, W) in [0, 1] <-> latents (B, z_dim, H / ratio, W / ratio), normalised per
     channel.
 
@@ -143,7 +143,9 @@ def read_config(folder: Path, classes: Collection[str]) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON ({error}): restore the file.") from None
     name = config.get("_class_name")
     if name not in classes:
-        raise InputError(f"{folder} holds a {name}, not a codec for pictures known here: use {' or '.join(classes)}.")
+        raise InputError(
+            f"{folder} holds a {name}, not an autoencoder for pictures known here: use {' or '.join(classes)}."
+        )
     return config
 
 

@@ -1,4 +1,4 @@
-"""The 2-D network of the RGBA codec: residual blocks with RMS norm, one attention in the middle, resampling by two.
+"""The 2-D network of the RGBA VAE: residual blocks with RMS norm, one attention in the middle, resampling by two.
 
 Module names are those of the Qwen-Image VAE (arXiv 2508.02324), whose weights are folded into it. Pictures run through
 it with the channels last in memory: normalising a pixel then reads neighbours, and CPU and GPU convolve without
@@ -88,7 +88,7 @@ class AttentionBlock(nn.Module):
         return x + self.proj(out.transpose(1, 2).unflatten(2, (height, width)))  # laid out in memory like x
 
 
-class Doubling(nn.Conv2d):
+class Upsample(nn.Conv2d):
     """The 3x3 convolution of a picture doubled by nearest neighbour, (B, C, H, W) -> (B, C / 2, 2 H, 2 W), without
     ever making that picture: four taps in place of nine for each output pixel.
     """
@@ -111,7 +111,7 @@ class Resample(nn.Module):
     def __init__(self, channels: int, up: bool) -> None:
         super().__init__()
         down = (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
-        self.resample = nn.Sequential(nn.Identity(), Doubling(channels)) if up else nn.Sequential(*down)
+        self.resample = nn.Sequential(nn.Identity(), Upsample(channels)) if up else nn.Sequential(*down)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resample(x)

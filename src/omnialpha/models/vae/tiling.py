@@ -1,8 +1,8 @@
 """Pictures in overlapping tiles: less memory for a network that is too large for the whole picture.
 
-Approximate: a tile's attention sees the tile alone, its convolutions see zeros beyond its edge, and a codec with group
+Approximate: a tile's attention sees the tile alone, its convolutions see zeros beyond its edge, and a VAE with group
 norms (FLUX) takes their statistics from the tile. Neighbours are blended by smooth weights that sum to one everywhere,
-so that there is no seam, and a codec without such parts comes out unchanged.
+so that there is no seam, and an autoencoder without such parts comes out unchanged.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Tiling:
     overlap: int = 128
 
     def positions(self, ratio: int) -> tuple[int, int]:
-        """Both in latents of a codec that makes one of ratio x ratio pixels."""
+        """Both in latents of an autoencoder that makes one of ratio x ratio pixels."""
         if self.tile % ratio or self.overlap % ratio or not 0 < self.overlap <= self.tile // 2:
             raise InputError(
-                f"tiles of {self.tile} px with an overlap of {self.overlap} px do not fit the codec: "
+                f"tiles of {self.tile} px with an overlap of {self.overlap} px do not fit the autoencoder: "
                 f"use multiples of {ratio}, and an overlap of at most half a tile."
             )
         return self.tile // ratio, self.overlap // ratio

@@ -1,4 +1,4 @@
-"""3x3 convolutions of the codec on a CPU: strip by strip in the cache, with a quarter of the multiplications.
+"""3x3 convolutions of the autoencoder on a CPU: strip by strip in the cache, with a quarter of the multiplications.
 
 A strip of rows is normalised, activated, convolved and added to while it is in the cache, so that nothing of the
 picture's size but input and output goes through memory. Wide layers use Winograd's transforms (Lavin & Gray, arXiv
@@ -32,7 +32,7 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -2.0)  # where the polynomials are evaluated
 PLAIN = (((1, 0, 0), (0, 1, 0), (0, 0, 1)),)
 DOUBLED = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 
-LIMIT = 2**29  # bytes of transformed weights that are kept between calls, of all codecs together; 0: none
+LIMIT = 2**29  # bytes of transformed weights that are kept between calls, of all autoencoders together; 0: none
 SMALL = 64  # tiles of a picture; in larger ones making the transformed weights takes less than a tenth of the time
 
 Prepare = Callable[[Tensor, Tensor], object]  # writes a function of single pixels: of the first, into the second
@@ -174,10 +174,10 @@ def _taps(conv: nn.Conv2d, kind: Kind, tiles: int) -> list[Tensor]:
     return made
 
 
-def will_keep(codec: nn.Module) -> int:
+def will_keep(autoencoder: nn.Module) -> int:
     """Bytes that its weights take for small pictures, transformed and as they are; at most."""
     wide = [
-        m for m in codec.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)
+        m for m in autoencoder.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)
     ]  # what doubles its picture has products for four places
     sizes = [(100 if m.in_channels == 2 * m.out_channels else 36) + 9 for m in wide]
     numbers = sum(n * m.in_channels * m.out_channels for n, m in zip(sizes, wide, strict=True) if _is_wide(m))

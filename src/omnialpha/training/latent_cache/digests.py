@@ -34,14 +34,14 @@ def plain(examples: list[Example]) -> list[Json]:
 
 
 def identity(model: OmniAlpha) -> str:
-    """Of all that encodes: weights of codec, instruction encoder and finder, vocabularies, settings of the card."""
+    """Of all that encodes: weights of VAE, instruction encoder and finder, vocabularies, settings of the card."""
     made = hashlib.blake2b(digest_size=32)
     made.update(as_bytes(_settings(model.card)))
     finder: list[nn.Module] = [model.finder] if isinstance(model.finder, nn.Module) else []  # an ONNX file: by its path
-    for part in (model.vae, model.instructor, *finder):
+    for part in (model.vae, model.text_encoder, *finder):
         made.update(as_bytes({name: repr(value) for name, value in getattr(part, "config", {}).items()}))
         _add(made, part.state_dict())
-    for name, value in sorted(vars(model.instructor).items()):
+    for name, value in sorted(vars(model.text_encoder).items()):
         if hasattr(value, "get_vocab"):
             made.update(as_bytes([name, value.get_vocab()]))
     return made.hexdigest()
@@ -49,7 +49,7 @@ def identity(model: OmniAlpha) -> str:
 
 def files(parts: Parts) -> Json:
     """Of the same, without reading it: sizes and times of the files that it lies in, as `make` tells old from new."""
-    folders = [parts.vae, *(parts.instructor / name for name in TEXT[parts.card.family])]
+    folders = [parts.vae, *(parts.text / name for name in TEXT[parts.card.family])]
     folders += [parts.finder] if parts.finder else []
     found = {}
     for folder in folders:
