@@ -23,7 +23,7 @@ from omnialpha.evaluation.judge.verdicts import TIE, Answer
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 
 if TYPE_CHECKING:
-    import httpx2
+    import openai
 
 VERDICTS_FILE = "verdicts.jsonl"
 CHOICES = ("A", "B", TIE)  # in the words of an answer, where A is what was shown first
@@ -175,7 +175,7 @@ class Judge:
                 await asyncio.gather(*workers, return_exceptions=True)
         return [answer for answers in made.values() for answer in answers]
 
-    async def _answer(self, client: httpx2.AsyncClient, question: Question) -> Row:
+    async def _answer(self, client: openai.AsyncOpenAI, question: Question) -> Row:
         row: Row = {"sample": question.sample, "aspect": question.aspect, "first": question.first}
         messages = await asyncio.to_thread(question.messages)
         try:
