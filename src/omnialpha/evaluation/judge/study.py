@@ -19,10 +19,11 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, Pair, Pairs, Shown, check_ground
-from omnialpha.evaluation.judge.study_page import FORMAT, VERSION, page
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
 from omnialpha.io import atomic_write, read_image
+from omnialpha.templates import render
 
+FORMAT, VERSION = "omnialpha study result", 1
 STUDY, PAGE, PICTURES = "study.json", "page", "pictures"
 TITLE = "Which result is better?"
 CHOICES = ("left", TIE, "right")
@@ -87,6 +88,11 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
     study = Study(name, pairs.names, aspects, ground, WORDING, pairs.missing, samples)
     _write(folder, study, page(TITLE, {"study": name} | data), files)
     return study
+
+
+def page(title: str, data: dict[str, Any]) -> str:
+    """One HTML page with its script and no outside resources. data: what study.js reads, see `build`."""
+    return render("study.html", title=title, data=data | {"format": FORMAT, "version": VERSION})
 
 
 def _listed(pictures: Sequence[Shown], files: dict[str, Shown]) -> Listed:
