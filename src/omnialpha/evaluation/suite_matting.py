@@ -15,7 +15,7 @@ from omnialpha.evaluation.methods.classical import has_anchors
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import METRICS, POINTWISE, measure, soft_iou
-from omnialpha.evaluation.suite import Figures, Part, Scenes
+from omnialpha.evaluation.suite import Figures, Scenes, Section
 from omnialpha.evaluation.suite_figures import by_picture, error
 from omnialpha.tasks import MAPS, Example, Role
 
@@ -27,25 +27,25 @@ WORDINGS = {  # what the text says; "" is the caption as training composes it: t
 }  # fmt: skip
 
 
-def matting(scenes: Scenes) -> Iterable[Part]:
+def matting(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
 
-    def part(name: str, told: str, examples: Sequence[Example]) -> Part:
+    def section(name: str, guidance: str, examples: Sequence[Example]) -> Section:
         score, constant = partial(matte_figures, held), {BEST_CONSTANT: partial(constants, held)}
         truth = lambda b: held.target[b][None]  # noqa: E731
-        best = "+composites" if told == Role.ALPHA else "mad"  # whose alpha is given
-        return Part(name, "matting", name, told, examples, score, constant, best, truth)
+        best = "+composites" if guidance == Role.ALPHA else "mad"  # whose alpha is given
+        return Section(name, "matting", name, guidance, examples, score, constant, best, truth)
 
-    yield part("matting_auto", "nothing", scenes.examples("matting_auto", held))
+    yield section("matting_auto", "nothing", scenes.examples("matting_auto", held))
     for role in MAPS:
         name = f"matting_{role}"
-        yield part(name, str(role), scenes.examples(name, held, scenes.maps(held, role)))
+        yield section(name, str(role), scenes.examples(name, held, scenes.maps(held, role)))
     of_anchored = {BEST_CONSTANT: partial(constants, held, anchored=True)}
-    yield Part(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
+    yield Section(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
     yield from text(scenes)
 
 
-def text(scenes: Scenes) -> Iterable[Part]:
+def text(scenes: Scenes) -> Iterable[Section]:
     held = scenes.twos
     for wording, pattern in WORDINGS.items():
         phrases = held.phrases(pattern)
@@ -54,7 +54,7 @@ def text(scenes: Scenes) -> Iterable[Part]:
             continue
         whole = scenes.examples("matting_text", held, prompts=[asked for asked, _ in phrases])
         first = not pattern
-        yield Part(
+        yield Section(
             f"matting_text: {wording}",
             "matting",
             "matting_text",
@@ -64,11 +64,11 @@ def text(scenes: Scenes) -> Iterable[Part]:
             {BEST_CONSTANT: partial(constants, held)} if first else {},
             "mad" if first else "",
             partial(_truth, held, keep),
-            peers=first,
+            baselines=first,
         )
-    for task, told, maps in (("matting_auto", "nothing", None), ("matting_trimap", "trimap", held.trimap)):
+    for task, guidance, maps in (("matting_auto", "nothing", None), ("matting_trimap", "trimap", held.trimap)):
         asked = scenes.examples(task, held, maps)
-        yield Part(f"{task}: {TWO}", "matting", task, told, asked, partial(matte_figures, held), models=False)
+        yield Section(f"{task}: {TWO}", "matting", task, guidance, asked, partial(matte_figures, held), models=False)
 
 
 def _truth(held: HeldOut, keep: Sequence[int], b: int) -> Tensor:

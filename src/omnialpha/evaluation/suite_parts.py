@@ -12,14 +12,16 @@ from torch import Tensor
 from omnialpha import fidelity, rgba
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.rgba_pictures import TASK
+from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.metrics.reader import Reader, Request, requests
-from omnialpha.evaluation.suite import BATCH, Figures, Part, Scenes
+from omnialpha.evaluation.suite import BATCH, Figures, Scenes, Section, identity
 from omnialpha.evaluation.suite_figures import by_picture, error, weighted
 from omnialpha.evaluation.suite_matting import matting
 from omnialpha.masks import DEFINITE
-from omnialpha.tasks import MAPS, TASKS, Role
+from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
 
@@ -27,32 +29,37 @@ SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
 # ---- autoencoder ----------------------------------------------------------------------------------------------------
 
 
-def autoencoder(scenes: Scenes) -> Iterable[Part]:
+def autoencoder(scenes: Scenes) -> Iterable[Section]:
     held, model = scenes.ones, scenes.model
 
-    def measured(pictures: Tensor) -> Figures:
-        again: list[Tensor] = []
-        for batch in pictures.split(BATCH):
-            like = [TASKS["text_to_image"].example(prompt="a picture", size=scenes.size)] * len(batch)
-            cond = model.condition(like)
-            again += model.pictures(model.encode_targets([[p] for p in batch], cond), cond)
-        back = torch.cat([p.cpu() for p in again]).clamp(0, 1)
+    def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
+        like = [TASKS["text_to_image"].example(prompt="a picture", size=scenes.size)] * len(examples)
+        cond = model.condition(like)
+        again = model.pictures(model.encode_targets([[example.inputs[0]] for example in examples], cond), cond)
+        return [picture.cpu().clamp(0, 1) for picture in again]
+
+    def score(which: range, out: Tensor, pictures: Tensor) -> Figures:
+        back, true = out[:, 0], pictures[list(which)]
         each = {
-            name: error("psnr", rgba.flatten(back, color), rgba.flatten(pictures, color))["psnr"]
+            name: error("psnr", rgba.flatten(back, color), rgba.flatten(true, color))["psnr"]
             for name, color in BACKGROUNDS.items()
         }
         mean = torch.stack(list(each.values())).mean(dim=0)
-        return by_picture(**each, mean=mean, alpha_mad=measure(back[:, 3], pictures[:, 3], names=("mad",))["mad"])
+        return by_picture(**each, mean=mean, alpha_mad=measure(back[:, 3], true[:, 3], names=("mad",))["mad"])
 
+    own = Method(model.card.name, make, TASK.__eq__, identity(model), batch=BATCH)
     for name, pictures in (("subject", held.target), ("background", held.background), ("composite", held.composite)):
-        made = {model.card.name: partial(measured, pictures)}
-        yield Part(f"autoencoder: {name}", "autoencoder", "text_to_image", name, references=made)
+        examples = [Example(TASK, (Role.FULL,), (p,), "", (Role.FULL,), scenes.size) for p in pictures]
+        yield Section(
+            f"autoencoder: {name}", "autoencoder", TASK, name, examples, partial(score, pictures=pictures),
+            models=False, baselines=False, own=(own,),
+        )  # fmt: skip
 
 
 # ---- removal --------------------------------------------------------------------------------------------------------
 
 
-def removal(scenes: Scenes) -> Iterable[Part]:
+def removal(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
     for role in (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA, None):
         name, maps = f"removal_{role or 'auto'}", None if role is None else scenes.maps(held, role)
@@ -67,14 +74,14 @@ def removal(scenes: Scenes) -> Iterable[Part]:
 
         examples = scenes.examples(name, held, maps)
         truth = lambda b: held.background[b][None]  # noqa: E731
-        told = str(role or "nothing")
-        yield Part(name, "removal", name, told, examples, score, best="+hole", truth=truth)
+        guidance = str(role or "nothing")
+        yield Section(name, "removal", name, guidance, examples, score, best="+hole", truth=truth)
 
 
 # ---- decomposition --------------------------------------------------------------------------------------------------
 
 
-def decomposition(scenes: Scenes) -> Iterable[Part]:
+def decomposition(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
 
     def score(which: range, out: Tensor) -> Figures:
@@ -92,14 +99,14 @@ def decomposition(scenes: Scenes) -> Iterable[Part]:
         name, maps = f"decompose_{role or 'auto'}", None if role is None else scenes.maps(held, role)
         examples = scenes.examples(name, held, maps)
         truth = lambda b: torch.stack([held.background[b], held.target[b]])  # noqa: E731
-        told = str(role or "nothing")
-        yield Part(name, "decomposition", name, told, examples, score, best="alpha_mad", truth=truth)
+        guidance = str(role or "nothing")
+        yield Section(name, "decomposition", name, guidance, examples, score, best="alpha_mad", truth=truth)
 
 
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 
-def completion(scenes: Scenes) -> Iterable[Part]:
+def completion(scenes: Scenes) -> Iterable[Section]:
     """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
     held = scenes.ones
     captions = [words[0] for words in held.captions]
@@ -119,7 +126,7 @@ def completion(scenes: Scenes) -> Iterable[Part]:
         truths = {"the true layer": partial(score, range(scenes.n), true[:, None])}
         truth = lambda b, true=true: true[b][None]  # type: ignore[misc]  # noqa: E731
         best = "+kept" if name.endswith("full") else ""
-        yield Part(name, "completion", name, "text and layer", examples, score, truths, best, truth)
+        yield Section(name, "completion", name, "text and layer", examples, score, truths, best, truth)
 
 
 def _keeps_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
@@ -156,7 +163,7 @@ def _new_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, T
 # ---- generation -----------------------------------------------------------------------------------------------------
 
 
-def generation(scenes: Scenes) -> Iterable[Part]:
+def generation(scenes: Scenes) -> Iterable[Section]:
     asked = requests(scenes.n, scenes.seed + banks.TEST_SEED, scenes.size[0])
     reader, row = Reader(scenes.seed), TASKS["text_to_image"]
 
@@ -170,7 +177,7 @@ def generation(scenes: Scenes) -> Iterable[Part]:
         return [{name: 100.0 * (said[b] == common[name]) for name, said in words.items()} for b in range(len(asked))]
 
     drawings = torch.stack([r.drawing for r in asked])
-    yield Part(
+    yield Section(
         "text_to_image",
         "generation",
         "text_to_image",
@@ -188,7 +195,7 @@ def _hits(asked: Request, color: str, shape: str) -> dict[str, float]:
     return {"colour": 100.0 * right[0], "shape": 100.0 * right[1], "both": 100.0 * all(right)}
 
 
-CATEGORIES: dict[str, Callable[[Scenes], Iterable[Part]]] = {
+CATEGORIES: dict[str, Callable[[Scenes], Iterable[Section]]] = {
     "autoencoder": autoencoder,
     "matting": matting,
     "removal": removal,

@@ -98,4 +98,4 @@ def test_what_a_run_compares_with() -> None:
     assert [one.title for one in beside("aim-500", "matting_trimap")] == []
     assert [one.title for one in beside("alphalayers", "matting_text")] == ["Referring matting, AlphaLayersTest"]
     assert [one.title for one in beside("rord", "decompose_rough")] == ["Removal, RORD"]
-    assert len(beside("reconstruction")) == 2
+    assert len(beside("vae")) == 2

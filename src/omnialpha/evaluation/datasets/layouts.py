@@ -27,11 +27,12 @@ from omnialpha.evaluation.datasets.folder_datasets import (
     unlike,
 )
 from omnialpha.evaluation.datasets.parquet_datasets import Held, find_tables, table_rows
+from omnialpha.evaluation.datasets.rgba_pictures import rgba_pictures
 from omnialpha.evaluation.datasets.samples import Sample, of_record
 from omnialpha.tasks import Role
 from omnialpha.tasks import task as find_task
 
-Reader = Callable[[str, str], Iterator[Sample]]
+Reader = Callable[[str, str], Iterator[Any]]  # path and task -> samples
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
@@ -167,4 +168,5 @@ LAYOUTS: dict[str, Reader] = {
     "alphatest": alphatest,
     "crello": crello,
     "records": records,
+    "rgba_pictures": rgba_pictures,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """What a model is measured beside: classical methods and baselines behind the interface of a `Method`.
 
-Each answers in the task's layers (m, 4, H, W) at the size that came in, and says what it is told beside the example.
+Each answers in the task's layers (m, 4, H, W) at the size that came in, and says what it is given beside the example.
 """
 
 from __future__ import annotations
@@ -151,12 +151,12 @@ def _blank(example: Example) -> Tensor:
 
 
 def _method(
-    name: str, answer: Callable[[Example], Tensor], tasks: Iterable[str], told: str, package: str = ""
+    name: str, answer: Callable[[Example], Tensor], tasks: Iterable[str], given: str, package: str = ""
 ) -> Method:
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         return [answer(example).float().cpu() for example in examples]
 
-    return Method(name, make, frozenset(tasks).__contains__, identity=f"{name} {_version(package)}", told=told)
+    return Method(name, make, frozenset(tasks).__contains__, identity=f"{name} {_version(package)}", given=given)
 
 
 def _version(package: str) -> str:
@@ -180,8 +180,8 @@ COLOUR = "colours by pymatting's estimate_foreground_ml"
 BORDER = f"without a map: that {FRAME:.0%} of each side is background"
 BOTH = f"what its matte touches, {fidelity.RIM:.1%} wider, is filled by Telea"
 
-# By the name that `--peer` takes. told: what it is given beside the example, and what is added to it.
-PEERS: dict[str, Method] = {
+# By the name that `--peer` takes. given: what it is given beside the example, and what is added to it.
+BASELINES: dict[str, Method] = {
     "grabcut": _method("GrabCut", _matting(_grabcut), _rows("matting", "auto", *MARKS), f"{BORDER}; {COLOUR}", CV),
     **{
         key: _method(WORDS[key], _matting(_by_trimap(kind)), _rows("matting", Role.TRIMAP), COLOUR, PM)

@@ -181,7 +181,7 @@ def of_command(command: str, timeout: float = TIMEOUT, only: str = "", name: str
         return [program.answer(example, seed) for example, seed in zip(examples, seeds, strict=True)]
 
     identity = hashlib.sha256("\0".join((only, *words)).encode()).hexdigest()[:16]
-    return Method(name or program.name, make, program.does, f"command {identity}", told=f"command: {command.strip()}")
+    return Method(name or program.name, make, program.does, f"command {identity}", given=f"command: {command.strip()}")
 
 
 def split_only(command: str) -> tuple[str, str]:

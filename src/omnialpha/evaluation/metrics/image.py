@@ -16,15 +16,40 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics import matting
 from omnialpha.limits import by
 
-PSNR_CEILING = 100.0  # dB, of equal pictures too: a mean over pictures stays finite
+PSNR_CEILING = 100.0  # dB, of equal pictures too
+PSNR_8_BIT = 60.0  # dB, about what 8 bits can say: the ceiling where untouched pictures are common
 SSIM_WINDOW = 11  # px a side
 
 
-def psnr(predicted: Tensor, true: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB (peak 1) over all values of a picture, at most PSNR_CEILING; float64."""
+def squared_error(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of squared errors and number of values of each picture, which can be added up over pictures.
+
+    Args:
+        predicted: (B, C, H, W).
+        true: of the same shape.
+        mask: (B, H, W) bool, the pixels that count; all where it is None.
+
+    Returns:
+        Two times (B,) float64.
+    """
     _check(predicted, true)
-    error = (predicted.double() - true.double()).square().mean(dim=(1, 2, 3))
-    return -10 * torch.log10(error.clamp_min(10 ** (-PSNR_CEILING / 10)))
+    error = (predicted.double() - true.double()).square()
+    counted = torch.ones_like(error) if mask is None else mask[:, None].expand_as(error).double()
+    return (error * counted).sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3))
+
+
+def psnr(predicted: Tensor, true: Tensor, mask: Tensor | None = None, ceiling: float = PSNR_CEILING) -> Tensor:
+    """Peak signal-to-noise ratio in dB, peak 1.
+
+    Args:
+        predicted, true, mask: see `squared_error`.
+        ceiling: the most that a picture gets, so that a mean over pictures stays finite.
+
+    Returns:
+        (B,) float64; NaN where no pixel counts.
+    """
+    total, count = squared_error(predicted, true, mask)
+    return (-10 * torch.log10(total / count)).clamp(max=ceiling)
 
 
 def ssim(predicted: Tensor, true: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.reports import published
+from omnialpha.evaluation.reports.benchmark_report import TOTAL, WEIGHTED
 from omnialpha.evaluation.reports.published import TABLES, Note, Published
-from omnialpha.evaluation.reports.reconstruction_report import TOTAL, WEIGHTED
 from omnialpha.evaluation.reports.report import FILES, HEADER, Column, Report, Row, Table
 
 OURS, PUBLISHED = "ours", "published"
@@ -48,20 +48,13 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def _benchmark(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
-    """A run a task; figures of the unknown region have names of their own."""
+    """A run a task; figures of the unknown region have names of their own. Reconstructions name their pictures."""
+    data = f", {header['data']}" if summary[0]["benchmark"] == "vae" else ""
     tasks: dict[str, list[Row]] = {}
     for row in (row for row in summary if row["category"] in WAYS and row["method"] != BEST_CONSTANT):
-        method = {"method": row["method"] + WAYS[row["category"]]}
+        method = {"method": row["method"] + data + WAYS[row["category"]]}
         tasks.setdefault(row["task"], []).append(row | _told(header) | method | {"region": "whole picture"})
     return [Run(folder, summary[0]["benchmark"], task, header["scale"], tuple(rows)) for task, rows in tasks.items()]
-
-
-def _reconstruction(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
-    method = f"{header['model']}, {header['pictures']}"
-    rows = tuple(
-        row | _told(header) | {"method": method + WAYS[row["category"]]} for row in summary if row["category"] in WAYS
-    )
-    return [Run(folder, "reconstruction", "", "means over nine backgrounds", rows)]
 
 
 def _judged(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
@@ -78,7 +71,6 @@ def _told(header: Mapping[str, str]) -> Row:
 WAYS = {TOTAL: "", WEIGHTED: f", {WEIGHTED}"}  # of a summary by categories, the rows of all pictures
 KINDS = (  # names in the header or the summary of a report -> who reads it
     ({"benchmark", "task", "method"}, _benchmark),
-    ({"pictures", "rgba_psnr"}, _reconstruction),
     ({"A", "B", "a_wins"}, _judged),
 )
 

@@ -16,7 +16,7 @@ from omnialpha.tasks import MAPS, Role
 
 AUTOMATIC = 0.05  # MAD of automatic mattes: what is required
 GUIDES = (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA)
-METHOD, TOLD = Column("method", "method"), Column("told", "told")
+METHOD, GUIDANCE = Column("method", "method"), Column("guidance", "guidance")
 WHOLE = (
     Column("sad", "SAD", 3, "lower"),
     Column("mad", "MAD", 4, "lower"),
@@ -61,14 +61,14 @@ class Found:
 
 def autoencoder(found: Found) -> list[Table]:
     columns = [Column(name, name, 2, "higher") for name in (*BACKGROUNDS, "mean")]
-    columns = [Column("told", "picture"), *columns, Column("alpha_mad", "alpha MAD", 4, "lower")]
+    columns = [Column("guidance", "picture"), *columns, Column("alpha_mad", "alpha MAD", 4, "lower")]
     rows = [row for name in ("subject", "background", "composite") for row in found.of(f"autoencoder: {name}")]
     return [Table("AlphaVAE: PSNR in dB over nine backgrounds, and alpha MAD", columns, rows)]
 
 
 def matting(found: Found) -> list[Table]:
     told_more = [row for row in found.of("matting_trimap") if not found.ours(row)]
-    columns = (METHOD, TOLD, *WHOLE, COMPOSITES)
+    columns = (METHOD, GUIDANCE, *WHOLE, COMPOSITES)
     tables = [Table("Matting, automatic", columns, _last_constant(found.of("matting_auto"), told_more))]
     for role, what in zip(MAPS, ("an alpha map", "a trimap", "a precise mask", "a rough mask"), strict=True):
         title = f"Matting with {what}"
@@ -76,13 +76,13 @@ def matting(found: Found) -> list[Table]:
         if role is Role.TRIMAP and (rows := found.of("matting_trimap", _anchored)):
             title += ", only where classical matting has something to start from"
             tables.append(Table(title, (METHOD, *WHOLE, *BAND, COMPOSITES), [*rows, *found.of(ANCHORED)]))
-    named = [row | {"told": "text"} for row in found.of("matting_text: as composed")]
+    named = [row | {"guidance": "text"} for row in found.of("matting_text: as composed")]
     more = [row for task in ("matting_auto", "matting_trimap") for row in found.of(f"{task}: {TWO}")]
     share = Column("right", "right one of two (%)", 1, "higher")
     tables.append(
         Table(
             "Matting by text, as composed, two objects",
-            (METHOD, TOLD, share, *WHOLE, COMPOSITES),
+            (METHOD, GUIDANCE, share, *WHOLE, COMPOSITES),
             _last_constant(named, more),
         )
     )
@@ -97,7 +97,7 @@ def _last_constant(rows: Sequence[Row], more: Sequence[Row]) -> list[Row]:
     """Rows of those that are told more come behind, unless that changed nothing; the best constant, which is told the
     truth, comes last.
     """
-    last = [row | {"told": "truth"} for row in rows if row["method"] == BEST_CONSTANT]
+    last = [row | {"guidance": "truth"} for row in rows if row["method"] == BEST_CONSTANT]
     made: dict[tuple[str, float], Row] = {}
     for row in chain(rows, more):
         if row["method"] != BEST_CONSTANT:
@@ -112,7 +112,7 @@ def _wordings(found: Found) -> Table:
         if default:
             raw = found.number(default["part"], found.raw, "right")
             rows.append({**default, "wording": wording, "default": default["right"], "raw": raw, "chance": 50.0})
-    columns = [Column("wording", "wording"), TOLD, Column("n", "n", 0)]
+    columns = [Column("wording", "wording"), GUIDANCE, Column("n", "n", 0)]
     columns += [
         Column(key, title, 1) for key, title in (("default", found.default), ("raw", found.raw), ("chance", "chance"))
     ]
@@ -120,7 +120,7 @@ def _wordings(found: Found) -> Table:
 
 
 def removal(found: Found) -> list[Table]:
-    columns = [Column("told", "map"), METHOD, Column("hole_share", "hole (%)", 1)]
+    columns = [Column("guidance", "map"), METHOD, Column("hole_share", "hole (%)", 1)]
     for key, title in (("hole_pooled", "hole, pooled"), ("hole", "hole, mean"), ("whole", "whole, mean")):
         columns.append(Column(key, title, 2, "higher"))
     rows = [row for role in (*GUIDES, "auto") for row in found.of(f"removal_{role}")]
@@ -128,7 +128,7 @@ def removal(found: Found) -> list[Table]:
 
 
 def decomposition(found: Found) -> list[Table]:
-    columns = [TOLD, METHOD]
+    columns = [GUIDANCE, METHOD]
     columns += [Column(f"{name}_l1", f"{name} RGB L1", 4, "lower") for name in ("background", "foreground")]
     columns += [Column("alpha_mad", "foreground alpha MAD", 4, "lower")]
     columns += [Column("recomposed_pooled", "recomposition, pooled (dB)", 2, "higher")]
