@@ -119,8 +119,9 @@ class SFTObjective(Objective):
             cond, x0 = mixture.draw(index, self.model)
             return cond, x0.float(), mixture.weight(index)
         batch = mixture.batch(index)
-        cond = self.model.condition(batch.examples)
-        return cond, self.model.encode_targets(batch.targets, cond).float(), batch.weight
+        cond = self.model.condition(batch)
+        x0 = self.model.encode_targets([example.true_layers() for example in batch], cond)
+        return cond, x0.float(), mixture.weight(index)
 
     def validated(self) -> list[str]:
         """The tasks that `validate` looks at; InputError where none can be."""
@@ -253,4 +254,4 @@ def initialize(transformer: MultiImageTransformer) -> None:
 
 def corpus(mixture: Mixture | Stream, batches: int) -> list[str]:
     """Instructions as training will meet them, for the tokenizer of a model made from nothing."""
-    return [e.instruction for i in range(batches) for e in mixture.batch(i).examples]
+    return [e.instruction for i in range(batches) for e in mixture.batch(i)]
