@@ -85,11 +85,6 @@ class SFTObjective(Objective):
         self.settings, self.validation, self.tasks = loss, validation, tasks
         self.model.vae.requires_grad_(False)
 
-    @property
-    def varied(self) -> bool:
-        """The encoder's vision tower is for tasks with pictures alone."""
-        return any(p.requires_grad for p in self.model.text_encoder.parameters())
-
     def compile_parts(self) -> None:
         self.model.transformer.compile_repeated_blocks(dynamic=True)
 
@@ -204,10 +199,6 @@ class LoraObjective(SFTObjective):
     def forward(self, index: int) -> dict[str, Tensor]:
         torch.manual_seed(self.mixture.seed * 104_729 + index)  # of dropout: a resumed run draws the same
         return super().forward(index)
-
-    @property
-    def varied(self) -> bool:
-        return False
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         with self._encoders():
