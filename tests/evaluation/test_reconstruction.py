@@ -17,7 +17,6 @@ from omnialpha.data.synthetic import layers as synthetic
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
 from omnialpha.evaluation.datasets.rgba_pictures import TASK, rgba_pictures
-from omnialpha.evaluation.datasets.samples import Loaded
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.features import Features
@@ -110,8 +109,8 @@ def run(autoencoder: Autoencoder, folder: Path, out: Path, **settings: object) -
 def figures(predicted: Tensor, true: Tensor, compat: str | None = None, networks: Networks = NETWORKS) -> Figures:
     """Of predictions (m, 4, H, W) for a true picture (4, H, W)."""
     size = (int(true.shape[-2]), int(true.shape[-1]))
-    example = Example(TASK, (Role.FULL,), (true,), "", (Role.FULL,) * len(predicted), size)
-    return kind(compat).score(Loaded(example, (true,)), predicted, networks)
+    example = Example(TASK, (Role.FULL,), (true,), "", (Role.FULL,) * len(predicted), size, truths=(true,))
+    return kind(compat).score(example, predicted, networks)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -240,7 +239,7 @@ def test_rfid_is_of_all_pictures_of_a_background(folder: Path, tmp_path: Path) -
     sets: dict[str, list[Tensor]] = {"true": [], "made": []}
     autoencoder = Shifted(0.05)
     for sample in benchmark.part.samples:
-        x = sample.load(None).example.inputs[0][None]
+        x = sample.load(None).inputs[0][None]
         for name, picture in (("true", x), ("made", reconstruct(autoencoder, x))):
             flat = image.composites(picture, [BACKGROUNDS["cyan"]])[0]
             sets[name].append(mean_features((flat * 255).round().byte()))

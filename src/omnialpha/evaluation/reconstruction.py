@@ -22,7 +22,6 @@ from omnialpha import rgba
 from omnialpha.canvas import Canvas
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.rgba_pictures import TASK
-from omnialpha.evaluation.datasets.samples import Loaded
 from omnialpha.evaluation.methods.method import Method, digest_of_weights
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
@@ -125,25 +124,25 @@ def kind(compat: str | None = None) -> Kind:
     )
 
 
-def composites(loaded: Loaded, made: Tensor, compat: str | None = None) -> tuple[Tensor, Tensor]:
+def composites(example: Example, made: Tensor, compat: str | None = None) -> tuple[Tensor, Tensor]:
     """Prediction (1, 4, H, W), or (9, 4, H, W) on the backgrounds, and truth -> (9, 3, H, W) each."""
-    true = loaded.truths[0]
+    true = example.truths[0]
     assert true is not None
     predicted = made[:, :3] if len(made) > 1 else image.composites(made, BACKGROUNDS.values())[:, 0]
     stored = STORED[compat]
     return stored(predicted), stored(image.composites(true[None], BACKGROUNDS.values())[:, 0])
 
 
-def score(loaded: Loaded, made: Tensor, networks: Networks, compat: str | None = None) -> Figures:
+def score(example: Example, made: Tensor, networks: Networks, compat: str | None = None) -> Figures:
     """NAME_BACKGROUND and their mean NAME; errors of colour and alpha where a prediction has alpha."""
     figures: Figures = {}
     if len(made) == 1:
-        true = loaded.truths[0]
+        true = example.truths[0]
         assert true is not None
         figures["rgba_psnr"] = float(image.psnr(made, true[None]))
         figures["color_error"] = float(image.color_error(made, true[None]))
         figures["alpha_mad"] = float(image.alpha_mad(made, true[None]))
-    for name, values in similarity(*composites(loaded, made, compat), networks).items():
+    for name, values in similarity(*composites(example, made, compat), networks).items():
         figures |= {f"{name}_{b}": value for b, value in zip(BACKGROUNDS, values.tolist(), strict=True)}
         figures[name] = float(values.mean())
     return figures

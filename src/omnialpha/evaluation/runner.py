@@ -84,7 +84,7 @@ class Part:
 class _Waiting(NamedTuple):
     sample: Any
     request: str  # a hash
-    loaded: Any
+    example: Example
 
 
 @dataclass
@@ -136,14 +136,14 @@ class Runner:
                     yield from self._make(method, part, waiting)
                     yield from rows
                     continue
-                loaded = sample.load(self.settings.size)
+                example = sample.load(self.settings.size)
             except InputError as error:
                 yield from self._make(method, part, waiting)
                 self._pass_over(method, sample, error)
                 continue
-            if waiting and (len(waiting) >= method.batch or waiting[0].loaded.example.size != loaded.example.size):
+            if waiting and (len(waiting) >= method.batch or waiting[0].example.size != example.size):
                 yield from self._make(method, part, waiting)
-            waiting.append(_Waiting(sample, request, loaded))
+            waiting.append(_Waiting(sample, request, example))
         yield from self._make(method, part, waiting)
 
     def features(self, method: Method, rows: Sequence[Row]) -> list[dict[str, Tensor]]:
@@ -151,14 +151,14 @@ class Runner:
         paths = [self._features_of(method, row["key"]) for row in rows if row["features"]]
         return [{name: torch.from_numpy(values) for name, values in np.load(path).items()} for path in paths]
 
-    def predicted(self, method: Method, part: Part, sample: Any, loaded: Any) -> Tensor:
+    def predicted(self, method: Method, part: Part, sample: Any, example: Example) -> Tensor:
         """A finished prediction: (m, 4, H, W), before that (outputs,) of a method of several. From its files, or made
         once more where they are not kept.
         """
         if self._has_files(method):
-            return self._read(method, part, sample, loaded)
+            return self._read(method, part, sample, example)
         assert method.make is not None
-        return method.make([loaded.example], [self._seed(part, sample)])[0]
+        return method.make([example], [self._seed(part, sample)])[0]
 
     # ---- what is finished --------------------------------------------------------------------------------------------
 
@@ -214,8 +214,8 @@ class Runner:
             return [row | {"method": name, "seconds": self._seconds(method, sample)} for row, name in named]
         if not self._has_files(method):
             return []
-        loaded = sample.load(self.settings.size)
-        return self._score(method, part, sample, request, loaded, self._read(method, part, sample, loaded))
+        example = sample.load(self.settings.size)
+        return self._score(method, part, sample, request, example, self._read(method, part, sample, example))
 
     def _is_made(self, method: Method, sample: Any, request: str) -> bool:
         """Whether the files are those that this very request has made."""
@@ -232,9 +232,9 @@ class Runner:
         below = folder / predictions.PREDICTIONS
         return below if method.folder is None or below.is_dir() else folder
 
-    def _read(self, method: Method, part: Part, sample: Any, loaded: Any) -> Tensor:
-        known = any(truth is not None for truth in loaded.truths) or bool(loaded.example.inputs)
-        size = loaded.example.size if known else None
+    def _read(self, method: Method, part: Part, sample: Any, example: Example) -> Tensor:
+        known = any(truth is not None for truth in example.truths) or bool(example.inputs)
+        size = example.size if known else None
         return predictions.read(
             self._source(method), sample.key, len(sample.targets), size, grey_is_alpha=part.kind.mattes
         )
@@ -249,7 +249,7 @@ class Runner:
         began = time.perf_counter()
         try:
             seeds = [self._seed(part, sample) for sample, *_ in batch]
-            made = method.make([loaded.example for *_, loaded in batch], seeds)
+            made = method.make([example for *_, example in batch], seeds)
         except InputError as error:
             if len(batch) > 1:  # only one of them may be to blame
                 for one in batch:
@@ -258,13 +258,13 @@ class Runner:
             self._pass_over(method, batch[0].sample, error)
             return
         seconds = (time.perf_counter() - began) / len(batch)
-        for (sample, request, loaded), layers in zip(batch, made, strict=True):
+        for (sample, request, example), layers in zip(batch, made, strict=True):
             try:
-                self._check(method, sample, loaded.example, layers)
+                self._check(method, sample, example, layers)
                 if self.keep:
                     self._write(method, sample, request, layers, seconds)
-                    layers = self._read(method, part, sample, loaded)
-                yield from self._score(method, part, sample, request, loaded, layers)
+                    layers = self._read(method, part, sample, example)
+                yield from self._score(method, part, sample, request, example, layers)
             except InputError as error:
                 self._pass_over(method, sample, error)
 
@@ -288,14 +288,16 @@ class Runner:
 
     # ---- figures -----------------------------------------------------------------------------------------------------
 
-    def _score(self, method: Method, part: Part, sample: Any, request: str, loaded: Any, layers: Tensor) -> list[Row]:
+    def _score(
+        self, method: Method, part: Part, sample: Any, request: str, example: Example, layers: Tensor
+    ) -> list[Row]:
         """A row of each output, stored."""
         kind, networks, rows = part.kind, self.settings.networks, []
         keys = self._keys(method, part, sample, request)
         for name, key, one in zip(method.names, keys, layers if method.outputs else [layers], strict=True):
             with torch.inference_mode():
-                figures = kind.score(loaded, one, networks)
-            features = kind.features(loaded, one, networks)
+                figures = kind.score(example, one, networks)
+            features = kind.features(example, one, networks)
             if features:
                 buffer, path = io.BytesIO(), self._features_of(method, key)
                 np.savez(buffer, **{name: value.numpy() for name, value in features.items()})  # type: ignore[arg-type]

@@ -16,17 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnialpha import masks
-from omnialpha.data.stream.mixture import map_of
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
 from omnialpha.evaluation.datasets.heldout import HeldOut, Source
 from omnialpha.evaluation.methods.method import Method, digest_of_weights, identity_of
 from omnialpha.evaluation.reports.report import Row
 from omnialpha.evaluation.runner import Part, Runner
-from omnialpha.evaluation.scoring import Kind
+from omnialpha.evaluation.scoring import Kind, Networks
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.tasks import TASKS, Example, Role
+from omnialpha.tasks import Example
 
 BATCH = 16  # pictures at once
 
@@ -55,28 +53,6 @@ class Scenes:
     def twos(self) -> HeldOut:
         return heldout.draw(self.source, self.n, self.size, self.seed, objects=2)
 
-    def maps(self, held: HeldOut, role: Role) -> Tensor:
-        """(n, H, W): the maps of what is asked for."""
-        if role in (Role.TRIMAP, Role.ROUGH):
-            return {Role.TRIMAP: held.trimap, Role.ROUGH: held.rough}[role]
-        return torch.stack([map_of(role, alpha, torch.Generator()) for alpha in held.target[:, 3]])  # draw nothing
-
-    def examples(
-        self, task: str, held: HeldOut, maps: Tensor | None = None, prompts: Sequence[str] | None = None
-    ) -> list[Example]:
-        """One request of a task for every scene; the wordings of its instruction take turns."""
-        row, made = TASKS[task], []
-        for b in range(len(held)):
-            pictures: dict[Role, Any] = {}
-            for role in row.inputs:
-                pictures[role] = {
-                    Role.COMPOSITE: held.composite[b],
-                    Role.FOREGROUND: list(held.layers[b]),
-                    Role.BACKGROUND: held.background[b],
-                }.get(role, None if maps is None else masks.as_picture(maps[b]))
-            made.append(row.example(pictures, prompt=prompts[b] if prompts else None, wording=b))
-        return made
-
 
 def of_model(model: OmniAlpha, batch: int = BATCH) -> Method:
     """One sampling of every example, decoded in both ways: two outputs."""
@@ -103,20 +79,19 @@ def identity(model: OmniAlpha) -> str:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One request about a scene, as `runner.Part` takes samples; it is what it loads."""
+class SceneSample:
+    """One request about a scene, as `runner.Part` takes samples."""
 
     key: str
     category: str
-    number: int
     example: Example
     content: str
 
     def identity(self, longer: int | None) -> str:
         return self.content
 
-    def load(self, longer: int | None) -> Scene:
-        return self
+    def load(self, longer: int | None) -> Example:
+        return self.example
 
 
 @dataclass(frozen=True)
@@ -129,7 +104,6 @@ class Section:
         score: which pictures, and predictions (B, m, 4, H, W) -> figures of each.
         references: figures that need the truth, and no method, by name.
         best: the figure that ranks pictures, "+" before it where more is better; "" for none.
-        truth: the true layers (m, 4, H, W) of a picture.
         models, baselines: who takes part.
         own: methods that take part in no other section.
     """
@@ -142,7 +116,6 @@ class Section:
     score: Callable[[range, Tensor], Figures] = lambda which, predicted: []
     references: Mapping[str, Callable[[], Figures]] = field(default_factory=dict)
     best: str = ""
-    truth: Callable[[int], Tensor] | None = None
     models: bool = True
     baselines: bool = True
     own: tuple[Method, ...] = ()
@@ -158,12 +131,14 @@ class Section:
 
     def part(self, scenes: Scenes) -> Part:
         """As the runner takes it."""
+        numbers = {id(example): b for b, example in enumerate(self.examples)}
 
-        def score(loaded: Scene, made: Tensor, networks: Any) -> Row:
-            return self.score(range(loaded.number, loaded.number + 1), made[None])[0]
+        def score(example: Example, made: Tensor, networks: Networks) -> Row:
+            number = numbers[id(example)]
+            return self.score(range(number, number + 1), made[None])[0]
 
-        samples = [Scene(str(b), self.category, b, e, scenes.identity) for b, e in enumerate(self.examples)]
-        seeds = {sample.key: scenes.seed + sample.number for sample in samples}
+        samples = [SceneSample(str(b), self.category, e, scenes.identity) for b, e in enumerate(self.examples)]
+        seeds = {sample.key: scenes.seed + b for b, sample in enumerate(samples)}
         return Part(samples, Kind(self.name, (), score), self.about, seeds)
 
 
@@ -195,12 +170,14 @@ class Suite:
     def predicted(self, section: Section, method: Method, number: int) -> Tensor:
         """A picture once more: (outputs, m, 4, H, W)."""
         part = section.part(self.scenes)
-        return self.runner.predicted(method, part, part.samples[number], part.samples[number])
+        return self.runner.predicted(method, part, part.samples[number], section.examples[number])
 
 
 def _content(source: Source) -> str:
     """Of all layers and words of a source."""
-    done = hashlib.sha256(json.dumps([source.names, source.colors, source.bank.captions, source.bank.scenes]).encode())
+    captions = source.bank.captions
+    words = [[c.name for c in captions], source.colors, [c.text for c in captions], source.bank.background_captions]
+    done = hashlib.sha256(json.dumps(words).encode())
     for pictures in (source.bank.foregrounds, source.bank.backgrounds):
         done.update(pictures.contiguous().numpy().tobytes())
     return done.hexdigest()[:16]

@@ -32,14 +32,12 @@ def matting(scenes: Scenes) -> Iterable[Section]:
 
     def section(name: str, guidance: str, examples: Sequence[Example]) -> Section:
         score, constant = partial(matte_figures, held), {BEST_CONSTANT: partial(constants, held)}
-        truth = lambda b: held.target[b][None]  # noqa: E731
         best = "+composites" if guidance == Role.ALPHA else "mad"  # whose alpha is given
-        return Section(name, "matting", name, guidance, examples, score, constant, best, truth)
+        return Section(name, "matting", name, guidance, examples, score, constant, best)
 
-    yield section("matting_auto", "nothing", scenes.examples("matting_auto", held))
+    yield section("matting_auto", "nothing", held.examples("matting_auto"))
     for role in MAPS:
-        name = f"matting_{role}"
-        yield section(name, str(role), scenes.examples(name, held, scenes.maps(held, role)))
+        yield section(f"matting_{role}", str(role), held.examples(f"matting_{role}"))
     of_anchored = {BEST_CONSTANT: partial(constants, held, anchored=True)}
     yield Section(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
     yield from text(scenes)
@@ -52,7 +50,7 @@ def text(scenes: Scenes) -> Iterable[Section]:
         keep = [b for b, (asked, other) in enumerate(phrases) if not pattern or asked != other]
         if not keep:
             continue
-        whole = scenes.examples("matting_text", held, prompts=[asked for asked, _ in phrases])
+        whole = held.examples("matting_text", [asked for asked, _ in phrases])
         first = not pattern
         yield Section(
             f"matting_text: {wording}",
@@ -63,16 +61,11 @@ def text(scenes: Scenes) -> Iterable[Section]:
             partial(_picked, held, keep, first),
             {BEST_CONSTANT: partial(constants, held)} if first else {},
             "mad" if first else "",
-            partial(_truth, held, keep),
             baselines=first,
         )
-    for task, guidance, maps in (("matting_auto", "nothing", None), ("matting_trimap", "trimap", held.trimap)):
-        asked = scenes.examples(task, held, maps)
-        yield Section(f"{task}: {TWO}", "matting", task, guidance, asked, partial(matte_figures, held), models=False)
-
-
-def _truth(held: HeldOut, keep: Sequence[int], b: int) -> Tensor:
-    return held.target[keep[b]][None]
+    for task, guidance in (("matting_auto", "nothing"), ("matting_trimap", "trimap")):
+        score = partial(matte_figures, held)
+        yield Section(f"{task}: {TWO}", "matting", task, guidance, held.examples(task), score, models=False)
 
 
 def _picked(held: HeldOut, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:

@@ -23,7 +23,7 @@ class Benchmark:
 
     Args:
         name: of its command, `omnialpha eval NAME`.
-        layout: a reader in `layouts`.
+        layout: a reader in `layouts`; "" for samples that lie in no folder.
         tasks: that it can ask for, its own first; () for any, by --task.
         kind: how predictions are scored, see `scoring.KINDS`; "": by the category of the task.
         size: the rule of those who published it.
@@ -174,7 +174,7 @@ ROWS = (
         "AlphaVAE, 2025 (arXiv 2507.09308)", "that of your pictures", categories=True, own_command="evaluate",
     ),
     Benchmark(
-        "suite", "Suite on held-out layers", "a model and baselines on held-out layers, all categories", "heldout",
+        "suite", "Suite on held-out layers", "a model and baselines on held-out layers, all categories", "",
         (), "", "the model's own", f"{THOUSANDS}; PSNR in dB, at most 60", "yours, or drawn by this software", "yours",
         own_command="suite",
     ),

@@ -11,7 +11,6 @@ from pathlib import Path
 from omnialpha import rgba
 from omnialpha.data.records.folders import find, has_alpha
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.samples import Loaded
 from omnialpha.evaluation.metrics.image import SSIM_WINDOW
 from omnialpha.io import read_image
 from omnialpha.tasks import Example, Role
@@ -42,7 +41,7 @@ class RGBAPicture:
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps([self.key, content, longer]).encode()).hexdigest()
 
-    def load(self, longer: int | None) -> Loaded:
+    def load(self, longer: int | None) -> Example:
         if not has_alpha(self.path):
             raise InputError(
                 f"{self.path} has no alpha channel: leave it out, or pass over such files with --skip-bad."
@@ -58,8 +57,8 @@ class RGBAPicture:
                 f"{self.path} would be measured at {width}x{height}, but needs sides of {self.smallest} px: "
                 "use another size."
             )
-        example = Example(TASK, (Role.FULL,), (picture,), "", self.targets, (height, width))
-        return Loaded(example, (picture, *[None] * (len(self.targets) - 1)))
+        truths = (picture, *[None] * (len(self.targets) - 1))
+        return Example(TASK, (Role.FULL,), (picture,), "", self.targets, (height, width), truths=truths)
 
 
 def rgba_pictures(data: str | Path, task: str = TASK) -> Iterator[RGBAPicture]:

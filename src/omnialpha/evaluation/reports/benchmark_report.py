@@ -127,8 +127,8 @@ def _means(runner: Runner, method: Method, kind: Kind, rows: Sequence[Row]) -> R
 def _constant(benchmark: Benchmark, runner: Runner, part: Part, task: str, rows: Sequence[Row]) -> Row:
     """The row of the best constant, which knows the truth, on the samples that have these rows."""
     keys = {row["sample"] for row in rows}
-    loaded = (sample.load(runner.settings.size) for sample in part.samples if sample.key in keys)
-    mattes = ((true[3], one.trimap) for one in loaded if (true := one.truth(Role.FOREGROUND)) is not None)
+    examples = (sample.load(runner.settings.size) for sample in part.samples if sample.key in keys)
+    mattes = ((true[3], one.trimap) for one in examples if (true := one.truth(Role.FOREGROUND)) is not None)
     about = {"benchmark": benchmark.name, "task": task, "method": BEST_CONSTANT, "category": TOTAL, "n": len(rows)}
     return about | best_constants(mattes) | {"seconds": None}
 
@@ -254,16 +254,16 @@ def _cases(runner: Runner, parts: Parts, methods: Sequence[Method], shared: Rows
 def _pictures(runner: Runner, parts: Parts, methods: Sequence[Method], key: str) -> dict[str, Tensor]:
     """What was given and is true, once, and what each method made of it."""
     samples = {task: next(sample for sample in part.samples if sample.key == key) for task, part in parts.items()}
-    loaded = {task: sample.load(runner.settings.size) for task, sample in samples.items()}
+    examples = {task: sample.load(runner.settings.size) for task, sample in samples.items()}
     made: dict[str, Tensor] = {}
-    for one in loaded.values():
-        made |= named("given", one.example.roles, one.example.inputs)
-    for one in loaded.values():
-        made |= named("true", one.example.targets, one.truths)
+    for one in examples.values():
+        made |= named("given", one.roles, one.inputs)
+    for one in examples.values():
+        made |= named("true", one.targets, one.truths)
     for method in methods:
-        one = loaded[method.task]
+        one = examples[method.task]
         layers = runner.predicted(method, parts[method.task], samples[method.task], one)
-        made |= named(method.name, one.example.targets, tuple(layers))
+        made |= named(method.name, one.targets, tuple(layers))
     return made
 
 

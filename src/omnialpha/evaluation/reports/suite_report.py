@@ -121,8 +121,8 @@ def _at(rows: Sequence[Row], like: Row, figure: str) -> float | None:
 def _case(suite: Suite, section: Section, model: Method, number: int, title: str, note: str) -> Case:
     example = section.examples[number]
     pictures = {str(role): p for role, p in zip(example.roles, example.inputs, strict=True)}
-    if section.truth:
-        pictures |= named("true", example.targets, tuple(section.truth(number)))
+    if example.truths:
+        pictures |= named("true", example.targets, example.truths)
     for name, layers in zip(model.names, suite.predicted(section, model, number), strict=True):
         pictures |= named(name, example.targets, tuple(layers))
     return Case(f"{title}: picture {number}, {example.instruction}", note, pictures)
