@@ -9,9 +9,9 @@ from finders import SIDE, Red
 from omnialpha import fidelity, loading, masks
 from omnialpha.data.stream.batches import Batch
 from omnialpha.errors import InputError
-from omnialpha.hints import hinted, inputs
+from omnialpha.hints import hinted, inputs, look
 from omnialpha.models.checkpoints.folders import resolve
-from omnialpha.models.finder import FINDER, U2NetP, hint_of, look
+from omnialpha.models.finder import FINDER, U2NetP, hint_of
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import MAPS, TASKS, Role
 from omnialpha.training.latent_cache.cache import decode, encode
