@@ -25,7 +25,6 @@ ORDER = (
     ("data",),
     ("evaluation",),
     ("training",),
-    ("curation",),
     ("cli", "demo"),
     ("__main__",),
 )

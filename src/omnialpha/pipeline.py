@@ -158,9 +158,8 @@ class OmniAlpha(Portable, Verbs):
         pictures = [hints.fitted(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
-            return self.assemble(
-                examples, inputs, *self.text_encoder(self.text_encoder.tokenize(instructions, pictures))
-            )
+            tokens = self.text_encoder.tokenize(instructions, pictures)
+            return self.assemble(examples, inputs, *self.text_encoder(tokens))
         tokens = self.text_encoder.tokenize(instructions, pictures, negatives=[""] * len(examples))
         positive, negative = self.text_encoder(tokens)
         return self.assemble(examples, inputs, *positive, negative=self.assemble(examples, inputs, *negative))

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from _report import Table
-
+from common.tables import Table
 from omnialpha.files import atomic_write
 
 

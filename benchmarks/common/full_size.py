@@ -17,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import Cell, Table
-from _savings import Make, adopt
-from _shape import METHODS, STEPS, Case, Method, prepare, published, random_transformer, request, stepper, wrap
-from _timing import now, peak_bytes, surroundings
 from torch import Tensor
 
+from common.released_shape import (
+    METHODS,
+    STEPS,
+    Case,
+    Method,
+    prepare,
+    published,
+    random_transformer,
+    request,
+    stepper,
+    wrap,
+)
+from common.savings import Make, adopt
+from common.tables import Cell, Table
+from common.timing import now, peak_bytes, surroundings
 from omnialpha.files import atomic_write
 from omnialpha.models.runtime.quantize import KINDS
 from omnialpha.pipeline import OmniAlpha
