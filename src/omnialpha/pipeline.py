@@ -189,8 +189,7 @@ class OmniAlpha(Portable, Verbs):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        made = FAMILIES[self.card.family].positions
-        return made(layouts, lengths, self.card.target_order, axes, self.device)
+        return FAMILIES[self.card.family].positions(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
