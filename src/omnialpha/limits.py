@@ -10,11 +10,10 @@ from typing import Any
 
 from omnialpha.errors import InputError
 
-MAX_PIXELS = 89_478_485  # of a picture: Pillow's own guard; 1.4 GB as float RGBA. 20000 x 4000 passes
-
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 30.0
+MAX_PIXELS = 89_478_485  # of a picture: Pillow's own guard; 1.4 GB as float RGBA. 20000 x 4000 passes
 MAX_SIDE = 16384  # px of a picture made from text
 
 

@@ -20,7 +20,7 @@ from omnialpha.api import Verbs
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
-from omnialpha.io import swap
+from omnialpha.files import replace_path
 from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.limits import check_guidance, check_seeds, check_steps
 from omnialpha.models.checkpoints.folders import Card, Parts, forget_origin, resolve
@@ -107,7 +107,7 @@ class OmniAlpha(Portable, Verbs):
                 card = replace(card, finder=FINDER)
             card.write(new)
             for written in sorted(new.iterdir()):
-                swap(written, folder / written.name)
+                replace_path(written, folder / written.name)
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) of the largest square that the model takes for one picture."""
@@ -185,8 +185,7 @@ class OmniAlpha(Portable, Verbs):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        made = FAMILIES[self.card.family].positions
-        return made(layouts, lengths, self.card.target_order, axes, self.device)
+        return FAMILIES[self.card.family].positions(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:

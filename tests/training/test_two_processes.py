@@ -166,7 +166,7 @@ def test_one_process_writes(two):
     for name in CASES:
         assert len(log(two / name)) == (6 if name == "sharded" else 4)
     assert len(list((two / "branches/model").iterdir())) == 1
-    assert not list(Path(two).rglob("*.part"))
+    assert not list(Path(two).rglob("*.tmp"))
 
 
 def test_blocks_were_sharded_one_by_one(two):
