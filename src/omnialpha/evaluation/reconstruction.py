@@ -5,7 +5,6 @@ After the ALPHA benchmark of AlphaVAE (arXiv 2507.09308), without its roundings 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.reports.report import Column
 from omnialpha.evaluation.scoring import LPIPS_, PSNR, SSIM, Figures, Kind, Networks, similarity
+from omnialpha.files import sha256
 from omnialpha.tasks import Example
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def of_autoencoder(autoencoder: Autoencoder, name: str, batch: int = 1) -> Metho
         given += "; every background is encoded by itself, nine times a picture"
     config = {k: v for k, v in autoencoder.config.items() if not k.startswith("_")}
     settings = [type(autoencoder).__name__, config, autoencoder.normalisation, repr(autoencoder.tiling)]
-    identity = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    identity = sha256(json.dumps(settings, sort_keys=True, default=str))[:16]
     return Method(name, make, TASK.__eq__, identity + digest_of_weights(autoencoder), given, batch, task=TASK)
 
 

@@ -10,7 +10,6 @@ rows.jsonl and features/ of all methods lie in OUT.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -29,7 +28,7 @@ from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.evaluation.scoring import Kind, Networks
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write, sha256
 from omnialpha.tasks import Example
 
 MADE, ROWS, FEATURES = "made.jsonl", "rows.jsonl", "features"
@@ -56,7 +55,7 @@ class Settings:
             raise InputError(f"size={self.size} is out of range: use 1 or more.")
 
     def seed_of(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:{key}".encode()).digest()[:4])
+        return int(sha256(f"{self.seed}:{key}")[:8], 16)
 
 
 @dataclass(frozen=True)
@@ -311,4 +310,4 @@ class Runner:
 
 
 def _hash(subject: object) -> str:
-    return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:32]
+    return sha256(json.dumps(subject, sort_keys=True))[:32]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from omnialpha.evaluation.methods.method import Method, digest_of_weights, ident
 from omnialpha.evaluation.reports.report import Row
 from omnialpha.evaluation.runner import Part, Runner
 from omnialpha.evaluation.scoring import Kind, Networks
+from omnialpha.files import sha256
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
@@ -43,7 +43,7 @@ class Scenes:
     def identity(self) -> str:
         """The same for the same scenes."""
         shared = [self.source.about, _content(self.source), self.n, self.seed, self.size]
-        return hashlib.sha256(json.dumps(shared).encode()).hexdigest()
+        return sha256(json.dumps(shared))
 
     @cached_property
     def ones(self) -> HeldOut:
@@ -177,7 +177,5 @@ def _content(source: Source) -> str:
     """Of all layers and words of a source."""
     captions = source.bank.captions
     words = [[c.name for c in captions], source.colors, [c.text for c in captions], source.bank.background_captions]
-    done = hashlib.sha256(json.dumps(words).encode())
-    for pictures in (source.bank.foregrounds, source.bank.backgrounds):
-        done.update(pictures.contiguous().numpy().tobytes())
-    return done.hexdigest()[:16]
+    pictures = (source.bank.foregrounds, source.bank.backgrounds)
+    return sha256(json.dumps(words), *(layers.contiguous().numpy() for layers in pictures))[:16]

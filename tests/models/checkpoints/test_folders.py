@@ -374,7 +374,7 @@ def test_parts_of_different_models(released_base: Path, tiny_model_folder: Path)
     with pytest.raises(InputError, match=words):
         check(resolve(released_base, vae=tiny_model_folder))
     with pytest.raises(InputError, match="transformer takes 64 channels and .*text_encoder gives 32"):
-        check(replace(resolve(released_base), text_encoder=tiny_model_folder))
+        check(replace(resolve(released_base), text=tiny_model_folder))
 
 
 def test_a_damaged_lora(released_base: Path, tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_a_card_is_written_whole_or_not_at_all(
     def fail(*arguments: Any) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr("omnialpha.models.checkpoints.card.os.replace", fail)
-    with pytest.raises(OSError, match="no"):
+    monkeypatch.setattr("omnialpha.files.os.replace", fail)
+    with pytest.raises(InputError, match="could not be written .no."):
         replace(card, name="other").write(tmp_path)
     assert (tmp_path / "omnialpha.json").read_bytes() == before

@@ -188,13 +188,13 @@ def _lacking(parts: Parts, folder: Path) -> Parts:
     state = load_file(file)
     state.pop("text_model.final_layer_norm.bias")
     save_file(state, file)
-    return replace(parts, text_encoder=target)
+    return replace(parts, text=target)
 
 
 def _no_tokenizer(parts: Parts, folder: Path) -> Parts:
     target = shutil.copytree(parts.text, folder / "all")
     (target / "tokenizer_2" / "tokenizer.json").unlink()
-    return replace(parts, text_encoder=target)
+    return replace(parts, text=target)
 
 
 @pytest.mark.parametrize(

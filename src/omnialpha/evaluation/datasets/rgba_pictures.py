@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from omnialpha import rgba
 from omnialpha.data.records.folders import find, has_alpha
 from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics.image import SSIM_WINDOW
+from omnialpha.files import sha256
 from omnialpha.io import read_image
 from omnialpha.tasks import Example, Role
 
@@ -38,8 +38,8 @@ class RGBAPicture:
     smallest: int = SSIM_WINDOW
 
     def identity(self, longer: int | None) -> str:
-        content = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps([self.key, content, longer]).encode()).hexdigest()
+        content = sha256(self.path)
+        return sha256(json.dumps([self.key, content, longer]))
 
     def load(self, longer: int | None) -> Example:
         if not has_alpha(self.path):

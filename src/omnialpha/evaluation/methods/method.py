@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
+from omnialpha.files import sha256
 from omnialpha.models.checkpoints.folders import TEXT, Parts
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
@@ -111,7 +112,7 @@ def identity_of(parts: Parts, **settings: Any) -> str:
     folders = (parts.transformer, parts.vae, *(parts.text / name for name in TEXT[parts.card.family]))
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
         parts_of += [f"{place.name} {weight}", *digests(place)]
-    return hashlib.sha256("\n".join(parts_of).encode()).hexdigest()[:32]
+    return sha256("\n".join(parts_of))[:32]
 
 
 def digests(place: Path) -> list[str]:
@@ -132,8 +133,8 @@ def _digest(path: Path) -> str:
 
 def digest_of_weights(module: nn.Module) -> str:
     """Of all weights and buffers of a network."""
-    done = hashlib.sha256()
+    parts: list[Any] = []
     for name, tensor in sorted(module.state_dict().items()):
-        done.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        done.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return done.hexdigest()[:16]
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
+        parts += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
+    return sha256(*parts)[:16]

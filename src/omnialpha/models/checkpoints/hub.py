@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints import instructions
 from omnialpha.models.checkpoints.releases import ABOUT, ANY, RELEASES, Release
 from omnialpha.models.checkpoints.transfer import Item, fetch, size_of
@@ -86,9 +87,7 @@ class Record:
             return None
 
     def write(self, folder: Path) -> None:
-        new = folder / f"{RECORD}.part"
-        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(new, folder / RECORD)
+        atomic_write(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
     def holds(self, folder: Path, item: Item) -> bool:
         """Whether the item is here and right: by the record, or else by its bytes, which are then recorded."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints.releases import Release, Texts
 from omnialpha.models.checkpoints.transfer import download
 from omnialpha.tasks import TASKS
@@ -56,9 +57,7 @@ def _checked(path: Path, name: str, text: object) -> str:
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
     """Beside the weights, where `beside` finds them."""
-    new = folder / f".{FILE}.part"
-    new.write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(new, folder / FILE)
+    atomic_write(folder / FILE, json.dumps(texts, indent=2, ensure_ascii=False) + "\n")
 
 
 def beside(folder: Path) -> dict[str, str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints.headers import read_header
 from omnialpha.models.lora.names import NAMINGS, Modules, Naming, split, unfused
 
@@ -214,10 +213,10 @@ def write(path: Path, factors: Mapping[str, Factors], names: str, settings: Mapp
     if settings:
         header[OURS] = json.dumps(settings)
     state = _state(factors, NAMINGS[names])
-    _replace(path, lambda temporary: save_file(state, temporary, header))
+    atomic_write(path, lambda temporary: save_file(state, temporary, header))
     if names == "peft":
         text = json.dumps({"peft_type": "LORA", "inference_mode": True, **config}, indent=2) + "\n"
-        _replace(path.with_name(PEFT_CONFIG), lambda temporary: temporary.write_text(text))
+        atomic_write(path.with_name(PEFT_CONFIG), text)
     return path
 
 
@@ -230,13 +229,3 @@ def _state(factors: Mapping[str, Factors], naming: Naming) -> dict[str, Tensor]:
         if naming.alpha:
             state[naming.key(module, "alpha")] = torch.tensor(own.alpha)
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-
-
-def _replace(path: Path, save: Callable[[Path], object]) -> None:
-    """Write under a temporary name beside `path`, then rename: never a partial file."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
