@@ -23,7 +23,7 @@ from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.reconstruction import as_jpeg, kind, of_autoencoder, reconstruct
 from omnialpha.evaluation.reports.benchmark_report import PUBLISHED, TOTAL, WEIGHTED, report, summarise
 from omnialpha.evaluation.reports.report import Report, Row
-from omnialpha.evaluation.runner import ROWS, Part, Runner, Settings
+from omnialpha.evaluation.runner import ROWS, EvaluationSettings, Runner, SampleSet
 from omnialpha.evaluation.scoring import Figures, Networks
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.tasks import Example, Role
@@ -87,8 +87,8 @@ class Run:
         self.method = of_autoencoder(autoencoder, "m", batch)
         targets = (Role.FULL,) * (1 if autoencoder.config.channels == 4 else len(BACKGROUNDS))
         samples = [replace(sample, targets=targets) for sample in rgba_pictures(folder)]
-        self.part = Part(samples, kind(compat))
-        settings = Settings(size, skip_bad=skip_bad, networks=Networks(features=features))
+        self.part = SampleSet(samples, kind(compat))
+        settings = EvaluationSettings(size, skip_bad=skip_bad, networks=Networks(features=features))
         self.runner = Runner(out, settings, keep=False)
 
     def rows(self) -> Iterator[Row]:
@@ -358,7 +358,7 @@ def test_a_model_that_answers_nan(folder: Path, tmp_path: Path) -> None:
 
 def test_settings_out_of_range(folder: Path) -> None:
     with pytest.raises(InputError, match="size=0"):
-        Settings(size=0)
+        EvaluationSettings(size=0)
     with pytest.raises(InputError, match="limit=0"):
         BENCHMARKS["vae"].samples(str(folder), TASK, limit=0)
     with pytest.raises(InputError, match="compat='x'"):

@@ -19,8 +19,8 @@ from omnialpha.evaluation.methods.method import Method, check, identity_of, of_f
 from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.reports.benchmark_report import PUBLISHED, common, report
 from omnialpha.evaluation.reports.report import Report, Row
-from omnialpha.evaluation.runner import MADE, ROWS, Part, Runner, Settings
-from omnialpha.evaluation.scoring import KINDS, Networks
+from omnialpha.evaluation.runner import MADE, ROWS, EvaluationSettings, Runner, SampleSet
+from omnialpha.evaluation.scoring import SCORINGS, Networks
 from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.tasks import Example
 
@@ -62,8 +62,8 @@ class Run:
     """A runner on the samples of one folder."""
 
     def __init__(self, data: Path, out: str = "out", **settings: object) -> None:
-        self.runner = Runner(data.parent / out, Settings(**settings))  # type: ignore[arg-type]
-        self.parts = {TASK: Part(AIM.samples(str(data), TASK), KINDS["matting"])}
+        self.runner = Runner(data.parent / out, EvaluationSettings(**settings))  # type: ignore[arg-type]
+        self.parts = {TASK: SampleSet(AIM.samples(str(data), TASK), SCORINGS["matting"])}
         self.out, self.bad = self.runner.out, self.runner.bad
 
     def rows(self, method: Method) -> Iterator[Row]:
@@ -89,7 +89,7 @@ def test_rows_and_files(data: Path) -> None:
     assert len({seeds[0] for seeds in made.asked}) == 3  # a seed of its own for each
     place = run.out / "red"
     assert sorted(p.name for p in (place / "predictions").iterdir()) == ["a.png", "b.png", "c.png"]
-    asked = predictions.read_asked(place)
+    asked = predictions.read_requests(place)
     assert asked["b"].instruction and asked["b"].inputs == {"composite": [str(data / "original" / "b.png")]}
 
 
@@ -220,7 +220,7 @@ def test_who_cannot_take_part(data: Path) -> None:
     check([one.method, of_folder("x", data, TASK)])
     assert of_folder("a b/../{x}", data).place == "a-b-..--x"
     with pytest.raises(InputError, match="size=0 is out of range"):
-        Settings(size=0)
+        EvaluationSettings(size=0)
 
 
 def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
 
     row = BENCHMARKS["alphatest"]
     samples = row.samples(str(trees.alphatest(tmp_path / "AlphaTest", each=2)), "text_to_image")
-    part = Part(samples, KINDS["generation"])
+    part = SampleSet(samples, SCORINGS["generation"])
     networks = Networks(features=Features("colours", "colours", colours))
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
@@ -243,7 +243,7 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
 
     method = Method("noise", make, lambda task: True, "noise", task=TEXT)
     for expected in (4 * [18], []):
-        run = Runner(tmp_path / "out", Settings(networks=networks))
+        run = Runner(tmp_path / "out", EvaluationSettings(networks=networks))
         calls.clear()
         rows = list(run.rows(method, part))
         assert calls == expected
@@ -257,9 +257,9 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
 def test_the_published_weighting(tmp_path: Path) -> None:
     row = BENCHMARKS["alphatest"]
     samples = row.samples(str(trees.alphatest(tmp_path / "AlphaTest", PUBLISHED, each=2)), "text_to_image")
-    part = Part(samples, KINDS["generation"])
+    part = SampleSet(samples, SCORINGS["generation"])
     networks = Networks(features=Features("c", "c", lambda x: x.float().mean(dim=(2, 3))))
-    run = Runner(tmp_path / "out", Settings(networks=networks))
+    run = Runner(tmp_path / "out", EvaluationSettings(networks=networks))
     shades = {"mixed": 1.0}
 
     for sample in samples:
@@ -312,7 +312,7 @@ def test_a_report_is_of_the_samples_that_all_have_answered(data: Path, tmp_path:
 def test_layers_of_records(tmp_path: Path) -> None:
     row = BENCHMARKS["folder"]
     task = row.task("decompose_auto")
-    part = Part(row.samples(str(manifest(tmp_path, 2, layers=2)), task), KINDS[row.scored_as(task)])
+    part = SampleSet(row.samples(str(manifest(tmp_path, 2, layers=2)), task), SCORINGS[row.scored_as(task)])
     run = Runner(tmp_path / "out")
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:

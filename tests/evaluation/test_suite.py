@@ -12,7 +12,7 @@ from torch import Tensor
 from omnialpha import fidelity, rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
-from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes
 from omnialpha.evaluation.methods.baselines import BASELINES, best_constant
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.methods.method import Method
@@ -20,7 +20,7 @@ from omnialpha.evaluation.metrics.image import PSNR_8_BIT, psnr
 from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.reports.report import Row
 from omnialpha.evaluation.reports.suite_report import report
-from omnialpha.evaluation.reports.suite_tables import TABLES, Found, readme, required, verdict
+from omnialpha.evaluation.reports.suite_tables import TABLES, SuiteResults, readme, required, verdict
 from omnialpha.evaluation.runner import ROWS
 from omnialpha.evaluation.suite import Scenes, Section, Suite, of_model
 from omnialpha.evaluation.suite_figures import summarise
@@ -147,10 +147,10 @@ def test_trimaps_without_anchors_have_a_table_without_them(scenes: Scenes, tmp_p
     without[:3] = without[:3].clamp(max=0.5)  # as that of a see-through subject
     changed = replace(one, maps={**one.maps, Role.TRIMAP: without})
     bare = Scenes(scenes.model, scenes.source, N, 0)
-    bare.ones = HeldOut((held.scenes[0], changed, *held.scenes[2:]))
+    bare.ones = HeldOutScenes((held.scenes[0], changed, *held.scenes[2:]))
     keep = [0, 2]
     _, rows = run(bare, tmp_path, "matting", peers=["opaque"])
-    table = next(t for t in TABLES["matting"](Found(rows, "tiny")) if "only where" in t.title)
+    table = next(t for t in TABLES["matting"](SuiteResults(rows, "tiny")) if "only where" in t.title)
     made = {row["method"]: row["mad"] for row in table.rows}
     true = held.target[keep, 3]
     assert made["opaque"] == pytest.approx(float((1 - true).mean()), rel=1e-5)
@@ -258,8 +258,8 @@ def test_what_cannot_be_measured_is_refused(scenes: Scenes, tmp_path: Path) -> N
 
 def test_what_is_required_is_judged_by_both_outputs(scenes: Scenes, tmp_path: Path) -> None:
     _, rows = run(scenes, tmp_path, "matting", "removal", "decomposition", peers=["telea", "grabcut", "closed-form"])
-    found = Found(rows, "tiny")
-    made = {r.what: r for r in required(found)}
+    results = SuiteResults(rows, "tiny")
+    made = {r.what: r for r in required(results)}
     matte = made["automatic matting, MAD"]
     assert matte.default == 0 and matte.raw > 0 and matte.bound == "<= 0.05"
     assert matte.passes(0.05) and not matte.passes(0.0501)
@@ -269,14 +269,14 @@ def test_what_is_required_is_judged_by_both_outputs(scenes: Scenes, tmp_path: Pa
     assert made["text picks the right one of two, as composed, %"].met
     pooled = made["removal, rough map, PSNR in the hole above Telea's, pooled, dB"]
     assert pooled.default == float("inf")
-    judged = {row["what"]: row["met"] for row in verdict(found).rows}
+    judged = {row["what"]: row["met"] for row in verdict(results).rows}
     assert judged["text picks the right one of two, as composed, %"] == "yes" and len(judged) == 7
-    assert not required(Found([row for row in rows if row["category"] == "none"], "tiny"))
+    assert not required(SuiteResults([row for row in rows if row["category"] == "none"], "tiny"))
 
 
 def test_the_readme_row_names_who_stands_beside(scenes: Scenes, tmp_path: Path) -> None:
     _, rows = run(scenes, tmp_path, "matting", peers=["grabcut", "closed-form"])
-    table = {row["what"]: row for row in readme(Found(rows, "tiny")).rows}
+    table = {row["what"]: row for row in readme(SuiteResults(rows, "tiny")).rows}
     auto = table["automatic matting, MAD"]
     constant = figures(rows, "matting_auto", BEST_CONSTANT)["mad"]
     assert auto["value"].startswith(f".000 (constant {constant:.3f}".replace("0.", "."))

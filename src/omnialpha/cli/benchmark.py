@@ -28,14 +28,14 @@ from omnialpha.cli.reporting import (
     Timeout,
     baseline,
     check_counts,
-    tell,
+    write_report,
 )
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, Benchmark
 
 if TYPE_CHECKING:
     from omnialpha.evaluation.methods.method import Method
     from omnialpha.evaluation.reports.report import Row
-    from omnialpha.evaluation.runner import Part, Runner
+    from omnialpha.evaluation.runner import Runner, SampleSet
 
 COMMON = (
     "model", "device", "seed", "steps", "guidance", "raw", "quiet", "json", "base", "vae", "lora", "dtype", "offload",
@@ -94,13 +94,13 @@ def _read(
         Path | None, typer.Option("--clip", metavar="FOLDER", help="a CLIP model, for CLIP score and CLIP-FID")
     ] = None,
     timeout: Timeout = 600.0,
-) -> tuple[Options, Asked, Backbones]:
-    asked = Asked(data, peers or (), predictions or (), task, output, limit, size, batch, skip_bad, timeout)
+) -> tuple[Options, BenchmarkOptions, Backbones]:
+    asked = BenchmarkOptions(data, peers or (), predictions or (), task, output, limit, size, batch, skip_bad, timeout)
     return options, asked, Backbones(lpips, fid, clip)
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkOptions:
     """The options of a benchmark, beside those that all commands share."""
 
     data: str
@@ -118,7 +118,7 @@ class Asked:
         check_counts(limit=self.limit, size=self.size, batch=self.batch)
 
 
-def evaluate(benchmark: Benchmark, options: Options, asked: Asked, backbones: Backbones) -> None:
+def evaluate(benchmark: Benchmark, options: Options, asked: BenchmarkOptions, backbones: Backbones) -> None:
     """The whole command."""
     from omnialpha.cli.progress import Talk, hush
 
@@ -126,14 +126,14 @@ def evaluate(benchmark: Benchmark, options: Options, asked: Asked, backbones: Ba
     from omnialpha.evaluation.methods.method import check
     from omnialpha.evaluation.reports.benchmark_report import report
     from omnialpha.evaluation.reports.report import markdown_table
-    from omnialpha.evaluation.runner import Part, Runner, Settings
-    from omnialpha.evaluation.scoring import KINDS
+    from omnialpha.evaluation.runner import EvaluationSettings, Runner, SampleSet
+    from omnialpha.evaluation.scoring import SCORINGS
     from omnialpha.models.runtime.placement import pick_device
 
     began, device = time.monotonic(), pick_device(options.device)
     task = benchmark.task(asked.task)
     samples = {task: benchmark.samples(asked.data, task, asked.limit)}
-    settings = Settings(asked.size, options.seed, asked.skip_bad, backbones.load(device))
+    settings = EvaluationSettings(asked.size, options.seed, asked.skip_bad, backbones.load(device))
     methods = _others(benchmark, asked, task)
     check(methods)
     if options.model is not None or not methods:
@@ -145,8 +145,8 @@ def evaluate(benchmark: Benchmark, options: Options, asked: Asked, backbones: Ba
             samples[method.task] = benchmark.samples(asked.data, method.task, asked.limit)
     keys = [[sample.key for sample in of] for of in samples.values()]
     assert all(of == keys[0] for of in keys), "not the same samples"
-    kind = KINDS[benchmark.scored_as(task)]
-    parts = {task: Part(of, kind) for task, of in samples.items()}
+    kind = SCORINGS[benchmark.scored_as(task)]
+    parts = {task: SampleSet(of, kind) for task, of in samples.items()}
     out, rows = asked.output or default_output(benchmark, asked.data, task, asked.size), {}
     runner = Runner(out, settings)
     for method in methods:
@@ -155,7 +155,7 @@ def evaluate(benchmark: Benchmark, options: Options, asked: Asked, backbones: Ba
     data = Path(asked.data).expanduser().resolve().name
     made = report(benchmark, runner, parts, methods, rows, device, data)
     header = [f"{name}: {value}" for name, value in made.header.items()]
-    tell(made, out, options, began, [*header, f"\n{markdown_table(made.tables[0])}\n"], runner.bad)
+    write_report(made, out, options, began, [*header, f"\n{markdown_table(made.tables[0])}\n"], runner.bad)
 
 
 def default_output(benchmark: Benchmark, data: str, task: str, size: int | None) -> Path:
@@ -166,7 +166,7 @@ def default_output(benchmark: Benchmark, data: str, task: str, size: int | None)
     return RUNS / f"eval-{benchmark.name}" / "-".join(words)
 
 
-def measure(runner: Runner, method: Method, part: Part, who: str, quiet: bool) -> list[Row]:
+def measure(runner: Runner, method: Method, part: SampleSet, who: str, quiet: bool) -> list[Row]:
     """All rows of a method, with a bar on a terminal. who: would have too little memory."""
     from omnialpha.cli.progress import collect
 
@@ -177,7 +177,7 @@ def measure(runner: Runner, method: Method, part: Part, who: str, quiet: bool) -
 # ---- who takes part -------------------------------------------------------------------------------------------------
 
 
-def _others(benchmark: Benchmark, asked: Asked, task: str) -> list[Method]:
+def _others(benchmark: Benchmark, asked: BenchmarkOptions, task: str) -> list[Method]:
     """Baselines, then folders of predictions."""
     from omnialpha.evaluation.methods.method import of_folder
 
@@ -193,7 +193,7 @@ def _others(benchmark: Benchmark, asked: Asked, task: str) -> list[Method]:
     return made
 
 
-def _task(benchmark: Benchmark, asked: Asked, task: str, method: Method) -> str:
+def _task(benchmark: Benchmark, asked: BenchmarkOptions, task: str, method: Method) -> str:
     """What a method is asked for: another task of the benchmark if it cannot do this one, unless --task has said it."""
     return task if asked.task else benchmark.instead(method.does, task)
 

@@ -11,7 +11,19 @@ import typer
 
 from omnialpha.cli import benchmark, judging, suite, table
 from omnialpha.cli.options import Options, command
-from omnialpha.cli.reporting import RUNS, Backbones, Batch, Fid, Limit, Lpips, Output, Size, SkipBad, check_counts, tell
+from omnialpha.cli.reporting import (
+    RUNS,
+    Backbones,
+    Batch,
+    Fid,
+    Limit,
+    Lpips,
+    Output,
+    Size,
+    SkipBad,
+    check_counts,
+    write_report,
+)
 from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +60,7 @@ def vae(
     from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
     from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
     from omnialpha.evaluation.reports.benchmark_report import in_words, report
-    from omnialpha.evaluation.runner import Part, Runner, Settings
+    from omnialpha.evaluation.runner import EvaluationSettings, Runner, SampleSet
     from omnialpha.models.runtime.placement import pick_device
 
     began, device, row = time.monotonic(), pick_device(options.device), BENCHMARKS["vae"]
@@ -59,12 +71,12 @@ def vae(
     method = reconstruction.of_autoencoder(autoencoder, model, batch)  # type: ignore[arg-type]
     smallest = max(samples[0].smallest, networks.lpips.smallest if networks.lpips else 0)
     targets = samples[0].targets * (1 if autoencoder.config.channels == 4 else len(BACKGROUNDS))
-    part = Part([replace(sample, smallest=smallest, targets=targets) for sample in samples], kind)
+    part = SampleSet([replace(sample, smallest=smallest, targets=targets) for sample in samples], kind)
     out = output or default_output(model, folder, size, compat)
-    runner = Runner(out, Settings(size, skip_bad=skip_bad, networks=networks), keep=False)
+    runner = Runner(out, EvaluationSettings(size, skip_bad=skip_bad, networks=networks), keep=False)
     rows = {model: benchmark.measure(runner, method, part, device, options.quiet)}
     made = report(row, runner, {method.task: part}, [method], rows, device, folder.resolve().name)
-    tell(
+    write_report(
         made,
         out,
         options,

@@ -88,7 +88,7 @@ def baseline(word: str, timeout: float, only: str = "") -> Method:
     raise InputError(f"{word!r} is no baseline: use {names}, or a command with {{input}} and {{output}}.")
 
 
-def tell(
+def write_report(
     made: Report,
     folder: Path,
     options: Options,

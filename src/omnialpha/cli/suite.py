@@ -1,4 +1,4 @@
-"""`omnialpha eval suite`: all categories on held-out layers, with the model and its peers."""
+"""`omnialpha eval suite`: all categories on held-out layers, with the model and baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from omnialpha.cli.options import Options, command, whole
-from omnialpha.cli.reporting import RUNS, Batch, Output, Timeout, baseline, check_counts, tell
+from omnialpha.cli.reporting import RUNS, Batch, Output, Timeout, baseline, check_counts, write_report
 from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def suite(
     baselines += [own] if NONE not in (peer or ()) and (own := own_finder(model)) else []
     out = output or default_output(scenes, data)
     made = Suite(scenes, sections, [of_model(model, batch), *baselines], out)
-    told = report(made, measure(made, out, options.quiet), where(scenes))
-    tell(told, out, options, began, [markdown_table(told.tables[0])])
+    results = report(made, measure(made, out, options.quiet), where(scenes))
+    write_report(results, out, options, began, [markdown_table(results.tables[0])])
 
 
 def chosen(words: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from omnialpha.evaluation.methods.method import Method, digest_of_weights
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.reports.report import Column
-from omnialpha.evaluation.scoring import LPIPS_, PSNR, SSIM, Figures, Kind, Networks, similarity
+from omnialpha.evaluation.scoring import LPIPS_, PSNR, SSIM, Figures, Networks, Scoring, similarity
 from omnialpha.files import sha256
 from omnialpha.tasks import Example
 
@@ -106,11 +106,11 @@ def as_jpeg(x: Tensor) -> Tensor:
 STORED: Mapping[str | None, Callable[[Tensor], Tensor]] = {None: lambda x: x, "alphavae": as_jpeg}
 
 
-def kind(compat: str | None = None) -> Kind:
+def kind(compat: str | None = None) -> Scoring:
     """How reconstructions are scored. compat: "alphavae" for the roundings of the published protocol."""
     if compat not in STORED:
         raise InputError(f"compat={compat!r} is not known: use alphavae, or leave it out.")
-    return Kind(
+    return Scoring(
         " ".join((TASK, *([compat] if compat else []))),
         (PSNR, SSIM, LPIPS_, *WHOLE),
         partial(score, compat=compat),

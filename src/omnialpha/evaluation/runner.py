@@ -27,7 +27,7 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
-from omnialpha.evaluation.scoring import Kind, Networks
+from omnialpha.evaluation.scoring import Networks, Scoring
 from omnialpha.files import atomic_write, sha256
 from omnialpha.tasks import Example
 
@@ -35,7 +35,7 @@ MADE, ROWS, FEATURES = "made.jsonl", "rows.jsonl", "features"
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How samples are measured.
 
     Args:
@@ -59,7 +59,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Part:
+class SampleSet:
     """Samples of one task and how predictions for them are scored.
 
     Args:
@@ -72,7 +72,7 @@ class Part:
     """
 
     samples: Sequence[Any]
-    kind: Kind
+    kind: Scoring
     about: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
 
@@ -101,7 +101,7 @@ class Runner:
     """
 
     out: Path
-    settings: Settings = Settings()
+    settings: EvaluationSettings = EvaluationSettings()
     keep: bool = True
     bad: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class Runner:
         self.networks = self.settings.networks.identity()
         self.known: dict[Path, dict[str, Row]] = {}
 
-    def rows(self, method: Method, part: Part) -> Iterator[Row]:
+    def rows(self, method: Method, part: SampleSet) -> Iterator[Row]:
         """Measure a method on all samples of a part.
 
         Args:
@@ -126,7 +126,7 @@ class Runner:
         place = self._place(method)
         place.mkdir(parents=True, exist_ok=True)
         if self.keep:
-            predictions.write_asked(place, (sample.asked() for sample in part.samples))
+            predictions.write_requests(place, (sample.request() for sample in part.samples))
         waiting: list[_Waiting] = []
         for sample in part.samples:
             try:
@@ -150,7 +150,7 @@ class Runner:
         paths = [self._features_of(method, row["key"]) for row in rows if row["features"]]
         return [{name: torch.from_numpy(values) for name, values in np.load(path).items()} for path in paths]
 
-    def predicted(self, method: Method, part: Part, sample: Any, example: Example) -> Tensor:
+    def predicted(self, method: Method, part: SampleSet, sample: Any, example: Example) -> Tensor:
         """A finished prediction: (m, 4, H, W), before that (outputs,) of a method of several. From its files, or made
         once more where they are not kept.
         """
@@ -174,10 +174,10 @@ class Runner:
         append_row(path, *rows)
         self._store(path).update({row["key"]: row for row in rows})
 
-    def _seed(self, part: Part, sample: Any) -> int:
+    def _seed(self, part: SampleSet, sample: Any) -> int:
         return part.seeds.get(sample.key, self.settings.seed_of(sample.key))
 
-    def _request(self, method: Method, part: Part, sample: Any) -> str:
+    def _request(self, method: Method, part: SampleSet, sample: Any) -> str:
         """Of all that a prediction depends on."""
         return _hash([sample.identity(self.settings.size), method.identity, self._seed(part, sample)])
 
@@ -188,7 +188,7 @@ class Runner:
     def _has_files(self, method: Method) -> bool:
         return self.keep or method.folder is not None
 
-    def _keys(self, method: Method, part: Part, sample: Any, request: str) -> list[str]:
+    def _keys(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[str]:
         """Of what a row depends on, for each output; none if its prediction has no files yet."""
         prediction = self._files(method, sample) if self._has_files(method) else request
         subject = [request, prediction, part.kind.name, self.networks, dict(part.about), sample.key]
@@ -201,7 +201,7 @@ class Runner:
         made = self._store(self._place(method) / MADE).get(sample.key) if self.keep and method.make else None
         return made["seconds"] if made else None
 
-    def _finished(self, method: Method, part: Part, sample: Any, request: str) -> list[Row]:
+    def _finished(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[Row]:
         """The rows of a sample; none where a prediction must be made first."""
         if self._has_files(method) and not self._is_made(method, sample, request):
             return []
@@ -231,14 +231,14 @@ class Runner:
         below = folder / predictions.PREDICTIONS
         return below if method.folder is None or below.is_dir() else folder
 
-    def _read(self, method: Method, part: Part, sample: Any, example: Example) -> Tensor:
+    def _read(self, method: Method, part: SampleSet, sample: Any, example: Example) -> Tensor:
         known = any(truth is not None for truth in example.truths) or bool(example.inputs)
         size = example.size if known else None
         return predictions.read(
             self._source(method), sample.key, len(sample.targets), size, grey_is_alpha=part.kind.mattes
         )
 
-    def _make(self, method: Method, part: Part, waiting: list[_Waiting]) -> Iterator[Row]:
+    def _make(self, method: Method, part: SampleSet, waiting: list[_Waiting]) -> Iterator[Row]:
         """Predictions and rows of the samples that wait, all of one size; afterwards none does."""
         batch = list(waiting)
         waiting.clear()
@@ -288,7 +288,7 @@ class Runner:
     # ---- figures -----------------------------------------------------------------------------------------------------
 
     def _score(
-        self, method: Method, part: Part, sample: Any, request: str, example: Example, layers: Tensor
+        self, method: Method, part: SampleSet, sample: Any, request: str, example: Example, layers: Tensor
     ) -> list[Row]:
         """A row of each output, stored."""
         kind, networks, rows = part.kind, self.settings.networks, []

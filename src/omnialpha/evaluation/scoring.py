@@ -1,4 +1,4 @@
-"""What is measured of the answers to a task, by the kind of task: a row a kind."""
+"""How predictions for a task are scored, a row for each kind of task."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Scoring:
     """How predictions for a task are scored.
 
     Args:
@@ -205,13 +205,13 @@ def see_generated(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | Non
     return predicted, real
 
 
-KINDS: dict[str, Kind] = {
-    "matting": Kind("matting", (SAD, MSE, MAD, GRAD, GRAD_AIM, CONN), score_matting, mattes=True),
-    "removal": Kind(
+SCORINGS: dict[str, Scoring] = {
+    "matting": Scoring("matting", (SAD, MSE, MAD, GRAD, GRAD_AIM, CONN), score_matting, mattes=True),
+    "removal": Scoring(
         "removal", (PSNR, SSIM, LPIPS_, Column("hole_psnr", "PSNR in the mask (dB)", 2, "higher")),
         score_removal, (FID, KID, CLIP_FID), see_background,
     ),
-    "decomposition": Kind(
+    "decomposition": Scoring(
         "decomposition", (
             Column("rgb_l1_0", "RGB L1", 4, "lower"), Column("alpha_iou_0", "alpha soft IoU", 4, "higher"),
             Column("rgb_l1_5", "RGB L1, 5 merges", 4, "lower"), Column("alpha_iou_5", "IoU, 5 merges", 4, "higher"),
@@ -222,12 +222,12 @@ KINDS: dict[str, Kind] = {
         ),
         score_decomposition,
     ),
-    "generation": Kind("generation", (CLIP_SCORE,), score_generation, (FID, KID, CLIP_FID), see_generated),
-    "completion": Kind("completion", (CLIP_SCORE,), score_generation),
+    "generation": Scoring("generation", (CLIP_SCORE,), score_generation, (FID, KID, CLIP_FID), see_generated),
+    "completion": Scoring("completion", (CLIP_SCORE,), score_generation),
 }  # fmt: skip
 
 
-def of_sets(pairs: Sequence[Mapping[str, Tensor]], kind: Kind) -> dict[str, float | None]:
+def of_sets(pairs: Sequence[Mapping[str, Tensor]], kind: Scoring) -> dict[str, float | None]:
     """FID and its kin of many pictures' features (K, 2, D): the mean over the K ways to see them, and NAME_WAY of each
     that the kind names. None for fewer than two pictures, which are no distribution.
     """

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
-from omnialpha.evaluation.datasets.heldout import HeldOut, Source
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes, HeldOutSource
 from omnialpha.evaluation.methods.method import Method, digest_of_weights, identity_of
 from omnialpha.evaluation.reports.report import Row
-from omnialpha.evaluation.runner import Part, Runner
-from omnialpha.evaluation.scoring import Kind, Networks
+from omnialpha.evaluation.runner import Runner, SampleSet
+from omnialpha.evaluation.scoring import Networks, Scoring
 from omnialpha.files import sha256
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
@@ -34,7 +34,7 @@ Figures = list[Row]  # of each picture: name -> number; X_sum and X_count are po
 class Scenes:
     """A model and what it is asked about: `ones` with one object, `twos` with two that stand apart."""
 
-    def __init__(self, model: OmniAlpha, source: Source, n: int, seed: int) -> None:
+    def __init__(self, model: OmniAlpha, source: HeldOutSource, n: int, seed: int) -> None:
         if n < 1:
             raise InputError(f"n={n} scenes cannot be measured: use 1 or more.")
         self.model, self.source, self.n, self.seed, self.size = model, source, n, seed, model.native_size()
@@ -46,11 +46,11 @@ class Scenes:
         return sha256(json.dumps(shared))
 
     @cached_property
-    def ones(self) -> HeldOut:
+    def ones(self) -> HeldOutScenes:
         return heldout.draw(self.source, self.n, self.size, self.seed)
 
     @cached_property
-    def twos(self) -> HeldOut:
+    def twos(self) -> HeldOutScenes:
         return heldout.draw(self.source, self.n, self.size, self.seed, objects=2)
 
 
@@ -80,7 +80,7 @@ def identity(model: OmniAlpha) -> str:
 
 @dataclass(frozen=True)
 class SceneSample:
-    """One request about a scene, as `runner.Part` takes samples."""
+    """One request about a scene, as `runner.SampleSet` takes samples."""
 
     key: str
     category: str
@@ -129,7 +129,7 @@ class Section:
     def about(self) -> dict[str, str]:
         return {"category": self.category, "part": self.name, "task": self.task, "guidance": self.guidance}
 
-    def part(self, scenes: Scenes) -> Part:
+    def part(self, scenes: Scenes) -> SampleSet:
         """As the runner takes it."""
         numbers = {id(example): b for b, example in enumerate(self.examples)}
 
@@ -139,7 +139,7 @@ class Section:
 
         samples = [SceneSample(str(b), self.category, e, scenes.identity) for b, e in enumerate(self.examples)]
         seeds = {sample.key: scenes.seed + b for b, sample in enumerate(samples)}
-        return Part(samples, Kind(self.name, (), score), self.about, seeds)
+        return SampleSet(samples, Scoring(self.name, (), score), self.about, seeds)
 
 
 class Suite:
@@ -173,7 +173,7 @@ class Suite:
         return self.runner.predicted(method, part, part.samples[number], section.examples[number])
 
 
-def _content(source: Source) -> str:
+def _content(source: HeldOutSource) -> str:
     """Of all layers and words of a source."""
     captions = source.bank.captions
     words = [[c.name for c in captions], source.colors, [c.text for c in captions], source.bank.background_captions]

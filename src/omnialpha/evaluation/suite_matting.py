@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes
 from omnialpha.evaluation.methods.baselines import best_constant
 from omnialpha.evaluation.methods.classical import has_anchors
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
@@ -68,11 +68,11 @@ def text(scenes: Scenes) -> Iterable[Section]:
         yield Section(f"{task}: {TWO}", "matting", task, guidance, held.examples(task), score, models=False)
 
 
-def _picked(held: HeldOut, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:
+def _picked(held: HeldOutScenes, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:
     return matte_figures(held, [keep[i] for i in which], out, whole)
 
 
-def matte_figures(held: HeldOut, which: Sequence[int], out: Tensor, whole: bool = True) -> Figures:
+def matte_figures(held: HeldOutScenes, which: Sequence[int], out: Tensor, whole: bool = True) -> Figures:
     """Of foregrounds (B, 1, 4, H, W). whole: the errors, not only which object was picked."""
     picks, alpha = list(which), out[:, 0, 3]
     true, trimap = held.target[picks, 3], held.trimap[picks]
@@ -92,7 +92,7 @@ def matte_figures(held: HeldOut, which: Sequence[int], out: Tensor, whole: bool 
     return by_picture(**made)
 
 
-def constants(held: HeldOut, anchored: bool = False) -> Figures:
+def constants(held: HeldOutScenes, anchored: bool = False) -> Figures:
     """The one alpha for all pictures that makes the mean of a metric smallest. anchored: for those whose trimap has
     anchors; the others get no figures.
     """

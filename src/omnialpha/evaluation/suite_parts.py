@@ -12,7 +12,7 @@ from torch import Tensor
 from omnialpha import fidelity, rgba
 from omnialpha.data.scene import Caption, Scene, to_example
 from omnialpha.data.synthetic import bank as banks
-from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes
 from omnialpha.evaluation.datasets.rgba_pictures import TASK
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
@@ -107,7 +107,7 @@ def decomposition(scenes: Scenes) -> Iterable[Section]:
 def completion(scenes: Scenes) -> Iterable[Section]:
     """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
     held = scenes.ones
-    asks: dict[str, Callable[[HeldOut, list[int], Tensor], dict[str, Tensor]]] = {
+    asks: dict[str, Callable[[HeldOutScenes, list[int], Tensor], dict[str, Tensor]]] = {
         "foreground_to_full": _keeps_foreground,
         "background_to_full": _keeps_background,
         "foreground_to_background": _new_background,
@@ -125,14 +125,14 @@ def completion(scenes: Scenes) -> Iterable[Section]:
         yield Section(name, "completion", name, "text and layer", examples, score, truths, best)
 
 
-def _keeps_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _keeps_foreground(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """The given layer where it is solid; in pictures where it is nowhere, where it is most."""
     given = held.target[picks]
     solid = given[:, 3] > DEFINITE * given[:, 3].amax(dim=(1, 2), keepdim=True)
     return error("kept", out[:, :3], given[:, :3], solid) | {"opacity": 100 * out[:, 3].mean(dim=(1, 2))}
 
 
-def _keeps_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _keeps_background(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """The given scene in its better half: something was to be added, and nothing says where."""
     given = held.background[picks]
     apart = (out[:, :3] - given[:, :3]).abs().mean(dim=1)
@@ -141,14 +141,14 @@ def _keeps_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str,
     return error("kept", out[:, :3], given[:, :3], better) | {"changed": 100 * changed.float().mean(dim=(1, 2))}
 
 
-def _new_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _new_background(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """How far the scene is from the given layer where that would cover it: a copy of the layer is no background."""
     given = held.target[picks]
     away = weighted((out[:, :3] - given[:, :3]).abs(), given[:, 3])
     return {"away": away, "opacity": 100 * out[:, 3].mean(dim=(1, 2))}
 
 
-def _new_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _new_foreground(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """Whether there is a layer with a shape of its own, and how far it is from the scene, over which it is laid."""
     given, alpha = held.background[picks], out[:, 3]
     shown = (alpha.amax(dim=(1, 2)) >= SEEN) & (alpha.amin(dim=(1, 2)) < SEEN)

@@ -6,7 +6,7 @@ import pytest
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, Benchmark
-from omnialpha.evaluation.scoring import KINDS
+from omnialpha.evaluation.scoring import SCORINGS
 from omnialpha.tasks import CATEGORIES, TASKS
 
 NAMED = {
@@ -18,13 +18,13 @@ NAMED = {
 
 def test_the_benchmarks_of_the_paper_and_any_folder() -> None:
     assert set(BENCHMARKS) == NAMED
-    assert KINDS.keys() == set(CATEGORIES)
+    assert SCORINGS.keys() == set(CATEGORIES)
 
 
 @pytest.mark.parametrize("row", BENCHMARKS.values(), ids=BENCHMARKS)
 def test_rows_are_whole(row: Benchmark) -> None:
     if not row.own_command:
-        assert set(row.tasks) <= TASKS.keys() and row.kind in ("", *KINDS)
+        assert set(row.tasks) <= TASKS.keys() and row.kind in ("", *SCORINGS)
     assert all((row.title, row.about, row.size, row.scale, row.source, row.license))
     assert bool(row.tasks) == bool(row.kind)
     for task in row.tasks:

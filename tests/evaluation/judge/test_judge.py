@@ -23,7 +23,7 @@ from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, content
 from omnialpha.evaluation.judge.judge import VERDICTS_FILE, Judge, count, parse
 from omnialpha.evaluation.judge.pairs import ASPECTS, aspects, flat, match
 from omnialpha.evaluation.judge.verdicts import Answer
-from omnialpha.evaluation.methods.predictions import read_asked, write_asked
+from omnialpha.evaluation.methods.predictions import read_requests, write_requests
 
 KEY = "sk-a-very-secret-key"
 KEYS = ("one", "two", "deep/three")
@@ -96,7 +96,7 @@ def test_layers_and_samples_without_a_text_or_pictures(tmp_path: Path) -> None:
     bare = replace(sample("bare", tmp_path / "in"), prompt="", inputs={})
     a, b = two(tmp_path, ["bare"])
     for folder in (a, b):
-        write_asked(folder, [bare])
+        write_requests(folder, [bare])
     assert [p.applies(name) for p in match(a, b).pairs for name in ASPECTS] == [True, True, False, False]
 
     import judged_runs
@@ -359,7 +359,7 @@ def test_a_judge_who_follows_the_order(tmp_path: Path) -> None:
 
 def test_missing_samples_are_named(tmp_path: Path) -> None:
     a, b = two(tmp_path, KEYS, {"A": ["two"]})
-    write_asked(b, [one for one in read_asked(b).values() if one.key != "one"])
+    write_requests(b, [one for one in read_requests(b).values() if one.key != "one"])
     pairs = match(a, b)
     assert [pair.asked.key for pair in pairs.pairs] == ["deep/three"]
     assert pairs.missing == {"A": ["two"], "B": ["one"]} and pairs.names == {"A": "heron", "B": "otter"}
@@ -367,10 +367,10 @@ def test_missing_samples_are_named(tmp_path: Path) -> None:
 
 def test_inputs_are_compared_by_content(tmp_path: Path) -> None:
     a, b = two(tmp_path, ["one"])
-    asked = read_asked(b)["one"]
+    asked = read_requests(b)["one"]
     moved = tmp_path / "moved.png"
     moved.write_bytes(Path(asked.inputs["composite"][0]).read_bytes())
-    write_asked(b, [replace(asked, inputs={"composite": [str(moved)]})])
+    write_requests(b, [replace(asked, inputs={"composite": [str(moved)]})])
     assert len(match(a, b).pairs) == 1
     Image.new("RGB", SIZE).save(moved)
     with pytest.raises(InputError, match="differ, so sample one is not the same on both sides"):
@@ -392,7 +392,7 @@ def test_inputs_are_compared_by_content(tmp_path: Path) -> None:
 )
 def test_runs_that_do_not_compare(tmp_path: Path, change: dict[str, object], words: str) -> None:
     a, b = two(tmp_path, ["one"])
-    write_asked(b, [replace(read_asked(b)["one"], **change)])  # type: ignore[arg-type]
+    write_requests(b, [replace(read_requests(b)["one"], **change)])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=words):
         match(a, b)
 

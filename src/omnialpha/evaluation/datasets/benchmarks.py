@@ -25,7 +25,7 @@ class Benchmark:
         name: of its command, `omnialpha eval NAME`.
         layout: a reader in `layouts`; "" for samples that lie in no folder.
         tasks: that it can ask for, its own first; () for any, by --task.
-        kind: how predictions are scored, see `scoring.KINDS`; "": by the category of the task.
+        kind: how predictions are scored, see `scoring.SCORINGS`; "": by the category of the task.
         size: the rule of those who published it.
         count: of samples that it should have, if that is known.
         categories: whether reports have figures by category.

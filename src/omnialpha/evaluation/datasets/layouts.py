@@ -1,6 +1,6 @@
 """Published data sets as they are unpacked: a reader a layout, from what --data says and a task to samples.
 
-A folder that is not laid out so is told of in one sentence.
+A folder that is not laid out so is refused in one sentence.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def refmatte_rw100(data: str, task: str) -> Iterator[Sample]:
         raise unlike(folder, "RefMatte-RW100", "image/, mask/ or refmatte_rw100_label.json")
     labels, index = _json(label), _json(root / "eval_index_expression.json")
     images, masks = by_name(where[0]), by_name(where[1])
-    for name, told in sorted(labels.items()):
+    for name, label in sorted(labels.items()):
         try:
-            picture, said = str(told["image_name"]), told["expressions"]
+            picture, said = str(label["image_name"]), label["expressions"]
             prompt = str(said[int(index.get(picture, index.get(name, -1)))])
         except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(f"{label} says nothing of use about {name!r}: copy it again.") from None

@@ -36,7 +36,7 @@ GREY = 0.5  # of an empty scene
 def best_constant(true: Tensor, power: int = 1, where: Tensor | None = None) -> float:
     """The one alpha that minimises mean |true - c|^power: the median (power 1: SAD, MAD) or the mean (power 2: MSE).
 
-    No peer, as it needs the truth."""
+    No baseline, as it needs the truth."""
     if power not in (1, 2):
         raise InputError(f"power={power} has no closed form here: use 1 (SAD, MAD) or 2 (MSE).")
     values = (true if where is None else true[where]).double().flatten()
@@ -97,33 +97,33 @@ def _opaque(rgb: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
 
 
 def _matting(cut: Cut) -> Callable[[Example], Tensor]:
-    def answer(example: Example) -> Tensor:
+    def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         return with_colour(rgb, cut(rgb, guide, role))[None]
 
-    return answer
+    return make_one
 
 
 def _removal(fill: Fill) -> Callable[[Example], Tensor]:
-    def answer(example: Example) -> Tensor:
+    def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         assert guide is not None
         return solid(_filled(fill, rgb, fidelity.hole(guide, role)))[None]
 
-    return answer
+    return make_one
 
 
 def _both(cut: Cut, fill: Fill = telea) -> Callable[[Example], Tensor]:
     """A matte, and what it touches filled: a removal or a decomposition."""
 
-    def answer(example: Example) -> Tensor:
+    def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         alpha = cut(rgb, guide, role)
         touched = masks.dilate(alpha > masks.PRESENT, fidelity.RIM * min(alpha.shape))  # a binary matte has no rim
         behind = solid(_filled(fill, rgb, touched))
         return torch.stack([behind] if len(example.targets) == 1 else [behind, with_colour(rgb, alpha)])
 
-    return answer
+    return make_one
 
 
 def _filled(fill: Fill, rgb: Tensor, hole: Tensor) -> Tensor:
@@ -151,10 +151,10 @@ def _blank(example: Example) -> Tensor:
 
 
 def _method(
-    name: str, answer: Callable[[Example], Tensor], tasks: Iterable[str], given: str, package: str = ""
+    name: str, make_one: Callable[[Example], Tensor], tasks: Iterable[str], given: str, package: str = ""
 ) -> Method:
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
-        return [answer(example).float().cpu() for example in examples]
+        return [make_one(example).float().cpu() for example in examples]
 
     return Method(name, make, frozenset(tasks).__contains__, identity=f"{name} {_version(package)}", given=given)
 
@@ -224,7 +224,7 @@ BASELINES: dict[str, Method] = {
 # ---- finders --------------------------------------------------------------------------------------------------------
 
 OWN_FINDER = "its finder alone"  # what the suite calls the one in a model's folder
-FINDER = "onnx:"  # before a path, where `--peer` takes the name of a peer
+FINDER = "onnx:"  # before a path, where `--peer` takes the name of a baseline
 
 
 def finder(path: str | Path, name: str = "") -> Method:

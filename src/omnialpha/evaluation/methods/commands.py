@@ -27,7 +27,7 @@ from omnialpha.tasks import CATEGORIES, TASKS, Example, Role
 
 TIMEOUT = 600.0  # seconds for one example
 OUTPUT = "output"  # a PNG file, or where a task makes several layers a folder for them, read by name, back to front
-# What a program can be told. A file: the roles it may be of.
+# What a program can be given. A file: the roles it may be of.
 FILES: dict[str, tuple[Role, ...]] = {
     "input": (Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND),
     "trimap": (Role.TRIMAP,),

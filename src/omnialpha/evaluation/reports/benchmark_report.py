@@ -12,8 +12,8 @@ from omnialpha.evaluation.datasets.benchmarks import Benchmark
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT, best_constants
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Case, Column, Report, Row, Table, mean
-from omnialpha.evaluation.runner import Part, Runner
-from omnialpha.evaluation.scoring import UNKNOWN, Kind, of_sets
+from omnialpha.evaluation.runner import Runner, SampleSet
+from omnialpha.evaluation.scoring import UNKNOWN, Scoring, of_sets
 from omnialpha.limits import by
 from omnialpha.tasks import Role
 
@@ -38,7 +38,7 @@ METHOD, N, SECONDS = (
     Column("seconds", "s a picture (median)", 3, "lower"),
 )
 
-Parts = Mapping[str, Part]  # by task, with the same samples in the same order
+Parts = Mapping[str, SampleSet]  # by task, with the same samples in the same order
 Rows = Mapping[str, Sequence[Row]]  # by method
 
 
@@ -116,7 +116,7 @@ def summarise(benchmark: Benchmark, runner: Runner, parts: Parts, methods: Seque
     return made
 
 
-def _means(runner: Runner, method: Method, kind: Kind, rows: Sequence[Row]) -> Row:
+def _means(runner: Runner, method: Method, kind: Scoring, rows: Sequence[Row]) -> Row:
     figures = dict.fromkeys(name for row in rows for name in row if name not in ABOUT)
     sets = of_sets(runner.features(method, rows), kind) if kind.sets else {}
     times = [row["seconds"] for row in rows if row["seconds"] is not None]
@@ -124,7 +124,7 @@ def _means(runner: Runner, method: Method, kind: Kind, rows: Sequence[Row]) -> R
     return made | {"seconds": median(times) if times else None}
 
 
-def _constant(benchmark: Benchmark, runner: Runner, part: Part, task: str, rows: Sequence[Row]) -> Row:
+def _constant(benchmark: Benchmark, runner: Runner, part: SampleSet, task: str, rows: Sequence[Row]) -> Row:
     """The row of the best constant, which knows the truth, on the samples that have these rows."""
     keys = {row["sample"] for row in rows}
     examples = (sample.load(runner.settings.size) for sample in part.samples if sample.key in keys)
@@ -146,7 +146,7 @@ def _weighted(parts: Sequence[Row]) -> Row:
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-def _tables(kind: Kind, summary: Sequence[Row]) -> list[Table]:
+def _tables(kind: Scoring, summary: Sequence[Row]) -> list[Table]:
     def there(columns: Sequence[Column]) -> tuple[Column, ...]:
         return tuple(c for c in columns if any(row.get(c.key) is not None for row in summary))
 
@@ -191,7 +191,7 @@ def _times(summary: Sequence[Row]) -> str:
     return ", ".join(made) + " (median)" if made else "not measured"
 
 
-def _skipped(runner: Runner, kind: Kind, summary: Sequence[Row]) -> dict[str, str]:
+def _skipped(runner: Runner, kind: Scoring, summary: Sequence[Row]) -> dict[str, str]:
     wanted = {column.key for column in kind.columns}
     lacking = {name: why for name, why in runner.settings.networks.lacking().items() if name in wanted}
     absent = [n for n in sorted(wanted - lacking.keys()) if all(row.get(n) is None for row in summary)]
@@ -199,7 +199,7 @@ def _skipped(runner: Runner, kind: Kind, summary: Sequence[Row]) -> dict[str, st
 
 
 def _notes(
-    benchmark: Benchmark, runner: Runner, kind: Kind, methods: Sequence[Method], rows: Rows, summary: Sequence[Row]
+    benchmark: Benchmark, runner: Runner, kind: Scoring, methods: Sequence[Method], rows: Rows, summary: Sequence[Row]
 ) -> list[str]:
     n = summary[0]["n"]
     notes = [f"source: {benchmark.source}; licence: {benchmark.license}", f"published size: {benchmark.size}"]

@@ -281,6 +281,6 @@ TABLES = (
 )  # fmt: skip
 
 
-def beside(benchmark: str, task: str = "") -> list[Published]:
+def comparable(benchmark: str, task: str = "") -> list[Published]:
     """The tables that a run compares with."""
     return [t for t in TABLES if t.benchmark == benchmark and (not t.tasks or task in t.tasks)]

@@ -167,11 +167,11 @@ def mean(rows: Iterable[Row], key: str) -> float | None:
 def as_csv(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
     """Columns in the order of their first use; the last one says what is left out, and why."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    told = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
+    last = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
     file = io.StringIO()
-    writer = csv.DictWriter(file, [*names, *told], lineterminator="\n")
+    writer = csv.DictWriter(file, [*names, *last], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, **told} for row in rows)
+    writer.writerows({**row, **last} for row in rows)
     return file.getvalue()
 
 

@@ -9,7 +9,7 @@ from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.image import PSNR_8_BIT
 from omnialpha.evaluation.reports.benchmark_report import named
 from omnialpha.evaluation.reports.report import Case, Report, Row
-from omnialpha.evaluation.reports.suite_tables import TABLES, Found, readme, verdict
+from omnialpha.evaluation.reports.suite_tables import TABLES, SuiteResults, readme, verdict
 from omnialpha.evaluation.suite import Section, Suite
 from omnialpha.limits import by
 
@@ -55,9 +55,9 @@ NOTES = {
 def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
     """Of all rows. The model's pictures of the cases are made once more."""
     scenes = suite.scenes
-    found = Found(rows, scenes.model.card.name)
+    results = SuiteResults(rows, scenes.model.card.name)
     categories = list(dict.fromkeys(row["category"] for row in rows))
-    tables = [readme(found), *(table for name in categories for table in TABLES[name](found)), verdict(found)]
+    tables = [readme(results), *(table for name in categories for table in TABLES[name](results)), verdict(results)]
     return Report(
         title=BENCHMARKS["suite"].title,
         header={
@@ -70,19 +70,19 @@ def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
             "layers": scenes.source.about,
         },
         tables=[table for table in tables if table.rows],
-        summary=[row for part in found.rows for row in found.of(part)],
+        summary=[row for part in results.rows for row in results.of(part)],
         rows=rows,
-        notes=[*_notes(suite, found, categories)],
-        cases=cases(suite, found),
+        notes=[*_notes(suite, results, categories)],
+        cases=cases(suite, results),
         cases_title="The best and the worst picture of each part",
     )
 
 
-def _notes(suite: Suite, found: Found, categories: Sequence[str]) -> list[str]:
+def _notes(suite: Suite, results: SuiteResults, categories: Sequence[str]) -> list[str]:
     notes = [note for name in ("", *categories) for note in NOTES[name]]
     if suite.scenes.n < FEW:
         notes.insert(0, f"n={suite.scenes.n} is too few to quote: use {FEW} or more")
-    trimaps = found.rows.get("matting_trimap", {}).get(found.default, [])
+    trimaps = results.rows.get("matting_trimap", {}).get(results.default, [])
     if bare := sum(not row["anchored"] for row in trimaps):
         notes.append(
             f"{bare} of {len(trimaps)} trimaps have no sure subject (it is thin or see-through): methods of pymatting "
@@ -92,13 +92,13 @@ def _notes(suite: Suite, found: Found, categories: Sequence[str]) -> list[str]:
     return notes
 
 
-def cases(suite: Suite, found: Found) -> list[Case]:
+def cases(suite: Suite, results: SuiteResults) -> list[Case]:
     """By the model's default output."""
     model = next(method for method in suite.methods if method.outputs)
     made = []
     for part in suite.sections:
         figure = part.best.removeprefix("+")
-        ranked = [r for r in found.rows.get(part.name, {}).get(found.default, []) if r.get(figure) is not None]
+        ranked = [r for r in results.rows.get(part.name, {}).get(results.default, []) if r.get(figure) is not None]
         if not part.best or not ranked:
             continue
         ranked.sort(key=lambda row: row[figure], reverse=part.best.startswith("+"))
@@ -106,8 +106,8 @@ def cases(suite: Suite, found: Found) -> list[Case]:
             if word == "best" or len(ranked) > 1:
                 others = [
                     f"{name} {value:.4g}"
-                    for name, rows in found.rows[part.name].items()
-                    if name != found.default and (value := _at(rows, row, figure)) is not None
+                    for name, rows in results.rows[part.name].items()
+                    if name != results.default and (value := _at(rows, row, figure)) is not None
                 ]
                 note = f"{figure.replace('_', ' ')} {row[figure]:.4g}" + (f"; {', '.join(others)}" if others else "")
                 made.append(_case(suite, part, model, int(row["sample"]), f"{part.name}, {word}", note))
