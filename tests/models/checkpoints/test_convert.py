@@ -48,7 +48,7 @@ def test_a_release_becomes_one_folder_of_ours(release: Parts, tmp_path: Path) ->
     assert parts.card == release.card
     assert [(file.path.parent.parent, file.weight) for file in parts.adapters] == [(made / "adapters", 0.5)]
     assert same(parts.transformer, release.transformer) and same(parts.vae, release.vae)
-    assert same(made / "text_encoder", release.text_encoder / "text_encoder")
+    assert same(made / "text_encoder", release.text / "text_encoder")
     assert {path.name for path in made.iterdir()} == {
         *("adapters", "omnialpha.json", "processor", "text_encoder", "tokenizer", "transformer", "vae")
     }
