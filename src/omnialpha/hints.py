@@ -10,7 +10,7 @@ from torch import Tensor
 from omnialpha import masks, rgba
 from omnialpha.canvas import Canvas
 from omnialpha.models.checkpoints.card import Card
-from omnialpha.models.finder import Finder, around, hint_of
+from omnialpha.models.finder import Finder, around, hint_of, look
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 
@@ -24,8 +24,8 @@ def hinted(example: Example, finder: Finder, card: Card) -> Example:
     if not wanted or example.found is not None:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
-    hint = hint_of(guide, given[guide][:1]) if guide else None
-    found = finder.find(given[Role.COMPOSITE][None].cpu(), hint)[0]
+    hint = hint_of(guide, given[guide][0]) if guide else None
+    found = look(finder, given[Role.COMPOSITE].cpu(), hint)
     if not automatic:
         return replace(example, found=found)
     shown, words = found, example.instruction
