@@ -57,7 +57,7 @@ def removal(scenes: Scenes) -> Iterable[Part]:
     for role in (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA, None):
         name, maps = f"removal_{role or 'auto'}", None if role is None else scenes.maps(held, role)
         guides = held.rough if maps is None else maps  # without a map nothing says where the hole is
-        holes = torch.stack([fidelity.hole(guide, role or Role.ROUGH) for guide in guides])
+        holes = torch.stack([fidelity.removal_mask(guide, role or Role.ROUGH) for guide in guides])
 
         def score(which: range, out: Tensor, holes: Tensor = holes) -> Figures:
             picks, rgb = list(which), out[:, 0, :3]
@@ -134,7 +134,7 @@ def _keeps_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str,
     given = held.background[picks]
     apart = (out[:, :3] - given[:, :3]).abs().mean(dim=1)
     better = apart <= apart.flatten(1).median(dim=1).values[:, None, None]
-    changed = torch.stack([fidelity.changed(a, b) for a, b in zip(out, given, strict=True)])
+    changed = torch.stack([fidelity.removal_mask_of_change(a, b) for a, b in zip(out, given, strict=True)])
     return error("kept", out[:, :3], given[:, :3], better) | {"changed": 100 * changed.float().mean(dim=(1, 2))}
 
 
