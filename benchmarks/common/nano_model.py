@@ -96,7 +96,7 @@ def quantized(model: OmniAlpha, kind: str) -> OmniAlpha:
 
 def examples_of(task: str, held: HeldOut, size: tuple[int, int]) -> list[Example]:
     if task == "text_to_image":
-        return [TASKS[task].example(prompt=row[0], size=size) for row in held.captions]
+        return [TASKS[task].example(prompt=scene.captions[0].text, size=size) for scene in held.scenes]
     return [TASKS[task].example(image=one) for one in held.composite]
 
 

@@ -20,7 +20,7 @@ from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.limits import check_guidance, check_seeds, check_steps
 from omnialpha.models.checkpoints.folders import Card, Parts
 from omnialpha.models.families import FAMILIES
-from omnialpha.models.finder import Finder, bundled_finder, outline
+from omnialpha.models.finder import Finder, bundled_finder
 from omnialpha.models.flux import transformer as flux
 from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.runtime.placement import Placed, Portable
@@ -53,9 +53,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         self.vae, self.transformer, self.text_encoder, self.card = vae, transformer, text_encoder, card
         self.parts: Parts | None = None  # where it came from, and
         self.placed: Placed | None = None  # how it was made ready to run: see `loading`
-        self.guidance_interval: Interval = (
-            sampling.FULL_INTERVAL
-        )  # times at which guidance applies; less is an approximation
+        self.guidance_interval: Interval = sampling.FULL_INTERVAL  # times at which guidance applies
         self._finder: tuple[Finder, ...] = ()  # not a submodule: it stays on the CPU, and nothing here trains it
 
     def native_size(self) -> tuple[int, int]:
@@ -73,9 +71,9 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         return self._finder[0] if self._finder else None
 
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
-        """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
+        """See `hints.outline`; by the bundled finder where the model has none that takes hints."""
         finder = self.finder if self.finder and self.finder.hints else None
-        return outline(finder or bundled_finder(), picture.cpu(), points, boxes)
+        return hints.outline(finder or bundled_finder(), picture.cpu(), points, boxes)
 
     def use_finder(self, finder: Finder | None) -> None:
         self._finder = () if finder is None else (finder,)

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.data.records.pictures import Handle, Size, levels, opaque, read, read_all, shown
+from omnialpha.data.records.pictures import Handle, Size, levels, read, read_all, shown
 from omnialpha.data.records.records import Layered, Record
+from omnialpha.data.scene import opaque
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.predictions import Asked
 from omnialpha.files import sha256
@@ -23,26 +24,6 @@ from omnialpha.tasks import Example, Role
 from omnialpha.tasks import task as find_task
 
 BLANK = 1024  # px a side of a picture that is made from text alone and has no truth
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """truths: (4, H, W) in the order of the example's targets, None where it is not known. trimap: (H, W). prompt: what
-    a text asks for, without the wording around it.
-    """
-
-    example: Example
-    truths: tuple[Tensor | None, ...]
-    trimap: Tensor | None = None
-    prompt: str = ""
-
-    def given(self, role: Role) -> Tensor | None:
-        """The first input of that role."""
-        return next((p for r, p in zip(self.example.roles, self.example.inputs, strict=True) if r is role), None)
-
-    def truth(self, role: Role) -> Tensor | None:
-        """Of the first target of that role."""
-        return self.truths[self.example.targets.index(role)]
 
 
 @dataclass(frozen=True)
@@ -111,13 +92,18 @@ class Sample:
         told = [self.key, self.task, self.instruction, longer, [digest(handle) for handle in self.handles]]
         return sha256(json.dumps(told))
 
-    def load(self, longer: int | None = None) -> Loaded:
-        """longer: of the larger side in px, to which all pictures are resized. InputError for pictures that are not
-        what they should be.
+    def load(self, longer: int | None = None) -> Example:
+        """The example, with its truths.
+
+        Args:
+            longer: of the larger side in px, to which all pictures are resized.
+
+        Raises:
+            InputError: for pictures that are not what they should be.
         """
         return self._of_files(longer) if self.record is None else self._of_record(self.record, longer)
 
-    def _of_files(self, longer: int | None) -> Loaded:
+    def _of_files(self, longer: int | None) -> Example:
         inputs = [(role, handle) for role, handles in self.inputs.items() for handle in handles]
         truths = [handle for handle in self.truths if handle is not None]
         others = truths + [h for h in [self.trimap] if h is not None]
@@ -136,14 +122,11 @@ class Sample:
         if self.grey:
             colour = example.inputs[0][:3]
             true = [None if t is None else torch.cat([colour, shown(t, Role.ALPHA)[None]]) for t in true]
-        return Loaded(self._asking(example), tuple(true), trimap, self.prompt)
+        return self._asking(replace(example, truths=tuple(true), trimap=trimap))
 
-    def _of_record(self, record: Record, longer: int | None) -> Loaded:
+    def _of_record(self, record: Record, longer: int | None) -> Example:
         size = sized(shape(read(self.handles[0])), longer)
-        example, layers = record.example(self.task, generator(self.key), size)
-        loaded = Loaded(self._asking(example), tuple(layers), prompt=self.prompt)
-        trimap = loaded.given(Role.TRIMAP)
-        return loaded if trimap is None else replace(loaded, trimap=trimap[0])
+        return self._asking(record.example(self.task, generator(self.key), size))
 
     def _asking(self, example: Example) -> Example:
         """In the words that `asked` keeps."""

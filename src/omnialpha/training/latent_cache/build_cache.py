@@ -127,7 +127,7 @@ def _write(
     records: list[cache.Json] = []
     tensors: cache.Tensors = {}
     for place, index in enumerate(indexes):
-        record, made = cache.encode(model, identity, mixture.batch(index), dtype)
+        record, made = cache.encode(model, identity, mixture.batch(index), mixture.weight(index), dtype)
         records.append(record)
         tensors |= {f"{place}.{name}": value for name, value in made.items()}
         watch(index + 1, total)
