@@ -1,4 +1,4 @@
-"""What a model is told of a picture by its finder: an input more, by two looks; and rough maps of clicks and boxes."""
+"""The finder's hint, its alpha by two looks, as one more input of the model; rough maps of clicks and boxes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,17 @@ FAINT = 0.1  # alpha of what still hangs together with a click
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
-def hinted(example: Example, finder: Finder, card: Card) -> Example:
-    """An example with what the finder sees in its picture. In automatic tasks that is an input picture more, the last;
-    where the card takes alpha from the finder, it looks for what the map of the example marks. Others stay as they are.
+def add_hint(example: Example, finder: Finder, card: Card) -> Example:
+    """Add what the finder sees in the picture of an example.
+
+    Args:
+        example: What was asked for.
+        finder: The model's.
+        card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
+
+    Returns:
+        In automatic tasks the example with one more input picture, the last. In tasks that take the finder's alpha the
+        example with that of what its map marks. Otherwise the example itself.
     """
     automatic = TASKS[example.task].automatic
     guide = next((role for role in example.roles if role in MAPS), None)
@@ -47,13 +55,13 @@ def hinted(example: Example, finder: Finder, card: Card) -> Example:
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
-def inputs(example: Example, found: bool) -> int:
-    """How many an example has once it is `hinted`. found: whether the model has a finder."""
+def count_inputs(example: Example, found: bool) -> int:
+    """How many inputs an example has after `add_hint`. found: whether the model has a finder."""
     added = found and TASKS[example.task].automatic and Role.HINT not in example.roles
     return len(example.roles) + added
 
 
-def fitted(example: Example, canvas: Canvas, device: torch.device) -> list[Tensor]:
+def fit_inputs(example: Example, canvas: Canvas, device: torch.device) -> list[Tensor]:
     """The inputs on the canvas; a hint, whose size is the finder's own, is resized to the content first."""
     sized = [
         rgba.resize(picture, canvas.content) if role is Role.HINT else picture

@@ -26,7 +26,7 @@ from omnialpha.models.transformer.approximate import Approximations
 from omnialpha.models.transformer.positions import Layout
 from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.sampling import ALWAYS
+from omnialpha.sampling import FULL_INTERVAL
 from omnialpha.tasks import TASKS, Example, Role
 
 __all__ = ["Setup", "load", "pick_device", "swap"]
@@ -101,7 +101,7 @@ class Setup:
         name, kind = self.parts.card.name, self.kind
         given = {"gguf": self.placement.gguf, "vision": self.approximate.vision}
         refused = [setting for setting in kind.refused if given[setting] is not None]
-        if self.approximate.guidance != ALWAYS and self.parts.card.guidance == "embedded":
+        if self.approximate.guidance != FULL_INTERVAL and self.parts.card.guidance == "embedded":
             refused.append("guidance")  # there is no second pass to leave out
         if refused:
             raise InputError(f"the setting {refused[0]} does not work with {name}: leave it out.")
@@ -120,13 +120,13 @@ class Setup:
         if self.placement.gguf:
             stored = replace(sizes.transformer, bits=GGUF.read(self.placement.gguf).bits)
             sizes = replace(sizes, transformer=stored)
-        inputs = hints.inputs(example, self.parts.finder is not None)
+        inputs = hints.count_inputs(example, self.parts.finder is not None)
         canvas = plan(example.size, inputs + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // sizes.side, canvas.size[1] // sizes.side)
         layout = Layout((size,) * len(example.targets), (size,) * inputs)
         guided = guided and self.parts.card.guidance == "negative"
         words = self.kind.words(self.parts.card)
-        refined = 0  # as `fidelity.refined` chooses
+        refined = 0  # as `fidelity.refine_foregrounds` chooses
         if self.parts.card.refine and not raw and needs_refining(example.size, canvas.content):
             seen = Role.COMPOSITE in example.roles and Role.ALPHA not in example.roles
             refined = example.targets.count(Role.FOREGROUND) * seen

@@ -149,9 +149,9 @@ class Backbones:
 
 def evaluate(benchmark: Benchmark, options: Options, asked: Asked, backbones: Backbones) -> None:
     """The whole command."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.reports.benchmark_report import report
     from omnialpha.evaluation.runner import Entrant, Runner, Settings, check
     from omnialpha.models.runtime.placement import pick_device
@@ -225,10 +225,10 @@ def _peer(word: str, timeout: float) -> Method:
 def _model(options: Options, batch: int) -> Method:
     from dataclasses import asdict
 
-    from omnialpha.cli.run_task import load, settle
+    from omnialpha.cli.run_task import build_setup, load
     from omnialpha.evaluation.methods.method import identity_of, of_model
 
-    setup = settle(options)
+    setup = build_setup(options)
     how = asdict(setup.placement) | {"approximate": asdict(setup.approximate)}
     how |= {"raw": options.raw, "steps": options.steps, "guidance": options.guidance}
     identity = identity_of(setup.parts, **{k: v for k, v in how.items() if k not in ("device", "offload", "compile")})
@@ -241,19 +241,19 @@ def _model(options: Options, batch: int) -> Method:
 
 def measure(runner: Runner, entrant: Entrant, quiet: bool) -> list[Row]:
     """All rows of an entrant, with a bar on a terminal."""
-    from omnialpha.cli.progress import Talk, collect
+    from omnialpha.cli.progress import Messages, collect
 
     name = entrant.name
-    Talk(quiet).say(f"{name}: {len(runner)} samples, {entrant.task}")
+    Messages(quiet).say(f"{name}: {len(runner)} samples, {entrant.task}")
     return collect(runner.rows(entrant), len(runner), name, f"samples of {name}", runner.out, name, quiet)
 
 
 def tell(made: Report, runner: Runner, options: Options, began: float) -> None:
     """Write the report, and say in a table or one JSON object what is in it."""
-    from omnialpha.cli.progress import Talk, duration
+    from omnialpha.cli.progress import Messages, duration
     from omnialpha.evaluation.reports.report import markdown_table
 
-    talk, files = Talk(options.quiet), made.write(runner.out)
+    talk, files = Messages(options.quiet), made.write(runner.out)
     for name, why in made.skipped.items():
         talk.note(f"{name} skipped, {why}")
     for name, of in runner.bad.items():

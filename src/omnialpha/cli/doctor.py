@@ -11,7 +11,7 @@ from typing import Any
 
 from omnialpha import __version__
 from omnialpha.cli.options import Options
-from omnialpha.cli.progress import hush
+from omnialpha.cli.progress import silence_libraries
 from omnialpha.cli.run_task import load
 from omnialpha.errors import InputError
 
@@ -26,7 +26,7 @@ def examine(options: Options) -> bool:
         "system": platform.platform(),
     }
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    hush()
+    silence_libraries()
     found |= machine() | {"quantize": quantization()} | cache()
     try:
         found |= {"attention": attention(options.device), "model": model_card(options)} | self_test(options)

@@ -57,9 +57,9 @@ def vae(
     ] = False,
 ) -> None:
     """Encode and decode pictures with alpha, and compare them on nine backgrounds; goes on where it was stopped."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.metrics.features import load_features
     from omnialpha.evaluation.metrics.lpips import LPIPS
     from omnialpha.evaluation.reconstruction import Settings
@@ -126,10 +126,10 @@ def measure(benchmark: Benchmark, quiet: bool) -> list[Row]:
 
 def tell(benchmark: Benchmark, rows: list[Row], model: str, options: Options, began: float) -> None:
     """Write the report, and say in one line or one JSON object what is in it."""
-    from omnialpha.cli.progress import Talk, duration
+    from omnialpha.cli.progress import Messages, duration
     from omnialpha.evaluation.reports.reconstruction_report import TOTAL, in_words, report
 
-    talk = Talk(options.quiet)
+    talk = Messages(options.quiet)
     made = report(benchmark, rows, model)
     files = made.write(benchmark.out)
     for name, why in made.skipped.items():

@@ -148,10 +148,10 @@ class Options:
 COMMON = tuple(field.name for field in dataclasses.fields(Options))
 
 
-def input_roles(category: str | None = None, beside: Role | None = None) -> tuple[Role, ...]:
-    """The roles that the tasks of a category (None: all) take, in the table's order, without the role `beside`."""
+def input_roles(category: str | None = None, without: Role | None = None) -> tuple[Role, ...]:
+    """The roles that the tasks of a category (None: all) take, in the table's order, without the role `without`."""
     rows = [row for row in TASKS.values() if category in (None, row.category)]
-    return tuple(dict.fromkeys(role for row in rows for role in row.inputs if role is not beside))
+    return tuple(dict.fromkeys(role for row in rows for role in row.inputs if role is not without))
 
 
 def command(

@@ -25,7 +25,7 @@ class Watcher(Protocol):
     def __call__(self, step: Step, cond: Condition, /) -> None: ...
 
 
-class Talk:
+class Messages:
     """Lines on standard error, and the notes among them, which end up in the JSON too."""
 
     def __init__(self, quiet: bool) -> None:
@@ -105,7 +105,7 @@ def duration(seconds: float) -> str:
 TALKERS = ("torchao", "bitsandbytes", "diffusers.quantizers", "torch.utils._pytree")
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Loading bars and advice of the model libraries say nothing to a user; what goes wrong is raised all the same."""
     import logging
 

@@ -62,9 +62,9 @@ def suite(
     ] = 600.0,
 ) -> None:
     """Measure a model and simple methods on held-out layers, all categories; goes on where it was stopped."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.datasets import heldout
     from omnialpha.evaluation.suite import Scenes, Suite, of_method, of_model
     from omnialpha.evaluation.suite_parts import CATEGORIES
@@ -131,9 +131,9 @@ def measure(suite: Suite, quiet: bool) -> list[Row]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from omnialpha.cli.progress import Talk
+    from omnialpha.cli.progress import Messages
 
-    console, talk, named = Console(stderr=True), Talk(quiet), set()
+    console, talk, named = Console(stderr=True), Messages(quiet), set()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     done = 0
     try:

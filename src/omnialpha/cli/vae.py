@@ -36,13 +36,13 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="replace the VAE that is there")] = False,
 ) -> None:
     """Give a VAE for RGB an alpha channel: unseen on the way in and opaque on the way out, until it is trained."""
-    from omnialpha.cli.progress import Talk, duration, hush
+    from omnialpha.cli.progress import Messages, duration, silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.models.checkpoints import folders
     from omnialpha.models.vae.alphavae import load_vae
 
-    began, talk = time.monotonic(), Talk(options.quiet)
+    began, talk = time.monotonic(), Messages(options.quiet)
     folder, destination = folders.vae_folder(source), destination.expanduser().absolute()
     check_destination(destination, folder, force)
     rgb = load_vae(folder, stored_dtype(folder))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from omnialpha.cli.progress import Talk, duration, hush
+from omnialpha.cli.progress import Messages, duration, silence_libraries
 from omnialpha.errors import InputError
 
 
@@ -34,7 +34,7 @@ def pull(
     from omnialpha.models.checkpoints.releases import RELEASES
 
     texts = None if instructions is None else words.read(instructions)
-    began, talk = time.monotonic(), Talk(quiet)
+    began, talk = time.monotonic(), Messages(quiet)
     ref = hub.Ref.parse(text)
     if ref is None:
         raise InputError(f"{text!r} is no hub id: write owner/name, owner/name@revision or owner/name:path.")
@@ -106,8 +106,8 @@ def convert(
     from omnialpha.models.checkpoints.folders import resolve
     from omnialpha.models.runtime.placement import DTYPES
 
-    hush()
-    began, talk = time.monotonic(), Talk(quiet)
+    silence_libraries()
+    began, talk = time.monotonic(), Messages(quiet)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
     parts = resolve(source, base=base, vae=vae, lora=lora, instructions=instructions)

@@ -38,7 +38,7 @@ class Decoded:
 
 
 @contextmanager
-def third_party() -> Iterator[None]:
+def decoder_errors() -> Iterator[None]:
     """Around decoders that are not ours: whatever they raise on damaged bytes becomes Damaged; our bugs stay bugs."""
     try:
         yield
@@ -49,7 +49,7 @@ def third_party() -> Iterator[None]:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
+def readable_errors(name: str) -> Iterator[None]:
     """Turns what can go wrong while the picture `name` is read into one sentence."""
     try:
         yield
@@ -65,7 +65,7 @@ def explained(name: str) -> Iterator[None]:
         raise InputError(f"{name} is damaged or cut off ({error}); save or copy it again.") from error
 
 
-def unit(values: np.ndarray, name: str, rounding: float = ROUNDING) -> np.ndarray:
+def check_unit_range(values: np.ndarray, name: str, rounding: float = ROUNDING) -> np.ndarray:
     """Floats in [0, 1] -> float32, what is off by rounding cut; InputError for NaN, infinities and other ranges."""
     if not np.isfinite(values).all():
         raise InputError(f"{name} holds NaN or infinite values; replace them first, by 0 for example.")

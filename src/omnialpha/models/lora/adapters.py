@@ -64,7 +64,7 @@ class AdapterFile(Settings):
         object.__setattr__(self, "path", Path(self.path))
         if not math.isfinite(self.weight):
             raise InputError(f"weight {self.weight} of LoRA {self.path} is not a finite number: use 1 for all of it.")
-        sampling.check(self.steps, self.guidance)
+        sampling.check_settings(self.steps, self.guidance)
         usable = _usable(self.name or _default_name(self.path))
         if self.name not in ("", usable):
             raise InputError(f"LoRA name {self.name!r} cannot be used: use letters, digits, - and _, as {usable!r}.")
@@ -102,7 +102,7 @@ def describe(file: AdapterFile) -> AdapterFile:
     path = lora_files.find_file(file.path)
     try:
         own = config.build(Settings, lora_files.read_settings(path))
-        sampling.check(own.steps, own.guidance)
+        sampling.check_settings(own.steps, own.guidance)
     except InputError as error:
         raise InputError(f"LoRA {path}: sampling settings: {error}") from None
     unsaid = {field.name for field in fields(Settings) if getattr(file, field.name) is None}

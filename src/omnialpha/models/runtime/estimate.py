@@ -28,7 +28,7 @@ from omnialpha.models.runtime.model_sizes import MAPS, ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Placement, pick_device
 from omnialpha.models.transformer.positions import Layout
 from omnialpha.models.vae.winograd import NARROW, SMALL, TILE, TILES
-from omnialpha.sampling import TOGETHER
+from omnialpha.sampling import MAX_PAIRED_TOKENS
 
 MARGIN = 1.05
 FULL = "full size"
@@ -145,7 +145,7 @@ def _widest(job: Job, e: int) -> dict[str, int]:
     patches = 4 * a.picture_tokens * len(layout.inputs)
     constant = (layout.input_tokens + text) * a.width * e + (image + text) * 4 * a.head + text * a.context * e
     rows = (14.5 * image + 9 * text) * a.width * e + (image + text) * 8 * a.head
-    together = both if job.batch * image <= TOGETHER else 1
+    together = both if job.batch * image <= MAX_PAIRED_TOKENS else 1
     table = max(TIMES, job.steps + 1) * a.table * e + a.visiting * e
     tiles = min(TILES, int(area * a.pixel / a.channels / MAPS) // TILE**2)
     strips = 4 * 2 * a.channels * (36 * 2 * a.channels + STRIP * tiles)

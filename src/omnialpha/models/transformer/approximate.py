@@ -13,7 +13,7 @@ from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 
 from omnialpha.errors import InputError
 from omnialpha.models.vae.tiling import Tiling
-from omnialpha.sampling import ALWAYS, Interval
+from omnialpha.sampling import FULL_INTERVAL, Interval
 
 if TYPE_CHECKING:
     from omnialpha.models.text_encoder.encoder import TextEncoder
@@ -35,7 +35,7 @@ class Approximations:
 
     first_block: float | None = None
     taylor: int | None = None
-    guidance: Interval = ALWAYS
+    guidance: Interval = FULL_INTERVAL
     vision: int | None = None
     tiles: int | None = None
 
