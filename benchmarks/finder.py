@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _report import Table
+from common.tables import Table
 
 from omnialpha.data.records import hints
 from omnialpha.data.synthetic import bank as banks

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _document import write_block
-from _report import Table, save
-from _runs_of import begin
+from common.documents import write_block
+from common.tables import Table, save
+from common.training_runs import begin
 from torch import Tensor
 
 from omnialpha import config, rgba

@@ -25,22 +25,25 @@ class Hub:
         self.token: str | None = None  # that is asked for, if any
         self.refusal = (401, "GatedRepo")
         self.cut: int | None = None  # bytes of a file after which the connection breaks, once and for all
-        self.stated: dict[str, str] = {}  # sha256 stated instead of the true one
-        self.ranges = True  # whether parts of files are served
+        self.stated: dict[str, str] = {}  # checksums stated instead of the true ones
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # method, path, headers
 
     def gets(self, path: str) -> list[dict[str, str]]:
         """Headers of the requests for the bytes of a file."""
         return [headers for method, url, headers in self.requests if method == "GET" and url == f"/cdn/{path}"]
 
+    def checksum(self, path: str) -> str:
+        """What is stated of a file: SHA-256 of weights, git's blob id of the rest."""
+        content = self.files[path]
+        blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content)
+        return self.stated.get(path, (hashlib.sha256(content) if path.endswith(".safetensors") else blob).hexdigest())
+
     def info(self) -> dict[str, Any]:
         siblings = []
         for path, content in self.files.items():
-            blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-            row: dict[str, Any] = {"rfilename": path, "size": len(content), "blobId": blob}
+            row: dict[str, Any] = {"rfilename": path, "size": len(content), "blobId": self.checksum(path)}
             if path.endswith(".safetensors"):
-                sha256 = self.stated.get(path, hashlib.sha256(content).hexdigest())
-                row["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+                row["lfs"] = {"sha256": self.checksum(path), "size": len(content), "pointerSize": 130}
             siblings.append(row)
         return {"id": self.id, "sha": self.commit, "siblings": siblings, "cardData": self.card}
 
@@ -75,12 +78,19 @@ class Handler(BaseHTTPRequestHandler):
         else:  # another host, as the real one sends large files from
             port = self.server.server_port  # type: ignore[attr-defined]
             name = path.partition(f"/resolve/{hub.commit}/")[2]
-            self.answer(302, Location=f"http://localhost:{port}/cdn/{name}", X_Repo_Commit=hub.commit)
+            tag = hub.checksum(name)
+            self.answer(
+                302,
+                Location=f"http://localhost:{port}/cdn/{name}",
+                X_Repo_Commit=hub.commit,
+                X_Linked_Etag=f'"{tag}"',
+                X_Linked_Size=str(len(hub.files[name])),
+            )
 
     def send_bytes(self, content: bytes) -> None:
         hub = self.hub
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked and hub.ranges else 0
+        start = int(asked[1]) if asked else 0
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

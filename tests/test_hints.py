@@ -8,7 +8,7 @@ import torch
 from finders import SIDE, Red
 from omnialpha import fidelity, loading, masks
 from omnialpha.errors import InputError
-from omnialpha.hints import hinted, inputs
+from omnialpha.hints import hinted, inputs, look
 from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.models.finder import FINDER, U2NetP, hint_of
 from omnialpha.pipeline import OmniAlpha
@@ -59,11 +59,11 @@ def test_automatic_tasks_alone_get_an_input_more(name, tiny_model):
         assert made is request and not finder.asked
         return
     assert made.roles == (*request.roles, Role.HINT) and len(made.inputs) == len(request.inputs) + 1
-    assert made.found.shape == (SIDE, SIDE) and made.found[8, 8] > 0.9 and made.found[0, 0] == 0
+    assert made.found.shape == (2 * SIDE, 2 * SIDE) and made.found[16, 16] > 0.9 and made.found[0, 0] == 0
     assert torch.equal(made.inputs[-1], masks.as_picture(made.found))
     assert (made.instruction, made.targets, made.size) == (request.instruction, request.targets, request.size)
-    assert finder.asked == [None], "nothing says where to look"
-    assert hinted(made, finder, tiny_model.card) is made and len(finder.asked) == 1, "once is enough"
+    assert finder.asked == [None, None], "nothing says where to look, and it looks twice"
+    assert hinted(made, finder, tiny_model.card) is made and len(finder.asked) == 2, "and no more"
 
 
 def test_an_example_is_counted_as_it_will_be():
@@ -79,9 +79,8 @@ def test_a_map_says_where_to_look_where_the_card_takes_alpha_from_the_finder(rol
     request, finder = example(f"matting_{role}"), Red(hints=True)
     made = hinted(request, finder, card)
     assert made.roles == request.roles and made.inputs is request.inputs, "there is no input more"
-    assert made.found.shape == (SIDE, SIDE)
-    (asked,) = finder.asked
-    assert torch.equal(asked, hint_of(role, guide())[None])
+    assert made.found.shape == (2 * SIDE, 2 * SIDE)
+    assert torch.equal(finder.asked[0], hint_of(role, guide())[None])
     others = (example(f"removal_{role}"), Red(hints=True)), (request, Red())  # other tasks; one that takes no hints
     assert all(hinted(other, found, card) is other and not found.asked for other, found in others)
 
@@ -145,7 +144,7 @@ def test_alpha_from_the_finder(tiny_model):
     names = ["matting_auto", "decompose_auto", "matting_rough"]
     own = with_finder(tiny_model, Red(hints=True), alpha_from_finder=names)
     found = torch.nn.functional.interpolate(
-        Red().find(picture()[None])[None], size=(H, W), mode="bilinear", antialias=True
+        look(Red(), picture())[None, None], size=(H, W), mode="bilinear", antialias=True
     )[0, 0]
     (matte,), (_, front) = (own.run([example(name)])[0] for name in names[:2])
     wanted = fidelity.snap(torch.cat([picture()[:3], found[None]]))[3]
@@ -165,7 +164,7 @@ def test_layers_that_the_finder_does_not_tell_apart_keep_their_own_alphas(tiny_m
 
 def test_automatic_removal_leaves_all_but_the_found_subject_bit_equal(tiny_model):
     (made,) = with_finder(tiny_model, Red()).run([example("removal_auto")])[0]
-    where = fidelity.found_hole(Red().find(picture()[None])[0], (H, W))
+    where = fidelity.found_hole(look(Red(), picture()), (H, W))
     assert torch.equal(made.rgba[:, ~where], picture()[:, ~where])
     assert (picture()[0] == 1)[where].any() and not (picture()[0] == 1)[~where].any()
     assert not torch.equal(made.rgba[:, where], picture()[:, where])
@@ -210,7 +209,7 @@ def test_another_finder_takes_the_place_of_the_cards(folder, tiny_model_folder, 
     model = loading.load(folder, finder=other, device="cpu")
     assert opened == [other] and model.finder is stand_in
     model.run([example("matting_auto")])
-    assert len(stand_in.asked) == 1
+    assert len(stand_in.asked) == 2
     with pytest.raises(InputError, match=r"tiny takes no hints of a finder: leave out .*other\.onnx"):
         resolve(tiny_model_folder, finder=other)
 
@@ -228,7 +227,7 @@ def test_a_finder_that_is_missing_is_named(folder, tmp_path):
 def test_marks_are_read_by_a_finder_that_takes_hints(tiny_model):
     own, deaf = Red(hints=True), Red()
     made = with_finder(tiny_model, own).outline(picture(), [(20, 12)], [])
-    assert made.shape == (H, W) and made[12, 20] == 1 and made[0, 0] == 0 and len(own.asked) == 1
+    assert made.shape == (H, W) and made[12, 20] == 1 and made[0, 0] == 0 and len(own.asked) == 2
     with_finder(tiny_model, deaf).outline(picture(), [(20, 12)], [])
     assert not deaf.asked, "the bundled one reads them where the model's own cannot"
     own.asked.clear()

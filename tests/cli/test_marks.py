@@ -48,7 +48,7 @@ def test_marks_are_told_to_the_finder(
 ) -> None:
     done = ask("matte", "red.png", *arguments, "-o", "out.png", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["task"] == "matting_rough", done.stderr
-    (asked,) = finder.asked
+    asked = finder.asked[0]
     marked = masks.marks((24, 40), points, boxes)
     assert asked is not None and torch.equal(asked, marked[None])
     alpha = read_image("out.png").rgba[3]

@@ -160,7 +160,7 @@ def test_what_is_no_vae_for_rgb(call: Call, tmp_path: Path) -> None:
             call("vae", "init", wide, out)
         )
     (source / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes()[:-100])
-    assert f"{WEIGHTS} is cut short or damaged" in refused(call("vae", "init", source, out))
+    assert "is cut short, damaged or" in refused(call("vae", "init", source, out))
     (source / WEIGHTS).unlink()
     assert f"rgb has neither {WEIGHTS} nor" in refused(call("vae", "init", source, out))
     config = json.loads((source / "config.json").read_text())

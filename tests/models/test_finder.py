@@ -14,6 +14,7 @@ from torch import nn
 from finders import Red
 from omnialpha import io, masks
 from omnialpha.errors import InputError
+from omnialpha.hints import look, outline
 from omnialpha.models import finder as finders
 from omnialpha.models.finder import (
     CONFIG,
@@ -26,7 +27,6 @@ from omnialpha.models.finder import (
     bundled_finder,
     hint_of,
     open_finder,
-    outline,
     prepare,
     stretched,
 )
@@ -161,13 +161,55 @@ def red(height=32, width=64):
     return made, made[0] == 1
 
 
+# ---- the second look ----
+
+
+def red_square(top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+    """Opaque (4, 60, 90), red there and black elsewhere."""
+    picture = torch.zeros(4, 60, 90)
+    picture[3] = 1
+    picture[0, top:bottom, left:right] = 1
+    return picture
+
+
+def test_a_small_subject_is_seen_sharper():
+    picture, finder = red_square(20, 41, 50, 71), Red(hints=True)
+    true = picture[0]
+    first = finder.find(picture[None])[0]
+    made = look(finder, picture)
+    assert made.shape == (2 * first.shape[0],) * 2 and len(finder.asked) == 3
+
+    def error(found: torch.Tensor) -> float:
+        return float((F.interpolate(found[None, None], size=(60, 90), mode="bilinear")[0, 0] - true).abs().mean())
+
+    assert error(made) < 0.7 * error(first)
+    assert float(made[:8].max()) == 0 and float(made[:, :16].max()) == 0  # beyond the part, the first look
+
+
+def test_the_second_look_sees_the_same_part_of_the_hint():
+    picture, finder = red_square(20, 41, 50, 71), Red(hints=True)
+    hint = torch.where(picture[0] > 0, 1.0, -1.0)
+    look(finder, picture, hint)
+    whole, part = finder.asked
+    assert torch.equal(whole, hint[None]) and part.shape[1] < 60 and part.shape[2] < 90
+    assert int((part > 0).sum()) == 21 * 21  # all of the subject
+
+
+@pytest.mark.parametrize("square", [(0, 60, 0, 90), (10, 10, 20, 20), (3, 57, 4, 86)], ids=["all", "nothing", "large"])
+def test_one_look_is_enough_where_a_second_would_see_the_same(square):
+    picture, finder = red_square(*square), Red()
+    assert torch.equal(look(finder, picture), Red().find(picture[None])[0]) and len(finder.asked) == 1
+
+
 def test_an_outline_holds_what_was_found_and_a_little_more(monkeypatch):
-    monkeypatch.setattr("finders.SIDE", 64)  # of which 4 % are 2 px: 2 columns of the picture, 1 row
+    monkeypatch.setattr(
+        "finders.SIDE", 64
+    )  # seen twice: 4 % of 128 are 5 px, 2 to 3 columns of the picture, 1 to 2 rows
     picture, there = red()
     finder = Red(hints=True)
     made = outline(finder, picture, [(20, 12)], [])
     assert made.shape == (32, 64) and made.unique().tolist() == [0, 1]
-    assert made[there].all() and there.sum() == 16 * 16 and 320 < made.sum() <= 18 * 20
+    assert made[there].all() and there.sum() == 16 * 16 and 320 < made.sum() <= 19 * 21
     assert torch.equal(finder.asked[0], masks.marks((32, 64), [(20, 12)])[None])
 
 

@@ -14,6 +14,7 @@ from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.data.stream.stream import Stream, StreamSettings, open_stream
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
+from omnialpha.io import contact_sheet
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 from omnialpha.training import run as runs
@@ -145,7 +146,7 @@ def test_the_sheet_shows_the_truth(tiny_model: OmniAlpha, tmp_path: Path) -> Non
     pixels = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
     blue = (abs(pixels - np.array([0, 0, 200])) <= 2).all(-1)
     assert blue.sum() > 500, "the foreground that goes in"
-    cell = np.asarray(validation.contact_sheet.thumbnail(true[0], validation.SIDE)).astype(int)
+    cell = np.asarray(contact_sheet.thumbnail(true[0], validation.SIDE)).astype(int)
     columns = [x for x in range(pixels.shape[1] - cell.shape[1]) if np.array_equal(pixels[48:192, x : x + 144], cell)]
     assert len(columns) == 1 and columns[0] > blue.any(0).nonzero()[0].max() + 144, "to the right of what was made"
 

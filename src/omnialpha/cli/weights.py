@@ -27,24 +27,21 @@ def pull(
 
     instructions: a file of the texts that it was trained on, in the place of its release's own.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from huggingface_hub.utils import disable_progress_bars
 
     from omnialpha.models.checkpoints import hub
     from omnialpha.models.checkpoints import instructions as words
     from omnialpha.models.checkpoints.releases import RELEASES
 
     texts = None if instructions is None else words.read(instructions)
-    began, talk, console = time.monotonic(), Talk(quiet), Console(stderr=True)
+    began, talk = time.monotonic(), Talk(quiet)
     ref = hub.Ref.parse(text)
     if ref is None:
         raise InputError(f"{text!r} is no hub id: write owner/name, owner/name@revision or owner/name:path.")
     ref = replace(ref, revision=revision) if revision else ref
-    shown = not quiet and console.is_terminal
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     offers: list[hub.Offer] = []
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
-    line = bar.add_task("")
+    if quiet:
+        disable_progress_bars()  # otherwise shown on a terminal
 
     def agree(offer: hub.Offer) -> bool:
         offers.append(offer)
@@ -52,20 +49,12 @@ def pull(
         talk.say(f"{offer.id} ({offer.revision}), {gigabytes(offer.size)}, {rest} to download")
         talk.say(f"licence: {offer.license}, see {offer.page}")
         talk.say(f"into {offer.folder}")
-        agreed = yes or _ask()
-        bar.update(line, total=offer.missing)
-        bar.start()  # not before the question: it would be drawn over
-        return agreed
-
-    def watch(file: str, size: int) -> None:
-        bar.update(line, advance=size, description=file)
+        return yes or _ask()
 
     try:
-        folder = hub.pull(ref, agree=agree, watch=watch, offline=offline)
+        folder = hub.pull(ref, agree=agree, offline=offline)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped, what has arrived is kept: run it again to go on") from None
-    finally:
-        bar.stop()
+        raise KeyboardInterrupt("stopped, whole files are kept: run it again to go on") from None
 
     row = RELEASES.get(ref.id)
     if lacking := words.store(folder, row, texts, online=not (offline or hub.offline_by())):

@@ -6,7 +6,6 @@ from and how long it took; rows.jsonl, its figures.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -26,7 +25,7 @@ from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.evaluation.scoring import KINDS, Networks
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write, sha256
 from omnialpha.tasks import Example
 
 MADE, ROWS, FEATURES = "made.jsonl", "rows.jsonl", "features"
@@ -48,7 +47,7 @@ class Settings:
             raise InputError(f"size={self.size} is out of range: use 1 or more.")
 
     def seed_of(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:{key}".encode()).digest()[:4])
+        return int(sha256(f"{self.seed}:{key}")[:8], 16)
 
 
 @dataclass(frozen=True)
@@ -257,4 +256,4 @@ def _file(place: Path, content: str) -> Path:
 
 
 def _hash(told: object) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    return sha256(json.dumps(told, sort_keys=True))[:32]

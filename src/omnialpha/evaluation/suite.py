@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from omnialpha.evaluation.datasets.heldout import HeldOut, Source
 from omnialpha.evaluation.methods.method import Method, identity_of
 from omnialpha.evaluation.reconstruction import digest
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
+from omnialpha.files import sha256
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
@@ -132,7 +132,7 @@ class Suite:
         scenes = self.scenes
         model = next(one for one in self.contestants if one.is_model)
         shared = [EDITION, scenes.source.about, _content(scenes.source), scenes.n, scenes.seed, scenes.size]
-        self.shared = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
+        self.shared = sha256(json.dumps(shared))
         self.reference = model.identity  # of what is said of the truth, or of the model's own autoencoder
         self.out.mkdir(parents=True, exist_ok=True)
 
@@ -183,7 +183,7 @@ class Suite:
 
     def _key(self, part: Part, name: str, identity: str, b: int) -> str:
         told = json.dumps([self.shared, part.name, name, identity, b])
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        return sha256(told)[:32]
 
     def _kept(self, part: Part, name: str, identity: str, which: range, stored: Mapping[str, Row]) -> list[Row]:
         """The rows of these pictures, or none."""
@@ -204,7 +204,5 @@ def _content(source: Source) -> str:
     """Of all layers and words of a source."""
     captions = source.bank.captions
     said = [[c.name for c in captions], source.colors, [c.text for c in captions], source.bank.background_captions]
-    done = hashlib.sha256(json.dumps(said).encode())
-    for pictures in (source.bank.foregrounds, source.bank.backgrounds):
-        done.update(pictures.contiguous().numpy().tobytes())
-    return done.hexdigest()[:16]
+    pictures = (source.bank.foregrounds, source.bank.backgrounds)
+    return sha256(json.dumps(said), *(layers.contiguous().numpy() for layers in pictures))[:16]

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnialpha import masks, rgba
+from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.tasks import Role
 
 FINDER = "finder"  # the folder of a model's finder in its own
 SIDE = 320  # pixels, each way: what U²-Net was trained at
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # What a map says of its white and its black, as the finder reads it: 1 subject, 0 unknown, -1 background. A rough mask
 # holds more than the subject, a precise one less.
@@ -45,25 +44,6 @@ class Finder(Protocol):
         size, whatever the picture's shape.
         """
         ...
-
-
-def outline(finder: Finder, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
-    """A rough map (H, W) in {0, 1} of what clicks and boxes mark in a picture (4, H, W), see `masks.marks`: for any
-    model. InputError where the finder sees nothing there.
-    """
-    size = (int(picture.shape[1]), int(picture.shape[2]))
-    marked = masks.marks(size, points, boxes)
-    found = finder.find(picture[None], marked[None])[0]
-    rough = F.interpolate(around(found)[None, None], size=size)[0, 0]
-    rough = torch.where(marked < 0, 0.0, rough.maximum(marked))
-    if not rough.any():
-        raise InputError("nothing was found where the marks are: click on the subject, or paint it (--rough FILE).")
-    return rough
-
-
-def around(found: Tensor) -> Tensor:
-    """A finder's alpha (s, s) as a rough map: where it means the subject, and REACH beyond."""
-    return masks.dilate(found > 0.5, REACH * min(found.shape)).float()
 
 
 def hint_of(role: Role, guide: Tensor) -> Tensor:

@@ -62,11 +62,6 @@ def flow_losses(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor |
     return (error * mask).sum(dim=1) / mask.sum(dim=1) * weight
 
 
-def flow_loss(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of `flow_losses` over samples."""
-    return flow_losses(velocity, wanted, weight, mask).mean()
-
-
 class SFTObjective(Objective):
     """Trains the transformer and the instruction encoder, as far as they ask for gradients; the VAE stays frozen."""
 

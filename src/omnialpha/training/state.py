@@ -6,11 +6,11 @@ written is whole, so that any number of processes can read it again, sharded or 
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class Checkpoint:
         main = self.accelerator.is_main_process
         state = recursively_apply(whole, state, main)
         if main:
-            temporary = self.path.with_name(self.path.name + ".part")
-            torch.save(state, temporary)
-            os.replace(temporary, self.path)
+            atomic_write(self.path, partial(torch.save, state))
 
     @torch.no_grad()
     def resume(self) -> int:

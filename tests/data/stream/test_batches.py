@@ -18,7 +18,7 @@ from omnialpha.data.stream.stream import Stage, StreamSettings, open_stream
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS
-from omnialpha.training.sft import FlowLoss, SFTObjective, flow_loss
+from omnialpha.training.sft import FlowLoss, SFTObjective, flow_losses
 
 SIZES = [(16, 16), (16, 32), (32, 32)]
 WEIGHTS = {"text_to_image": 4.0, "matting_rough": 2.0, "decompose_auto": 1.0, "foreground_to_full": 1.0}
@@ -252,7 +252,7 @@ def test_a_packed_mixed_batch_has_the_loss_and_gradients_of_its_samples_one_by_o
         x0, eps, t = model.encode_targets([example.true_layers()], cond), model.noise(cond, [seed]), t[None]
         factor = t.square() / t.clamp_min(0.05) if weight == "t" else torch.ones(1)
         out = model.velocity(torch.lerp(x0, eps, t.view(-1, 1, 1)), t, cond)
-        one = flow_loss(out, eps - x0, factor, None)
+        one = flow_losses(out, eps - x0, factor, None).mean()
         (one * drawn.weight(index) / len(batch)).backward()
         alone.setdefault(example.task, []).append(one.item())
     every = [value for values in alone.values() for value in values]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from diffusers.loaders import QwenImageLoraLoaderMixin
-from peft import LoraConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -513,37 +513,29 @@ def test_a_loaded_adapter_goes_on_training_in_float32(base, tmp_path):
 
 
 @pytest.mark.parametrize("with_dora", [False, True])
-@pytest.mark.parametrize("names", ["diffusers", "peft", "kohya"])
-def test_saved_files_read_back_bit_by_bit(model, base, tmp_path, names, with_dora):
+def test_saved_files_read_back_bit_by_bit(model, base, tmp_path, with_dora):
     if with_dora:
         dora(tmp_path / "x.safetensors", base)
     else:
         write(tmp_path / "x.safetensors", tensors(base))
     adapters.apply(model, [AdapterFile(tmp_path / "x.safetensors")])
     once = run(model)
-    saved = adapters.save(model, tmp_path / "saved", names)
+    saved = adapters.save(model, tmp_path / "saved")
     again = copy.deepcopy(base)
-    adapters.apply(again, [AdapterFile(saved if names == "kohya" else saved.parent)])
+    adapters.apply(again, [AdapterFile(saved.parent)])
     assert torch.equal(run(again), once)
     assert again.state_dict().keys() == {key.replace(".x.", ".saved.") for key in model.state_dict()}
     for (_, mine), (_, other) in zip(again.state_dict().items(), model.state_dict().items(), strict=True):
         assert torch.equal(mine, other)
-    assert [path.name for path in (tmp_path / "saved").iterdir() if path.suffix == ".tmp"] == []
+    assert [path.name for path in (tmp_path / "saved").iterdir() if path.suffix == ".part"] == []
 
 
-def test_saved_files_act_the_same_in_diffusers_and_peft(model, base, tmp_path):
+def test_saved_files_act_the_same_in_diffusers(model, base, tmp_path):
     apply_all(model, tmp_path, (tensors(base), 1.0))
     wanted = run(model)
     theirs = stock(base)
     saved = adapters.save(model, tmp_path / "diffusers")
     theirs.load_lora_adapter(saved.parent, weight_name=saved.name)  # without that name it ignores the alphas
-    assert worst(run(theirs), wanted) < 1e-5
-    adapters.save(model, tmp_path / "peft", "peft")
-    wrapped = PeftModel.from_pretrained(stock(base), tmp_path / "peft")
-    assert worst(run(wrapped.base_model.model), wanted) < 1e-5
-    theirs = stock(base)
-    state = QwenImageLoraLoaderMixin.lora_state_dict(str(adapters.save(model, tmp_path / "k.safetensors", "kohya")))
-    theirs.load_lora_adapter(state)
     assert worst(run(theirs), wanted) < 1e-5
 
 
@@ -572,18 +564,6 @@ def test_files_of_peft_and_diffusers_are_read_with_their_settings(model, base, t
         assert worst(run(model), run(theirs)) < 1e-5, path
 
 
-def test_merging_makes_one_file_of_the_sum(model, base, tmp_path):
-    parts = (tensors(base), 0.5), (tensors(base, MODULES[5:], seed=7), -2.0)
-    apply_all(model, tmp_path, *parts)
-    both = run(model)
-    adapters.apply(model, [AdapterFile(adapters.merge(model, tmp_path / "merged"))])
-    assert worst(run(model), both) < 1e-5
-    dora(tmp_path / "x.safetensors", base)
-    adapters.apply(model, [AdapterFile(tmp_path / "x.safetensors")])
-    with pytest.raises(InputError, match="DoRA"):
-        adapters.merge(model, tmp_path / "merged")
-
-
 def test_a_file_that_cannot_be_written_leaves_the_old_one(model, base, tmp_path, monkeypatch):
     apply_all(model, tmp_path, (tensors(base), 1.0))
     old = (tmp_path / "0.safetensors").read_bytes()
@@ -593,7 +573,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(model, base, tmp_path,
         raise OSError("disk full")
 
     monkeypatch.setattr(lora_files, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         adapters.save(model, tmp_path / "0.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
     assert (tmp_path / "0.safetensors").read_bytes() == old
@@ -740,11 +720,8 @@ def test_mistakes_in_arguments_are_named(model, base, tmp_path):
     refuse(lambda: adapters.add(model, 4, targets="attn"), "targets 'attn' are not known")
     refuse(lambda: adapters.add(model, 4, targets=["ff.net.2"]), "'ff.net.2' matches no module: did you mean")
     refuse(lambda: adapters.save(model, tmp_path), r"has 0 LoRAs \(none\)")
-    refuse(lambda: adapters.merge(model, tmp_path), "no LoRA in use")
     refuse(lambda: adapters.train(model, "x"), "no LoRA 'x'")
     adapters.add(model, 2)
     refuse(lambda: adapters.add(model, 2), "'default' is on the model already")
-    refuse(lambda: adapters.save(model, tmp_path, "flux"), "'flux' are not known")
-    refuse(lambda: adapters.save(model, tmp_path / "x.safetensors", "peft"), "name a folder")
     adapters.add(model, 2, name="second")
     refuse(lambda: adapters.save(model, tmp_path), r"has 2 LoRAs \(default, second\)")

@@ -25,7 +25,7 @@ from omnialpha.tasks import TASKS
 from released import write_base
 from scripts import benchmark
 
-Peak = benchmark("_counting").Peak
+Peak = benchmark("common/memory").Peak
 
 ONE = Layout(((64, 64),), ((64, 64),))  # two pictures of 1024 x 1024 px
 
@@ -240,8 +240,8 @@ def test_the_size_of_the_picture_counts(tiny_model):
     """Measured of `matte` with nano, less the program's own .6 GB: 12, 24 and 64 MP raw, the same refined."""
     sizes, layout = ModelSizes.of(tiny_model), Layout(((2, 2),), ((2, 2),))
     held = {False: {12: 0.9, 24: 1.9, 64: 5.0}, True: {12: 1.9, 24: 3.6, 64: 9.0}}
-    for refined, sizes in held.items():
-        for megapixels, measured in sizes.items():
+    for refined, peaks in held.items():
+        for megapixels, measured in peaks.items():
             one = replace(job(sizes, layout, device="cpu"), pixels=megapixels * 10**6, refined=int(refined))
             made = estimate(one, speed=1e12)
             assert made.peak_bytes == made.stages["full size"]

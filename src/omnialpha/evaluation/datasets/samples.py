@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from omnialpha.data.records.records import Layered, Record
 from omnialpha.data.scene import opaque
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.files import sha256
 from omnialpha.tasks import Example, Role
 from omnialpha.tasks import task as find_task
 
@@ -90,7 +90,7 @@ class Sample:
     def identity(self, longer: int | None) -> str:
         """The same for the same pictures and words, measured at the same size."""
         told = [self.key, self.task, self.instruction, longer, [digest(handle) for handle in self.handles]]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return sha256(json.dumps(told))
 
     def load(self, longer: int | None = None) -> Example:
         """The example, with its truths.
@@ -146,7 +146,7 @@ def of_record(record: Record, task: str, key: str) -> Sample:
 
 def generator(key: str) -> torch.Generator:
     """Draws what a record leaves open, the same for the same sample."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]))
+    return torch.Generator().manual_seed(int(sha256(key)[:8], 16))
 
 
 def shape(picture: Tensor) -> Size:
@@ -174,7 +174,7 @@ def digest(handle: Handle) -> str:
         data = handle.read_bytes() if hasattr(handle, "read_bytes") else handle.read()
     except OSError as error:
         raise InputError(f"{handle} cannot be read ({error.strerror or error}): check the data set.") from error
-    return hashlib.sha256(data).hexdigest()
+    return sha256(data)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Flattened:
         return png(opaque(rgba.flatten(rgba.recompose(read_all(self.layers)))))
 
     def digest(self) -> str:
-        return hashlib.sha256("".join(map(digest, self.layers)).encode()).hexdigest()
+        return sha256(*map(digest, self.layers))
 
     def __str__(self) -> str:
         return f"{self.layers[0]} and what lies before it"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from omnialpha import config
 from omnialpha.canvas import Grid
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints import releases
 from omnialpha.sampling import Shift
 from omnialpha.tasks import TASKS, Example, Role
@@ -206,9 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    new = path.with_name(f".{path.name}.part")
-    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
 def forget_origin(path: Path) -> None:

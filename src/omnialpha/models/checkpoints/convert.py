@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from omnialpha.errors import InputError
-from omnialpha.io import swap
+from omnialpha.files import atomic_folder
 from omnialpha.models.checkpoints.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checkpoints.checking import KINDS, check
 from omnialpha.models.checkpoints.folders import TEXT_ENCODER, Parts, resolve
@@ -68,10 +68,7 @@ def convert(
     check(parts)
     if layout == "diffusers":
         _check_expressible(parts, fuse)
-    new = destination.with_name(f".{destination.name}.part")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
+    with atomic_folder(destination) as new:
         for name in TEXT_ENCODER:
             _copy(parts.text / name, new / name, dtype)
         say("vae")
@@ -85,9 +82,6 @@ def convert(
         if layout == "diffusers":
             _finish_pipeline(parts.card, new)
         check(resolve(new))
-        swap(new, destination)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return destination
 
 

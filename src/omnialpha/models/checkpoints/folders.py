@@ -17,7 +17,7 @@ from omnialpha.models.checkpoints.card import CARD, INDEX, Card, Defaults, Famil
 from omnialpha.models.checkpoints.releases import Release, release_of
 from omnialpha.models.lora.adapters import AdapterFile, brought, describe
 
-__all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "locate", "resolve"]
+__all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "resolve"]
 
 BUNDLED = {"nano": Path(__file__).parents[2] / "weights" / "nano"}
 TEXT_ENCODER = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
@@ -227,15 +227,3 @@ def _identity(folder: Path) -> tuple[str, str]:
     name, licence = hub.origin(folder)
     release = release_of(folder, name)
     return name or folder.resolve().name, licence or (release and release.license) or "not stated"
-
-
-def locate(where: str | Path | None) -> Path:
-    """The folder of a bundled name (None: nano) or a path; InputError with what there is otherwise."""
-    name = "nano" if where is None else str(where)
-    folder = BUNDLED.get(name, Path(name))
-    if not folder.is_dir():
-        raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
-    missing = [part for part in (*PARTS, *TEXT[_family([folder])]) if not (folder / part).is_dir()]
-    if missing:
-        raise InputError(f"model folder {folder} lacks {missing[0]}/: download or convert it again.")
-    return folder

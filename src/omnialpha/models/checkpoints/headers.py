@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.card import AGAIN, read_json
 
 Shape = tuple[int, ...]
-MAX_HEADER = 100_000_000  # bytes, as the format has it
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,20 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Of a safetensors file; InputError where it is cut short or no such file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-        raw = file.read(length) if length <= MAX_HEADER else b""
+    """Read the header of a safetensors file.
+
+    Raises:
+        InputError: the file is cut short, damaged or of another format.
+    """
     try:
-        table = json.loads(raw)
-        metadata = table.pop("__metadata__", {})
-        entries = {key: Entry(row["dtype"], tuple(row["shape"]), path) for key, row in table.items()}
-        end = 8 + length + max((row["data_offsets"][1] for row in table.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError):
-        raise InputError(f"{path} ({size} bytes) is no safetensors file, or is damaged: {AGAIN}.") from None
-    if size != end:
-        raise InputError(f"{path} is cut short or damaged: it has {size} bytes of {end}; {AGAIN}.")
-    return Header(entries, metadata)
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            entries = {key: Entry(row.get_dtype(), tuple(row.get_shape()), path) for key, row in slices.items()}
+            return Header(entries, file.metadata() or {})
+    except SafetensorError as error:
+        size = path.stat().st_size
+        fault = f"is cut short, damaged or no safetensors file ({error})"
+        raise InputError(f"{path} ({size} bytes) {fault}: {AGAIN}.") from None
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:

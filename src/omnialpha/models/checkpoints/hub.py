@@ -1,8 +1,7 @@
-"""Models of a Hugging Face hub on this disk, in plain folders: pulled once, found without the network ever after.
+"""Models of the Hugging Face hub in plain folders: downloaded once, found without the network from then on.
 
 `$OMNIALPHA_HOME/models/OWNER--NAME/REVISION/` holds a model's files under their own names, and pull.json: where they
-come from and their checksums. The transport is huggingface_hub's plain HTTP, not its Xet protocol: only that goes on
-from the byte where another process stopped, and through any mirror (HF_ENDPOINT).
+come from and their checksums. huggingface_hub downloads them (docs/decisions/0018-hub-downloads.md).
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints import instructions
 from omnialpha.models.checkpoints.releases import ABOUT, ANY, RELEASES, Release
-from omnialpha.models.checkpoints.transfer import Item, fetch, size_of
 
 RECORD = "pull.json"
 REF = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<path>.+))?")
@@ -39,7 +38,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref | None:
-        """None where the text is no reference."""
+        """Read a reference from a string; None where the string is none."""
         match = REF.fullmatch(text)
         return cls(**{k: v for k, v in match.groupdict().items() if v}) if match else None
 
@@ -68,7 +67,7 @@ class Offer:
 
 @dataclass
 class Record:
-    """pull.json. wanted: the files that were asked for; verified: those that are here and right, with checksums."""
+    """pull.json. wanted: the files that were asked for; verified: those that are here, with their checksums."""
 
     id: str
     revision: str
@@ -79,34 +78,26 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """None where nothing was pulled into the folder, or the record is damaged: the files are then hashed again."""
+        """The record of a folder; None where nothing was pulled into it, or the record is damaged."""
         try:
             return cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
             return None
 
     def write(self, folder: Path) -> None:
-        new = folder / f"{RECORD}.part"
-        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(new, folder / RECORD)
-
-    def holds(self, folder: Path, item: Item) -> bool:
-        """Whether the item is here and right: by the record, or else by its bytes, which are then recorded."""
-        known = self.verified.get(item.path) == item.checksum and size_of(folder / item.path) == item.size
-        if known or item.matches(folder / item.path):
-            self.verified[item.path] = item.checksum
-            return True
-        return False
+        """Put the record into a folder, whole or not at all."""
+        atomic_write(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def home() -> Path:
-    """OMNIALPHA_HOME, or omnialpha in the user's cache folder."""
+    """The folder of everything that is stored: OMNIALPHA_HOME, or omnialpha in the user's cache folder."""
     if given := os.environ.get("OMNIALPHA_HOME"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnialpha"
 
 
 def endpoint() -> str:
+    """The address of the hub: HF_ENDPOINT, or huggingface.co."""
     return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
 
@@ -119,7 +110,11 @@ def offline_by() -> str | None:
 
 
 def find(ref: Ref) -> Path:
-    """The stored folder or file of a reference. Never uses the network."""
+    """The stored folder or file of a reference, without the network.
+
+    Raises:
+        InputError: nothing is stored, or its download was not finished.
+    """
     path, why = _look(ref)
     if why:
         raise InputError(f"{why}: run `omnialpha pull {ref}`.")
@@ -163,49 +158,47 @@ def origin(folder: Path) -> tuple[str | None, str | None]:
 # ---- what is there ---------------------------------------------------------------------------------------------
 
 
-def pull(
-    ref: Ref,
-    *,
-    agree: Callable[[Offer], bool] = lambda offer: True,
-    watch: Callable[[str, int], None] = lambda file, size: None,
-    offline: bool = False,
-) -> Path:
-    """Store what is needed of a model, or the path that `ref` names, and give its folder.
+def pull(ref: Ref, *, agree: Callable[[Offer], bool] = lambda offer: True, offline: bool = False) -> Path:
+    """Store what is needed of a model, or the path that `ref` names. Files that are here and right are kept.
 
-    agree(offer) is asked before anything is downloaded; watch(file, bytes) hears of every piece that arrives. What is
-    here and right is kept, what was cut off goes on.
+    Args:
+        ref: the model.
+        agree: asked before anything is downloaded.
+        offline: whether the network is forbidden.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        InputError: not agreed to, not reachable, refused, damaged, or no space; with what to do.
     """
+    from huggingface_hub import hf_hub_download
+
+    folder = ref.folder
     if by := "--offline" if offline else offline_by():
         if why := _look(ref)[1]:
             raise InputError(f"{why}, and {by} forbids the network: pull it without.")
-        return ref.folder
-    folder = ref.folder
+        return folder
     with _explained(ref):
-        items, record = _listing(ref)
-        todo = [item for item in items if not record.holds(folder, item)]
-        missing = sum(item.missing(folder) for item in todo)
-        size, page = sum(item.size for item in items), f"{endpoint()}/{ref.id}"
-        if todo and not agree(Offer(ref.id, ref.revision, record.license, page, str(folder), size, missing)):
+        files, record = _listing(ref)
+        missing = sum(file.size for name, file in files.items() if name not in record.verified)
+        size, page = sum(file.size for file in files.values()), f"{endpoint()}/{ref.id}"
+        offer = Offer(ref.id, ref.revision, record.license, page, str(folder), size, missing)
+        if len(record.verified) < len(files) and not agree(offer):
             raise InputError(f"{ref} was not downloaded: its licence, {record.license}, was not agreed to.")
         _check_space(folder, missing)
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(ref):
             record.write(folder)
-            for item in todo:
-                fetch(_url(ref, record.commit, item), folder, item, watch)
-                record.verified[item.path] = item.checksum
+            for name in [name for name in files if name not in record.verified]:
+                hf_hub_download(ref.id, name, revision=record.commit, local_dir=folder, endpoint=endpoint())
+                record.verified[name] = _verified(folder / name, files[name])
                 record.write(folder)
     return folder
 
 
-def _url(ref: Ref, commit: str, item: Item) -> str:
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(ref.id, item.path, revision=commit, endpoint=endpoint())
-
-
-def _listing(ref: Ref) -> tuple[list[Item], Record]:
-    """The files that are wanted, those of earlier pulls among them, and a record of what is known of them."""
+def _listing(ref: Ref) -> tuple[dict[str, Any], Record]:
+    """The hub's rows of the files that are wanted, those of earlier pulls among them, and a record of what is here."""
     from huggingface_hub import HfApi
 
     info: Any = HfApi(endpoint=endpoint()).model_info(ref.id, revision=ref.revision, files_metadata=True)
@@ -218,13 +211,38 @@ def _listing(ref: Ref) -> tuple[list[Item], Record]:
         raise InputError(f"{ref.id} at {ref.revision} has no {what}: see {endpoint()}/{ref.id}.")
     needed |= {name for name in names if any(fnmatchcase(name, pattern) for pattern in ABOUT)}
     needed |= set(old.wanted if old else ())
-    needed -= {instructions.FILE}  # the name of a file of ours beside them
-    items = [Item.of(file) for file in info.siblings if file.rfilename in needed]
+    needed -= {instructions.FILE}  # the name of a file of ours in the same folder
+    files = {file.rfilename: file for file in info.siblings if file.rfilename in needed}
     stated = info.card_data.to_dict() if info.card_data else {}
     licence = stated.get("license_name") or stated.get("license") or row.license or "not stated"
-    wanted = sorted(item.path for item in items)
-    known = {path: value for path, value in (old.verified if old else {}).items() if path in wanted}
-    return items, Record(ref.id, ref.revision, info.sha, licence, wanted, known)
+    known = {
+        name: value
+        for name, value in (old.verified if old else {}).items()
+        if name in files and value == _checksum(files[name]) and _size(ref.folder / name) == files[name].size
+    }
+    return files, Record(ref.id, ref.revision, info.sha, licence, sorted(files), known)
+
+
+def _checksum(file: Any) -> str:
+    """What the hub states of a file: SHA-256 of a large one, git's blob id of a small one."""
+    return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
+
+
+def _verified(path: Path, file: Any) -> str:
+    """The checksum of a downloaded file; a damaged one is deleted. huggingface_hub compares sizes only."""
+    from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+    stated = _checksum(file)
+    with path.open("rb") as stream:
+        found = f"sha256:{sha_fileobj(stream).hex()}" if file.lfs else f"git:{git_hash(stream.read())}"
+    if found != stated:
+        path.unlink()
+        raise InputError(f"{path} arrived damaged ({found}, should be {stated}): run it again.")
+    return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 # ---- what can go wrong -----------------------------------------------------------------------------------------
@@ -260,6 +278,8 @@ def _explained(ref: Ref) -> Iterator[None]:
     token = "set HF_TOKEN to your token"
     try:
         yield
+    except InputError:
+        raise
     except errors.GatedRepoError:
         raise InputError(f"{ref.id} is gated: accept its licence at {page} and {token}.") from None
     except errors.RepositoryNotFoundError:
@@ -274,3 +294,5 @@ def _explained(ref: Ref) -> Iterator[None]:
             raise InputError(f"{page} refuses access ({code}): accept its licence there and {token}.") from None
         reason = f"status {code}" if code else " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"the download of {ref} from {endpoint()} broke off ({reason}): run it again.") from None
+    except ValueError as error:  # a name that leaves its folder
+        raise InputError(f"{ref} cannot be downloaded: {error}") from None

@@ -9,18 +9,21 @@ import json
 import os
 import re
 import tomllib
+import urllib.request
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints.releases import Release, Texts
-from omnialpha.models.checkpoints.transfer import download
 from omnialpha.tasks import TASKS
 from omnialpha.tasks import task as find_task
 
 FILE = "instructions.json"  # in the folder of a stored model
 URL = "OMNIALPHA_INSTRUCTIONS_URL"  # an environment variable: of the source, in the place of the release's own
 LIMIT = 1 << 20  # bytes of a source
+TIMEOUT = 30.0  # seconds
 PROMPT = "{prompt}"
 
 
@@ -56,9 +59,7 @@ def _checked(path: Path, name: str, text: object) -> str:
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
     """Beside the weights, where `beside` finds them."""
-    new = folder / f".{FILE}.part"
-    new.write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(new, folder / FILE)
+    atomic_write(folder / FILE, json.dumps(texts, indent=2, ensure_ascii=False) + "\n")
 
 
 def beside(folder: Path) -> dict[str, str]:
@@ -90,7 +91,14 @@ def fetch(source: Texts) -> dict[str, str]:
     """Those in a release's source, downloaded now. InputError, in one sentence, where they cannot be had."""
     url = os.environ.get(URL) or source.url
     try:
-        text = download(url, LIMIT).decode("utf-8")
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # no token is sent
+            raw = response.read(LIMIT + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        raise InputError(f"{url} cannot be downloaded ({' '.join(str(error).split())}).") from None
+    if len(raw) > LIMIT:
+        raise InputError(f"{url} cannot be downloaded (it has more than {LIMIT} bytes).")
+    try:
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{url} is not text.") from None
     found = parse(text, source)

@@ -142,7 +142,7 @@ def apply(transformer: nn.Module, files: Sequence[AdapterFile] = ()) -> tuple[Ad
         name = next(name for name in _numbered(file.name) if name not in named)
         named[name] = replace(describe(file), name=name)
     loras = [lora_files.read(file.path, shapes) for file in named.values()]
-    lora_layers.unwrap(transformer)
+    transformer.unload_lora()  # type: ignore[operator]
     vars(transformer)[APPLIED] = named
     for name, lora in zip(named, loras, strict=True):
         lora_layers.inject(transformer, name, lora_files.peft_settings(lora), empty=True)
@@ -193,7 +193,7 @@ def fuse(transformer: nn.Module) -> None:
         exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
         names = [name for name in layer.active_adapters if name in layer.lora_A]
         weight.copy_(exact + sum(lora_layers.delta(layer, name, exact) for name in names))
-    lora_layers.unwrap(transformer)
+    transformer.unload_lora()  # type: ignore[operator]
     _files(transformer).clear()
 
 
@@ -249,30 +249,29 @@ def train(transformer: nn.Module, name: str) -> list[nn.Parameter]:
 def save(
     transformer: nn.Module,
     path: str | Path,
-    names: str = "diffusers",
     adapter: str | None = None,
     settings: Settings | None = None,
 ) -> Path:
-    """Write one adapter as it is, whatever its weight; where none is named, the only one.
+    """Write one adapter as diffusers does, as it is, whatever its weight.
 
-    names: diffusers, peft (a folder) or kohya; only kohya's bring an alpha that is not the rank to every tool.
-    settings: sampling settings for the header, by default its own.
+    Args:
+        transformer: the model.
+        path: a file, or a folder.
+        adapter: its name; None for the only one.
+        settings: sampling settings for the header, by default its own.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no such adapter, or several and none is named.
     """
     files = _files(transformer)
     if adapter is None and len(files) != 1:
-        raise InputError(f"the model has {len(files)} LoRAs ({', '.join(files) or 'none'}): name one, or merge them.")
+        raise InputError(f"the model has {len(files)} LoRAs ({', '.join(files) or 'none'}): name one.")
     name = _known(transformer, adapter or next(iter(files)))
     factors = lora_layers.factors(transformer, name)
-    return lora_files.write(Path(path), factors, names, _header(settings or files[name]))
-
-
-@whole
-def merge(transformer: nn.Module, path: str | Path, names: str = "diffusers") -> Path:
-    """Write the adapters in use, weighed, as one LoRA whose rank is the sum of theirs, in float32."""
-    factors = lora_layers.merged(transformer)
-    if not factors:
-        raise InputError("the model has no LoRA in use: apply one before merging.")
-    return lora_files.write(Path(path), factors, names, _header(brought(applied(transformer))))
+    return lora_files.write(Path(path), factors, _header(settings or files[name]))
 
 
 def _files(transformer: nn.Module) -> dict[str, AdapterFile]:

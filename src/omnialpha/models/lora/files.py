@@ -1,22 +1,20 @@
-"""LoRA files: read into factors that are checked against the model, and written, in every naming in use."""
+"""LoRA files: read in every naming in use into factors that are checked against the model, written in diffusers'."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints.headers import read_header
-from omnialpha.models.lora.names import NAMINGS, Modules, Naming, split, unfused
+from omnialpha.models.lora.names import Modules, split, unfused
 
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -195,48 +193,29 @@ def peft_settings(factors: Mapping[str, Factors]) -> dict[str, Any]:
     }
 
 
-def write(path: Path, factors: Mapping[str, Factors], names: str, settings: Mapping[str, Any]) -> Path:
-    """Write a file, or a folder if `path` has no suffix, as diffusers, peft or kohya names things; the file's path.
+def write(path: Path, factors: Mapping[str, Factors], settings: Mapping[str, Any]) -> Path:
+    """Write a file with diffusers' names, whole or not at all.
 
-    settings: sampling settings for the header.
+    Args:
+        path: the file, or a folder if it has no suffix.
+        factors: by module; ranks and alphas go into the header, as diffusers writes them.
+        settings: sampling settings for the header.
+
+    Returns:
+        The file.
     """
-    if names not in NAMINGS:
-        raise InputError(f"LoRA names {names!r} are not known: use {', '.join(NAMINGS)}.")
     if path.suffix != ".safetensors":
-        path = path / (PEFT_FILE if names == "peft" else FILE)
-    elif names == "peft":
-        raise InputError(f"LoRA {path} is a file, peft's names need a folder for {PEFT_CONFIG} too: name a folder.")
+        path = path / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = peft_settings(factors)
-    header = {"format": "pt"}
-    if names == "diffusers":
-        header[DIFFUSERS_CONFIG] = json.dumps({f"transformer.{key}": value for key, value in config.items()})
+    config = {f"transformer.{key}": value for key, value in peft_settings(factors).items()}
+    header = {"format": "pt", DIFFUSERS_CONFIG: json.dumps(config)}
     if settings:
         header[OURS] = json.dumps(settings)
-    state = _state(factors, NAMINGS[names])
-    _replace(path, lambda temporary: save_file(state, temporary, header))
-    if names == "peft":
-        text = json.dumps({"peft_type": "LORA", "inference_mode": True, **config}, indent=2) + "\n"
-        _replace(path.with_name(PEFT_CONFIG), lambda temporary: temporary.write_text(text))
-    return path
-
-
-def _state(factors: Mapping[str, Factors], naming: Naming) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     for module, own in factors.items():
-        state[naming.key(module, "down")], state[naming.key(module, "up")] = own.down, own.up
+        state |= {f"transformer.{module}.lora_A.weight": own.down, f"transformer.{module}.lora_B.weight": own.up}
         if own.magnitude is not None:
-            state[naming.key(module, "magnitude")] = own.magnitude[:, None] if naming.flat else own.magnitude
-        if naming.alpha:
-            state[naming.key(module, "alpha")] = torch.tensor(own.alpha)
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-
-
-def _replace(path: Path, save: Callable[[Path], object]) -> None:
-    """Write under a temporary name beside `path`, then rename: never a partial file."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            state[f"transformer.{module}.lora_magnitude_vector"] = own.magnitude
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    atomic_write(path, lambda temporary: save_file(state, temporary, header))
+    return path

@@ -1,4 +1,4 @@
-"""peft's layers on a transformer: find them, put them in, fill them, switch them, take them out."""
+"""peft's layers on a transformer: find them, put them in, fill them and switch them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from omnialpha.errors import InputError
 from omnialpha.models.lora.files import Factors
 
 if TYPE_CHECKING:
@@ -96,14 +95,6 @@ def activate(transformer: nn.Module, names: Sequence[str]) -> None:
         layer.set_requires_grad(training)
 
 
-def unwrap(transformer: nn.Module) -> None:
-    """Put the modules of the base back in their places."""
-    for name, layer in layers(transformer).items():
-        transformer.set_submodule(name, layer.base_layer)
-    vars(transformer).pop("peft_config", None)
-    transformer._hf_peft_config_loaded = False  # type: ignore[assignment]
-
-
 def dead(transformer: nn.Module) -> frozenset[str]:
     """Names of parameters, adapters' too, that get no gradient."""
     from omnialpha.models.transformer.model import dead_parameters
@@ -128,19 +119,4 @@ def factors(transformer: nn.Module, name: str) -> dict[str, Factors]:
             found[module] = Factors(
                 layer.lora_A[name].weight, layer.lora_B[name].weight, layer.lora_alpha[name], magnitude
             )
-    return found
-
-
-@torch.no_grad()
-def merged(transformer: nn.Module) -> dict[str, Factors]:
-    """The adapters in use, weighed, as one whose rank is the sum of theirs, in float32."""
-    found = {}
-    for module, layer in layers(transformer).items():
-        names = [name for name in layer.active_adapters if name in layer.lora_A]
-        if any(name in layer.lora_magnitude_vector for name in names):
-            raise InputError("DoRA does not add up to one adapter: fuse it into the weights instead.")
-        if names:
-            down = torch.cat([layer.lora_A[name].weight.float() for name in names])
-            up = torch.cat([layer.scaling[name] * layer.lora_B[name].weight.float() for name in names], dim=1)
-            found[module] = Factors(down, up, float(len(down)))
     return found

@@ -1,10 +1,9 @@
-"""The names in LoRA files: keys to modules and back, in every form in use, and the modules that training adapts."""
+"""The names in LoRA files: keys to modules, in every form in use, and the modules that training adapts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -70,28 +69,6 @@ FLUX_MODULES = {
 }
 
 
-@dataclass(frozen=True)
-class Naming:
-    """How keys are written: prefix + module (dots to underscores if flat) + the end of the part."""
-
-    prefix: str
-    down: str = ".lora_A.weight"
-    up: str = ".lora_B.weight"
-    magnitude: str = ".lora_magnitude_vector"
-    alpha: str | None = None  # the end of the key of alpha; None: alpha is written beside the tensors
-    flat: bool = False
-
-    def key(self, module: str, part: str) -> str:
-        return self.prefix + (module.replace(".", "_") if self.flat else module) + getattr(self, part)
-
-
-NAMINGS = {
-    "diffusers": Naming("transformer."),
-    "peft": Naming("base_model.model."),
-    "kohya": Naming("lora_unet_", ".lora_down.weight", ".lora_up.weight", ".dora_scale", ".alpha", flat=True),
-}
-
-
 def split(key: str) -> tuple[str, str]:
     """A key to the name of its module, as written but for prefixes, and its part. InputError for anything else."""
     for pattern, reason in REFUSED.items():
@@ -114,7 +91,8 @@ def unfused(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
 
     shapes: of the model's modules, (out, in). What is of no module there keeps its key.
     """
-    naming, made = Naming("", ".lora_down.weight", ".lora_up.weight", ".dora_scale", ".alpha"), {}
+    ends_of = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale", "alpha": "alpha"}
+    made = {}
     for key, tensor in tensors.items():
         name, part = split(key)
         found = FLUX_KEY.fullmatch(name)
@@ -126,7 +104,7 @@ def unfused(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]
             made[key] = tensor
             continue
         values = tensor.split(rows) if divides else [tensor] * len(modules)
-        made |= {naming.key(module, part): value for module, value in zip(modules, values, strict=True)}
+        made |= {f"{module}.{ends_of[part]}": value for module, value in zip(modules, values, strict=True)}
     return made
 
 

@@ -10,12 +10,12 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-from _report import Cell, Table
-from _savings import Bench, spread
-from _timing import in_turn, medians
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from common.savings import Bench, spread
+from common.tables import Cell, Table
+from common.timing import in_turn, medians
 from omnialpha import rgba
 from omnialpha.evaluation.datasets import heldout
 from omnialpha.evaluation.datasets.heldout import HeldOut
