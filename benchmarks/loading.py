@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Table, save
-from _timing import surroundings
+from common.tables import Table, save
+from common.timing import surroundings
 from PIL import Image
 
 from omnialpha.data.records import shards

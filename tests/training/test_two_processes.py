@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from processes import checkpoint, in_this_process, run_two
+from processes import checkpoint, in_this_process, one_thread, run_two  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is not built for it")
 
