@@ -14,7 +14,7 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config", "files"),
-    ("rgba", "limits", "kernels"),
+    ("rgba", "limits", "kernels", "templates"),
     ("io",),
     ("canvas", "masks", "refine"),
     ("tasks",),
