@@ -86,9 +86,7 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
 
 
 def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:
-    """Foregrounds that were seen in the composite, from their coarse alphas (h, w) to sharp full-size layers: see
-    `refine`.
-    """
+    """Refine the foregrounds of an example with a composite, from their coarse alphas (h, w), see `refine.refine`."""
     from omnialpha.refine import refine
 
     given = dict(zip(example.roles, example.inputs, strict=True))
@@ -164,8 +162,8 @@ def paste(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
 def restore_decomposition(
     layers: Sequence[Tensor], composite: Tensor, roles: Sequence[Role], guide: Tensor | None, role: Role | None
 ) -> list[Tensor]:
-    """Foregrounds as mattes, backgrounds behind them, so that together they are the input: its alpha by how solid they
-    may be, its colour by `match_composite`, bit for bit where one layer alone is seen.
+    """Restore a decomposition, so that its layers recompose to the input: the alphas of foregrounds as those of mattes,
+    at most what the input's alpha leaves; colours by `match_composite`.
     """
     done: list[Tensor] = []
     left = composite[3]  # the alpha that this layer and those behind it make together
@@ -181,8 +179,10 @@ def restore_decomposition(
 
 
 def match_composite(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
-    """The least change of all layers' colours, by squares, that makes them recompose to the input: each takes its share
-    of what is missing by how much of it is seen. What a colour cannot give in [0, 1] stays missing.
+    """Change the colours of layers (4, H, W), back to front, so that they recompose to the composite (4, H, W).
+
+    It is the least change by squares: each layer takes a share of the difference by how much of it is visible. Colours
+    are clipped to [0, 1], and are the composite's own, bit for bit, where one layer alone is visible.
     """
     above, shares = torch.ones_like(composite[3]), list[Tensor]()
     for layer in reversed(layers):

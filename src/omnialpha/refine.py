@@ -80,7 +80,7 @@ _HALVES = torch.tensor([0.0, 1.0, 2.0])
 
 
 def without_specks(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> the same with 0 in the place of small islands (see SPECK)."""
+    """Set small islands of a coarse alpha (h, w) to 0, see SPECK."""
     from scipy.ndimage import label, maximum, sum_labels
 
     values = alpha.numpy()
@@ -95,9 +95,7 @@ def without_specks(alpha: Tensor) -> Tensor:
 
 
 def without_gaps(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> the same with 1 in small unsure islands that are nowhere below .5 (see GAP): an eye of a
-    cat, the mirror of a spoon.
-    """
+    """Set small uncertain islands of a coarse alpha (h, w) that are nowhere below .5 to 1, see GAP."""
     from scipy.ndimage import label, minimum, sum_labels
 
     values = alpha.numpy()
@@ -112,7 +110,7 @@ def without_gaps(alpha: Tensor) -> Tensor:
 
 
 def coarse_trimap(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> {0, .5, 1}: unknown for EDGE pixels at a sharp edge, wider where it is unsure."""
+    """The trimap {0, .5, 1} of a coarse alpha (h, w): EDGE unknown pixels at a sharp edge, more where uncertain."""
     from scipy.ndimage import distance_transform_edt
 
     subject, empty = alpha >= FULL, alpha <= EMPTY
@@ -278,7 +276,7 @@ def _box(maps: Tensor, radius: int) -> Tensor:
 
 
 def foreground(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """(3, H, W) and (H, W) -> the subject's colours (3, H, W), free of the background's."""
+    """The subject's colours (3, H, W) without the background's, from a picture (3, H, W) and its alpha (H, W)."""
     soft = (alpha > 0) & (alpha < 1)
     if min(alpha.shape) < 2 or not bool(soft.any()):  # the pyramid has no level to begin with; there is nothing mixed
         return rgb

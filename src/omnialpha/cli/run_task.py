@@ -1,6 +1,6 @@
-"""What every verb comes down to: check, read, load, run, write, report.
+"""Running a task on picture files: check, read, load, run, write, report.
 
-Whatever can be refused is refused before the model is loaded.
+All that can be checked is checked before the model is loaded.
 """
 
 from __future__ import annotations
@@ -44,10 +44,19 @@ def run_task(
     background: str | None = None,
     marks: tuple[Sequence[Mark], Sequence[Mark]] = ((), ()),
 ) -> None:
-    """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`.
+    """Run a task on picture files and write what comes out.
 
-    background: a colour or a picture file that the one picture is put on, which makes it opaque. marks: points and
-    boxes, in the place of a rough map.
+    Args:
+        task: The task.
+        paths: The picture files by role.
+        output: A file for one picture, a folder for several layers, `-` for standard output.
+        options: How the model is run.
+        prompt, layers: Of the task.
+        background: A colour or a picture file that the picture is put on, which makes it opaque.
+        marks: Points and boxes that stand for a rough map, see `masks.marks`.
+
+    Raises:
+        InputError: Something of it cannot be read, done or written.
     """
     from omnialpha import sampling
 
@@ -133,9 +142,10 @@ def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format |
 
 
 def check_fits(output: Path, form: Format, example: Example, raw: bool, covered: bool) -> None:
-    """InputError where the picture to come will not fit the format, by its transparency or its size.
+    """Check that the picture will fit its format, by transparency and size. covered: it is put on a background.
 
-    covered: it will be put on a background.
+    Raises:
+        InputError: It will not.
     """
     flat = (Role.BACKGROUND, Role.FULL)
     see_through = raw or any(role not in flat for role in example.targets)
@@ -151,9 +161,18 @@ def check_fits(output: Path, form: Format, example: Example, raw: bool, covered:
 
 
 def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
-    """A colour (3,) by its CSS name or #rrggbb, or a picture file (3, *size), its middle scaled to cover all.
+    """The background that the user named.
 
-    A translucent picture is seen on white. InputError where it is neither, or is the output.
+    Args:
+        given: A CSS colour or the path of a picture.
+        size: (height, width) to crop and resize the picture to.
+        output: The output file, which must be another one.
+
+    Returns:
+        RGB in [0, 1]: (3,) for a colour, (3, *size) for a picture, on white where it is translucent.
+
+    Raises:
+        InputError: It is neither, or the output.
     """
     import torch
     from PIL import ImageColor
@@ -192,7 +211,7 @@ def read(
 
 
 def build_setup(options: Options) -> Setup:
-    """Which model, and where and how it is to run."""
+    """The model that the options name, and its placement, before anything is loaded."""
     silence_libraries()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 

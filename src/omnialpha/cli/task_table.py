@@ -1,4 +1,4 @@
-"""The table of tasks for people and, as JSON, for programs."""
+"""`omnialpha tasks`: the table of tasks as text or JSON."""
 
 from __future__ import annotations
 

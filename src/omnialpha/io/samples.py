@@ -1,4 +1,4 @@
-"""Samples of any depth to straight RGBA in [0, 1], and what is said of those that have no such meaning."""
+"""Samples of any depth to straight RGBA in [0, 1], and the errors of decoders as sentences for the user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, Ke
 
 
 class Damaged(Exception):
-    """A decoder of somebody else refused the file's bytes."""
+    """A decoder failed on the bytes of a file."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Decoded:
 
 @contextmanager
 def decoder_errors() -> Iterator[None]:
-    """Around decoders that are not ours: whatever they raise on damaged bytes becomes Damaged; our bugs stay bugs."""
+    """Around calls of Pillow and tifffile: what they raise on damaged bytes becomes `Damaged`."""
     try:
         yield
     except (InputError, UnidentifiedImageError, FileNotFoundError, PermissionError):
@@ -50,7 +50,7 @@ def decoder_errors() -> Iterator[None]:
 
 @contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """Turns what can go wrong while the picture `name` is read into one sentence."""
+    """Around reading the picture `name`: errors become an `InputError` of one sentence."""
     try:
         yield
     except Image.DecompressionBombError as error:
