@@ -10,7 +10,7 @@ import torch
 from omnialpha import fidelity, pipeline, rgba
 from omnialpha.errors import InputError
 from omnialpha.loading import load, pick_device
-from omnialpha.models.checkpoints.folders import Card, Defaults, locate
+from omnialpha.models.checkpoints.folders import Card, Defaults
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import schedule
 from omnialpha.tasks import MAPS, TASKS, Role
@@ -461,11 +461,10 @@ def test_cards_round_trip(tiny_model_folder, tmp_path):
 def test_places_that_hold_no_model(tmp_path):
     with pytest.raises(InputError, match="neither bundled .nano.* nor a folder"):
         load("no-such-model")
-    with pytest.raises(InputError, match="lacks vae/"):
-        locate(tmp_path)
+    with pytest.raises(InputError, match="lacks transformer/"):
+        load(tmp_path)
     for part in ("vae", "transformer", "text_encoder", "tokenizer", "processor"):
         (tmp_path / part).mkdir()
-    assert locate(tmp_path) == tmp_path
     with pytest.raises(InputError, match="has no omnialpha.json"):
         load(tmp_path, device="cpu")
 

@@ -28,14 +28,14 @@ class Condition:
     shared: Shared = field(default_factory=Shared, compare=False, repr=False)
     negative: Condition | None = None  # the same with an empty instruction, for guidance
     pooled: Tensor | None = None  # (B, P), one vector a text, of an encoder that gives one
-    told: float | None = None  # the guidance that a transformer distilled from it is told
+    guidance_scale: float | None = None  # given to a transformer that was distilled from guidance
 
     @property
     def extra(self) -> dict[str, Tensor]:
         """Further arguments of a transformer that takes more than pictures and text."""
         made = {} if self.pooled is None else {"pooled": self.pooled}
-        if self.told is not None:
-            made["guidance"] = self.text.new_full((len(self.examples),), self.told)
+        if self.guidance_scale is not None:
+            made["guidance"] = self.text.new_full((len(self.examples),), self.guidance_scale)
         return made
 
     def pair(self, positions: Positions) -> Condition:

@@ -32,13 +32,11 @@ from omnialpha.models.lora import adapters
 from omnialpha.models.runtime.placement import Placed, Portable
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
-from omnialpha.models.transformer.positions import Layout, Positions
+from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions
 from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
 from omnialpha.tasks import Example
-
-PATCH = 2  # latents a transformer token spans, each way
 
 
 class OmniAlpha(Portable, Verbs):
@@ -66,20 +64,17 @@ class OmniAlpha(Portable, Verbs):
 
         Not whole: without the transformer's weights, to encode with. Not reads: without an instruction encoder.
         """
-        card, kind = parts.card, FAMILIES[parts.card.family]
+        card, family = parts.card, FAMILIES[parts.card.family]
+        network = family.load("transformer")
         if whole:
-            transformer = kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
+            transformer = network.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
         else:
             with torch.device("meta"):
-                transformer = kind.transformer.from_config(kind.transformer.load_config(parts.transformer))
-        settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
-        text_encoder: Any = kind.text_encoder.from_pretrained if reads else nn.Identity
-        model = cls(
-            load_vae(parts.vae, dtype, widen=True),
-            transformer,
-            text_encoder(parts.text, dtype, **settings),
-            card,
-        )
+                transformer = network.from_config(network.load_config(parts.transformer))
+        settings = {name: value for name in family.card_settings if (value := getattr(card, name)) is not None}
+        read: Any = family.load("text_encoder").from_pretrained if reads else nn.Identity
+        text_encoder = read(parts.text, dtype, **settings)
+        model = cls(load_vae(parts.vae, dtype, widen=True), transformer, text_encoder, card)
         model.use_finder(open_finder(parts.finder) if parts.finder else None)
         return model.eval().requires_grad_(False)
 
@@ -180,7 +175,7 @@ class OmniAlpha(Portable, Verbs):
         """
         canvases, layouts = tuple(self.canvas(e) for e in examples), []
         for example, canvas in zip(examples, canvases, strict=True):
-            size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
+            size = (canvas.size[0] // (self.vae.ratio * PATCH_SIZE), canvas.size[1] // (self.vae.ratio * PATCH_SIZE))
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.roles)))
         lengths = tuple(mask.sum(dim=1).tolist())
         positions = self._positions(layouts, lengths)
@@ -190,7 +185,7 @@ class OmniAlpha(Portable, Verbs):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        made = FAMILIES[self.card.family].positions
+        made = FAMILIES[self.card.family].load("positions")
         return made(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
@@ -209,7 +204,7 @@ class OmniAlpha(Portable, Verbs):
         rows, seeds = [], check_seeds(seed, len(cond.examples))
         for layout, own in zip(cond.layouts, seeds, strict=True):
             generator = torch.Generator().manual_seed(own)
-            shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
+            shapes = [(self.vae.config.z_dim, h * PATCH_SIZE, w * PATCH_SIZE) for h, w in layout.targets]
             rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator))[0] for shape in shapes]))
         return pad(rows, rows[0].shape[-1]).to(self.device)
 
@@ -231,7 +226,7 @@ class OmniAlpha(Portable, Verbs):
         as the transformer, told the scale, imitates that.
         """
         if self.card.guidance == "embedded":
-            return partial(self.velocity, cond=replace(cond, told=scale))
+            return partial(self.velocity, cond=replace(cond, guidance_scale=scale))
         alone: Velocity = partial(self.velocity, cond=cond)
         interval = self.guidance_interval
         if scale == 1.0:
@@ -265,7 +260,7 @@ class OmniAlpha(Portable, Verbs):
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets
             parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
-            latents = [unpack(p[None], h * PATCH, w * PATCH) for p, (h, w) in zip(parts, sizes, strict=True)]
+            latents = [unpack(p[None], h * PATCH_SIZE, w * PATCH_SIZE) for p, (h, w) in zip(parts, sizes, strict=True)]
             order = self.card.order(example.targets)
             made.append(self.vae.decode(torch.cat([latents[order.index(k)] for k in range(len(order))])))
         return made

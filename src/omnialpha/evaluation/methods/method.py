@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnialpha.models.checkpoints.folders import TEXT, Parts
+from omnialpha.models.checkpoints.folders import Parts
+from omnialpha.models.families import FAMILIES
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
@@ -62,7 +63,7 @@ def identity_of(parts: Parts, **settings: Any) -> str:
     of its blocks count, as weights that differ do so everywhere.
     """
     told = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
-    folders = (parts.transformer, parts.vae, *(parts.text / name for name in TEXT[parts.card.family]))
+    folders = (parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders))
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
         told += [f"{place.name} {weight}", *digests(place)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]

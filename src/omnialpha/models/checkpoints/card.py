@@ -18,7 +18,7 @@ from omnialpha.models.checkpoints import releases
 from omnialpha.sampling import Shift
 from omnialpha.tasks import TASKS, Example, Role
 
-Family = Literal["qwen", "flux"]
+FamilyName = Literal["qwen", "flux"]
 CARD, INDEX = "omnialpha.json", "model_index.json"
 AGAIN = "download or convert the model again"
 # Of the released weights: sides in multiples of 32, all pictures of a sample within a megapixel, small ones not
@@ -50,7 +50,7 @@ class Card:
     name: str
     license: str
     grid: Grid
-    family: Family = "qwen"  # which classes its parts are of, and in which folders they lie
+    family: FamilyName = "qwen"  # see `models.families`
     tasks: list[str] = field(default_factory=list)  # that it can do; empty: all
     prediction: Literal["velocity", "x0"] = "velocity"  # what the transformer's output means
     target_order: Literal["paper", "released"] = "released"
@@ -138,8 +138,8 @@ class Card:
             from omnialpha.models.text_encoder.encoder import Template
 
             values["template"] = dataclasses.asdict(dataclasses.replace(Template.EDIT, picture=picture))
-        told = values.get("guidance") == "embedded"
-        if told and not read_json(folder / "transformer" / "config.json").get("guidance_embeds"):
+        embedded = values.get("guidance") == "embedded"
+        if embedded and not read_json(folder / "transformer" / "config.json").get("guidance_embeds"):
             values |= {"guidance": "negative", "sampling": {"*": Defaults(guidance=1.0)}}
         shift = read_shift(folder / "scheduler" / "scheduler_config.json")
         return cls(name, license, values.pop("grid", RELEASED_GRID), shift=shift, **values)
@@ -165,7 +165,7 @@ PIPELINES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def family_of(folder: Path) -> Family | None:
+def family_of(folder: Path) -> FamilyName | None:
     """What a model folder says that its parts are of; None where it says nothing, as it holds a part alone."""
     if (folder / CARD).is_file():
         return Card.read(folder).family

@@ -57,13 +57,13 @@ def _checked(path: Path, name: str, text: object) -> str:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Beside the weights, where `beside` finds them."""
+    """Put instructions into a model's folder, where `stored` finds them."""
     new = folder / f".{FILE}.part"
     new.write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(new, folder / FILE)
 
 
-def beside(folder: Path) -> dict[str, str]:
+def stored(folder: Path) -> dict[str, str]:
     """Those stored in a model's folder, if any."""
     return read(folder / FILE) if (folder / FILE).is_file() else {}
 

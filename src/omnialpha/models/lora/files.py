@@ -84,12 +84,12 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def _config(file: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The settings of peft, from the file's header or from beside it; {} where there are none."""
-    beside = file.with_name(PEFT_CONFIG)
+    config_file = file.with_name(PEFT_CONFIG)
     if DIFFUSERS_CONFIG in header:
         config = _json(header[DIFFUSERS_CONFIG], f"{DIFFUSERS_CONFIG!r} in its header")
         config = {key.removeprefix("transformer."): value for key, value in config.items()}
-    elif beside.is_file() and (file.name == PEFT_FILE or any(key.startswith("base_model.") for key in tensors)):
-        config = _json(beside.read_text(), PEFT_CONFIG)
+    elif config_file.is_file() and (file.name == PEFT_FILE or any(key.startswith("base_model.") for key in tensors)):
+        config = _json(config_file.read_text(), PEFT_CONFIG)
     else:
         return {}
     start = config.get("init_lora_weights")

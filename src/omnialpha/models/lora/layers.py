@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def whole(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+def with_all_modules(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
     """Of a function of a transformer: meanwhile a table of modulation gives back the modules it has taken, and all
     that was computed from the weights is forgotten.
     """
@@ -86,7 +86,7 @@ def fill(layer: Any, name: str, factors: Factors, transformer: nn.Module) -> Non
         layer.lora_magnitude_vector[name].weight = parameter(factors.magnitude)
 
 
-@whole
+@with_all_modules
 def activate(transformer: nn.Module, names: Sequence[str]) -> None:
     """Let these adapters take part, and no others. peft would change what trains, so that is kept."""
     for layer in layers(transformer).values():
@@ -95,7 +95,7 @@ def activate(transformer: nn.Module, names: Sequence[str]) -> None:
         layer.set_requires_grad(training)
 
 
-def dead(transformer: nn.Module) -> frozenset[str]:
+def unused_parameters(transformer: nn.Module) -> frozenset[str]:
     """Names of parameters, adapters' too, that get no gradient."""
     from omnialpha.models.transformer.model import dead_parameters
 

@@ -16,7 +16,6 @@ from omnialpha.models.runtime.placement import Placement
 from omnialpha.models.runtime.quantize import KINDS, linears
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.transformer.modulation import PARTS
-from omnialpha.models.vae.winograd import will_keep
 
 if TYPE_CHECKING:
     from omnialpha.models.checkpoints.folders import Parts
@@ -68,7 +67,6 @@ class ModelSizes:
     token: int
     patch: int
     picture_tokens: int  # that the instruction encoder sees of a picture
-    kept: int  # bytes that the autoencoder keeps for small pictures on a CPU, at most
     side: int  # pixels that a transformer's token spans, each way
 
     @classmethod
@@ -105,7 +103,6 @@ class ModelSizes:
             token=6 * language.hidden_size + 3 * language.intermediate_size,
             patch=12 * tower.hidden_size + 3 * tower.intermediate_size + values,
             picture_tokens=text_encoder.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
-            kept=will_keep(vae),
             side=vae.ratio * transformer.config.patch_size,
         )
 

@@ -49,8 +49,8 @@ def activate(norm: RMSNorm, pixels: Tensor, out: Tensor) -> None:
 
 def convolved(norm: RMSNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = None) -> Tensor:
     """conv(silu(norm(x))) + add, which may be overwritten."""
-    if winograd.suits(x, conv):
-        return winograd.convolve(x, conv, partial(activate, norm), add)
+    if (y := winograd.convolve(x, conv, partial(activate, norm), add)) is not None:
+        return y
     y = conv(activated(norm, x))
     return y if add is None else y.add_(add)
 
@@ -97,8 +97,8 @@ class Upsample(nn.Conv2d):
         super().__init__(channels, channels // 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if winograd.suits(x, self):
-            return winograd.double(x, self)
+        if (y := winograd.convolve(x, self, doubled=True)) is not None:
+            return y
         wide = torch.promote_types(self.weight.dtype, torch.float32)  # sums of half-precision taps are rounded once
         spread = torch.tensor(SPREAD, dtype=wide, device=x.device)
         taps = torch.einsum("ay,oiyx,bx->ioab", spread, self.weight.to(wide), spread).to(x.dtype)
