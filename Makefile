@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py # these train for hours
-BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/[!_]*.py)))
+BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/*.py)))
 
 .PHONY: setup demo test check-slow bench proofs lint
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _report import Table
+from common.tables import Table
 
 from omnialpha.data.records import hints
 from omnialpha.data.synthetic import bank as banks
@@ -41,12 +41,13 @@ def scenes(nets: dict[str, U2NetP], data: Path | None, n: int) -> tuple[dict[str
     generator = torch.Generator().manual_seed(0)
     seen: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in nets}
     for _ in range(n):
-        made = compose(bank, 1, 1, (SIDE, SIDE), generator)
-        alpha = made.layers[0, 0, 3]
+        (made,) = compose(bank, 1, 1, (SIDE, SIDE), generator)
+        assert made.composite is not None
+        alpha = made.layers[0, 3]
         for kind in hints.KINDS:
             hint = hints.hint(kind, alpha, generator)[None]
             for name, net in nets.items():
-                off = (net.find(made.composite, hint)[0] - alpha).abs().mean()
+                off = (net.find(made.composite[None], hint)[0] - alpha).abs().mean()
                 seen[name][kind].append(float(off))
     return {name: [sum(row[k]) / n for k in hints.KINDS] for name, row in seen.items()}, n
 

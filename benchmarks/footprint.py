@@ -21,11 +21,11 @@ from unittest.mock import patch
 import diffusers
 import torch
 import torch.nn.functional as F
-from _counting import Peak
-from _document import write_block
-from _report import Table
-from _savings import adopt
-from _shape import METHODS, STEPS, Case, published, random_transformer, request, stepper, wrap
+from common.documents import write_block
+from common.memory import Peak
+from common.released_shape import METHODS, STEPS, Case, published, random_transformer, request, stepper, wrap
+from common.savings import adopt
+from common.tables import Table
 from diffusers import AutoencoderKLQwenImage
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

@@ -21,9 +21,9 @@ import numpy as np
 import scipy
 import skimage
 import torch
-from _document import write_block
-from _report import Cell, Table, save
-from _timing import in_turn, medians
+from common.documents import write_block
+from common.tables import Cell, Table, save
+from common.timing import in_turn, medians
 from scipy import ndimage
 from skimage.measure import label, regionprops
 

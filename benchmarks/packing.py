@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _document import write_block
-from _report import Table, save
-from _timing import in_turn, medians, surroundings
+from common.documents import write_block
+from common.tables import Table, save
+from common.timing import in_turn, medians, surroundings
 from torch import Tensor
 
 from omnialpha import config
@@ -34,7 +34,7 @@ from omnialpha.limits import by
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions, batch_positions
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.training.sft import flow_loss
+from omnialpha.training.sft import flow_losses
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/nano-sft.toml"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/decisions/0014-packing.md"
@@ -137,7 +137,7 @@ def step(side: Side, shapes: Sequence[Shape], seed: int) -> Step:
 
 def loss(side: Side, made: Step) -> Tensor:
     out = side.transformer(made.targets, made.inputs, made.text, made.t, made.positions)
-    return flow_loss(out, made.wanted, torch.ones_like(made.t), made.positions.target_mask)
+    return flow_losses(out, made.wanted, torch.ones_like(made.t), made.positions.target_mask).mean()
 
 
 def train(side: Side, steps: Sequence[Step], packs: bool) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _report import Table, save
-from _timing import peak_bytes, surroundings
+from common.tables import Table, save
+from common.timing import peak_bytes, surroundings
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 

@@ -20,15 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import _full
-import _nano
 import torch
-from _document import grown, write_block
-from _released import MID, SMALL, load_ours, load_theirs, write
-from _report import Table, save
-from _runs import RUNNERS, Phases, example, placed, theirs_settings
-from _savings import Bench, batching, blind, exact, spread
-from _timing import surroundings
+from common import full_size, nano_model
+from common.documents import grown, write_block
+from common.released_layout import MID, SMALL, load_ours, load_theirs, write
+from common.runs import RUNNERS, Phases, example, placed, theirs_settings
+from common.savings import Bench, batching, blind, exact, spread
+from common.tables import Table, save
+from common.timing import surroundings
 from speed import in_new_process
 from torch import Tensor
 from transformers.utils import logging
@@ -43,7 +42,7 @@ GUIDANCE = 4.0
 FASTER = 1.5  # required of the whole run of the mid-size model on a CPU
 SAME = {torch.float32: 1e-4}  # largest relative difference of latents; other types are shown and not judged
 MEMORY = "import sys; sys.path.insert(0, {here!r}); import torch; torch.set_num_threads({threads}); \
-import _runs; _runs.print_memory({side!r}, {folder!r}, {size}, {device!r}, {dtype!r})"
+from common import runs; runs.print_memory({side!r}, {folder!r}, {size}, {device!r}, {dtype!r})"
 
 
 @dataclass(frozen=True)
@@ -216,11 +215,11 @@ def savings(setup: Setup) -> Iterator[Table]:
 
 
 def approximate(setup: Setup) -> Iterator[Table]:
-    yield from _nano.approximate(replace(setup.nano, repeats=setup.sizes.runs), setup.sizes.scenes, setup.seed)
+    yield from nano_model.approximate(replace(setup.nano, repeats=setup.sizes.runs), setup.sizes.scenes, setup.seed)
 
 
 def nano(setup: Setup) -> Iterator[Table]:
-    yield from _nano.step(setup.nano, setup.seed)
+    yield from nano_model.step(setup.nano, setup.seed)
 
 
 SECTIONS: dict[str, Callable[[Setup], Iterator[Table]]] = {f.__name__: f for f in (mid, savings, approximate, nano)}
@@ -229,10 +228,10 @@ SECTIONS: dict[str, Callable[[Setup], Iterator[Table]]] = {f.__name__: f for f i
 def full(options: argparse.Namespace) -> list[Table]:
     """The full shape, from a file of figures alone if so asked."""
     if options.figures:
-        return _full.tables(json.loads(options.figures.read_text(encoding="utf-8")))
+        return full_size.tables(json.loads(options.figures.read_text(encoding="utf-8")))
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    settings = _full.settings_of(options, device, dtype)
-    return _full.tables(_full.measure(settings, options.json, device, dtype))
+    settings = full_size.settings_of(options, device, dtype)
+    return full_size.tables(full_size.measure(settings, options.json, device, dtype))
 
 
 # ---- command line ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from _report import Table, save
+from common.tables import Table, save
 
 CORES = 2
 REPEATS = 5

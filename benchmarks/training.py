@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _document import write_block
-from _released import MID, SMALL, load_ours, load_theirs, write
-from _report import Table, save
-from _runs import as_image, picture, placed
-from _timing import in_turn, medians, peak_bytes, surroundings
+from common.documents import write_block
+from common.released_layout import MID, SMALL, load_ours, load_theirs, write
+from common.runs import as_image, picture, placed
+from common.tables import Table, save
+from common.timing import in_turn, medians, peak_bytes, surroundings
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
 from peft import LoraConfig
 from torch import Tensor
@@ -34,7 +34,7 @@ from omnialpha.models.lora.names import ATTENTION
 from omnialpha.models.transformer.model import pack
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
-from omnialpha.training.sft import flow_loss
+from omnialpha.training.sft import flow_losses
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 FASTER = 3.0  # required, samples a second
@@ -138,7 +138,7 @@ class Ours:
         drawn = [draw(row[None], index) for row, index in zip(x0, indices, strict=True)]
         t, noise = torch.cat([t for t, _ in drawn]), torch.cat([noise for _, noise in drawn])
         velocity = self.model.velocity(torch.lerp(x0, noise, t.view(-1, 1, 1)), t, cond)
-        loss = flow_loss(velocity, noise - x0, torch.ones_like(t), cond.positions.target_mask)
+        loss = flow_losses(velocity, noise - x0, torch.ones_like(t), cond.positions.target_mask).mean()
         return finish(loss, self.optimizer, train)
 
 

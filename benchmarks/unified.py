@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _document import write_block
-from _report import Table, save
-from _runs_of import begin
+from common.documents import write_block
+from common.tables import Table, save
+from common.training_runs import begin
 
 from omnialpha import config, rgba
 from omnialpha.data.stream.mixture import Mixture, examples
@@ -93,9 +93,9 @@ def pictures(model: OmniAlpha, bank: Bank, size: tuple[int, int], name: str, cou
     pairs = []
     for first in range(0, count, 16):
         part = slice(first, first + 16)
-        stacks = model.run(batch.examples[part], raw=True)
+        stacks = model.run(batch[part], raw=True)
         made = [torch.stack([layer.rgba for layer in stack]) for stack in stacks]
-        pairs += zip(made, batch.targets[part], strict=True)
+        pairs += zip(made, [example.true_layers() for example in batch[part]], strict=True)
     return pairs
 
 

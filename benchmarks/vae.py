@@ -23,9 +23,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from _document import grown, write_block
-from _report import Cell, Table, save
-from _timing import in_turn, medians, surroundings
+from common.documents import grown, write_block
+from common.tables import Cell, Table, save
+from common.timing import in_turn, medians, surroundings
 from torch import Tensor
 
 from omnialpha.models.vae import winograd

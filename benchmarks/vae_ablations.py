@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _document import write_block
-from _report import Table, save
-from _runs_of import begin
+from common.documents import write_block
+from common.tables import Table, save
+from common.training_runs import begin
 from torch import Tensor
 
 from omnialpha import config, rgba
@@ -71,7 +71,8 @@ def held_out(recipe: VAERecipe, count: int) -> tuple[Tensor, Tensor]:
     _, bank = load_banks(recipe.data)
     size = recipe.sizes[0]
     scenes = compose(bank, count, 1, (size[0], size[1]), torch.Generator().manual_seed(99))
-    return scenes.layers[:, 0], scenes.composite
+    composites = [scene.composite for scene in scenes if scene.composite is not None]
+    return torch.stack([scene.layers[0] for scene in scenes]), torch.stack(composites)
 
 
 @torch.no_grad()

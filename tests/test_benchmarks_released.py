@@ -47,14 +47,14 @@ def test_sides_that_differ_are_not_timed(script: ModuleType, setup: Any) -> None
 
 
 def test_exact_savings_are_exact(setup: Any) -> None:
-    import _savings
+    from common import savings
 
-    (table,) = _savings.exact(setup.bench, 64)
+    (table,) = savings.exact(setup.bench, 64)
     assert len(table.rows) == 7 and max(column(table, "difference")) < 1e-5
-    (table,) = _savings.batching(setup.bench, [("tiny", setup.bench.ours, 32, 1)])
+    (table,) = savings.batching(setup.bench, [("tiny", setup.bench.ours, 32, 1)])
     assert column(table, "difference")[0] < 1e-5 and column(table, "a run takes") == ["one batch"]
-    assert _savings.twin(setup.bench.ours, condition_attention="cached").transformer.sees_zero  # it is another model
-    (table,) = _savings.blind(setup.bench, 32)
+    assert savings.twin(setup.bench.ours, condition_attention="cached").transformer.sees_zero  # it is another model
+    (table,) = savings.blind(setup.bench, 32)
     assert [row[:2] for row in table.rows] == [[1, 1], [2, 1], [1, 2]]
 
 
@@ -92,8 +92,8 @@ def document(folder: Path) -> Path:
 
 
 def test_a_document_keeps_what_is_not_between_the_marks(script: ModuleType, tmp_path: Path) -> None:
-    from _document import write_block
-    from _report import Table
+    from common.documents import write_block
+    from common.tables import Table
 
     table = Table("Title", "about", {"a": "", "b": ".2f"}, [["x", 1.0]])
     for _ in range(2):  # again is the same
@@ -108,8 +108,8 @@ def test_a_document_keeps_what_is_not_between_the_marks(script: ModuleType, tmp_
 
 
 def test_a_table_that_has_grown_takes_its_own_place(script: ModuleType) -> None:
-    from _document import grown
-    from _report import Table
+    from common.documents import grown
+    from common.tables import Table
 
     one, two = Table("one", "", {"a": ""}), Table("two", "", {"a": ""})
     tables = grown(grown(grown([], one), two), one)
@@ -117,7 +117,7 @@ def test_a_table_that_has_grown_takes_its_own_place(script: ModuleType) -> None:
 
 
 def test_calls_take_turns_in_both_directions(script: ModuleType) -> None:
-    from _timing import in_turn
+    from common.timing import in_turn
 
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}

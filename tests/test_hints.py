@@ -7,11 +7,10 @@ import torch
 
 from finders import SIDE, Red
 from omnialpha import fidelity, loading, masks
-from omnialpha.data.stream.batches import Batch
 from omnialpha.errors import InputError
-from omnialpha.hints import hinted, inputs
+from omnialpha.hints import hinted, inputs, look
 from omnialpha.models.checkpoints.folders import resolve
-from omnialpha.models.finder import FINDER, U2NetP, hint_of, look
+from omnialpha.models.finder import FINDER, U2NetP, hint_of
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import MAPS, TASKS, Role
 from omnialpha.training.latent_cache.cache import decode, encode
@@ -174,13 +173,12 @@ def test_automatic_removal_leaves_all_but_the_found_subject_bit_equal(tiny_model
 def test_a_cached_batch_is_the_condition_that_it_was_made_of(tiny_model):
     own = with_finder(tiny_model, Red())
     requests = [example("matting_auto"), example("matting_rough")]
-    targets = [torch.stack([picture(alpha=True)] * len(request.targets)) for request in requests]
-    batch = Batch(requests, targets)
+    batch = [replace(one, truths=(picture(alpha=True),) * len(one.targets)) for one in requests]
     with torch.no_grad():
-        cond, x0 = decode(own, *encode(own, "me", batch, torch.float32), [False, False])
+        cond, x0 = decode(own, *encode(own, "me", batch, 1.0, torch.float32), [False, False])
         wanted = own.condition(requests)
         assert cond.layouts == wanted.layouts and torch.equal(cond.inputs, wanted.inputs)
-        assert torch.equal(x0, own.encode_targets(targets, wanted))
+        assert torch.equal(x0, own.encode_targets([one.true_layers() for one in batch], wanted))
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from omnialpha.errors import InputError
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 30.0
+MAX_PIXELS = 89_478_485  # of a picture: Pillow's own guard; 1.4 GB as float RGBA. 20000 x 4000 passes
 MAX_SIDE = 16384  # px of a picture made from text
 
 
@@ -55,8 +56,6 @@ def check_guidance(value: Any) -> float:
 
 def check_size(value: Any, given: str = "") -> tuple[int, int]:
     """(height, width) of a picture to be made; InputError otherwise. given: what the user wrote, for the message."""
-    from omnialpha.io import MAX_PIXELS
-
     given = given or f"size={value!r} (height, width)"
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise InputError(f"{given} is not a size: pass (height, width) in pixels.")
@@ -73,8 +72,6 @@ def check_size(value: Any, given: str = "") -> tuple[int, int]:
 
 def check_pixels(picture: Any) -> None:
     """InputError where an array, a tensor or a PIL picture is larger than a picture file may be."""
-    from omnialpha.io import MAX_PIXELS
-
     size = getattr(picture, "shape", None) or getattr(picture, "size", None)
     if isinstance(size, tuple) and prod(sorted(size)[-2:]) > MAX_PIXELS:  # without the channels
         raise InputError(f"a picture of {tuple(size)} has more than {MAX_PIXELS:,} pixels: make it smaller or crop it.")

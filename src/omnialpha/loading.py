@@ -93,6 +93,7 @@ class Setup:
 
     @property
     def family(self) -> Family:
+        """The row of the model's family."""
         return FAMILIES[self.parts.card.family]
 
     def forecast(self, example: Example, steps: int, guided: bool, raw: bool = False) -> Estimate:

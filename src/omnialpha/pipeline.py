@@ -20,12 +20,12 @@ from omnialpha.api import Verbs
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
-from omnialpha.io import swap
+from omnialpha.files import replace_path
 from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.limits import check_guidance, check_seeds, check_steps
 from omnialpha.models.checkpoints.folders import Card, Parts, forget_origin, resolve
 from omnialpha.models.families import FAMILIES
-from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, open_finder, outline
+from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, open_finder
 from omnialpha.models.flux import transformer as flux
 from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.lora import adapters
@@ -106,7 +106,7 @@ class OmniAlpha(Portable, Verbs):
                 card = replace(card, finder=FINDER)
             card.write(new)
             for written in sorted(new.iterdir()):
-                swap(written, folder / written.name)
+                replace_path(written, folder / written.name)
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) of the largest square that the model takes for one picture."""
@@ -123,9 +123,9 @@ class OmniAlpha(Portable, Verbs):
         return self._finder[0] if self._finder else None
 
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
-        """See `finder.outline`; by the bundled finder where the model has none that takes hints."""
+        """See `hints.outline`; by the bundled finder where the model has none that takes hints."""
         finder = self.finder if self.finder and self.finder.hints else None
-        return outline(finder or bundled_finder(), picture.cpu(), points, boxes)
+        return hints.outline(finder or bundled_finder(), picture.cpu(), points, boxes)
 
     def use_finder(self, finder: Finder | None) -> None:
         self._finder = () if finder is None else (finder,)
@@ -153,9 +153,8 @@ class OmniAlpha(Portable, Verbs):
         pictures = [hints.fitted(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
-            return self.assemble(
-                examples, inputs, *self.text_encoder(self.text_encoder.tokenize(instructions, pictures))
-            )
+            tokens = self.text_encoder.tokenize(instructions, pictures)
+            return self.assemble(examples, inputs, *self.text_encoder(tokens))
         tokens = self.text_encoder.tokenize(instructions, pictures, negatives=[""] * len(examples))
         positive, negative = self.text_encoder(tokens)
         return self.assemble(examples, inputs, *positive, negative=self.assemble(examples, inputs, *negative))
@@ -185,8 +184,8 @@ class OmniAlpha(Portable, Verbs):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        made = FAMILIES[self.card.family].load("positions")
-        return made(layouts, lengths, self.card.target_order, axes, self.device)
+        positions = FAMILIES[self.card.family].load("positions")
+        return positions(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:

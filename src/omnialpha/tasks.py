@@ -56,13 +56,17 @@ MAPS = (Role.ALPHA, Role.TRIMAP, Role.PRECISE, Role.ROUGH)
 
 @dataclass(frozen=True)
 class Example:
-    """One request: pictures in the order of the task's roles, and what is asked for.
+    """One request: pictures in the order of the task's roles, what is asked for, and, where it is known, the truth.
 
-    inputs: RGBA (4, H, W) each; instruction: the full text the model reads; targets: the roles to make, in output
-    order;
-    size: (height, width) of every output, and of every input but a hint, which has the finder's own.
-    found: what the model's finder sees, alpha (s, s) of the picture stretched to a square; see `OmniAlpha.hinted`.
-    prompt: what a text task describes; of another task the whole instruction, where it is none of the row's.
+    Attributes:
+        roles, inputs: RGBA (4, H, W) each, float32 in [0, 1], straight alpha.
+        instruction: the full text that the model reads.
+        targets: the roles to make, in output order.
+        size: (height, width) of every output, and of every input but a hint, which has the finder's own.
+        found: what the model's finder sees, alpha (s, s) of the picture stretched to a square; see `OmniAlpha.hinted`.
+        prompt: what a text task describes; of another task the whole instruction, where it is none of the row's.
+        truths: what each target should be, (4, H, W), or None where nobody knows it; () where nothing is known.
+        trimap: (H, W) in {0, .5, 1}, of the subject, for figures of its unknown band.
     """
 
     task: str
@@ -73,6 +77,24 @@ class Example:
     size: tuple[int, int]
     found: Tensor | None = None
     prompt: str | None = None
+    truths: tuple[Tensor | None, ...] = ()
+    trimap: Tensor | None = None
+
+    def given(self, role: Role) -> Tensor | None:
+        """The first input of that role."""
+        return next((p for r, p in zip(self.roles, self.inputs, strict=True) if r is role), None)
+
+    def truth(self, role: Role) -> Tensor | None:
+        """Of the first target of that role; None where it is not known."""
+        return self.truths[self.targets.index(role)] if self.truths else None
+
+    def true_layers(self) -> Tensor:
+        """(m, 4, H, W), all of which have to be known."""
+        import torch
+
+        known = [truth for truth in self.truths if truth is not None]
+        assert known and len(known) == len(self.targets), f"{self.task}: not every truth is known"
+        return torch.stack(known)
 
     @property
     def names(self) -> list[str]:

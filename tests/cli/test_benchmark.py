@@ -252,7 +252,7 @@ def test_every_row_has_a_command_that_says_what_it_is(call: Call) -> None:
 
 
 def test_its_help_loads_nothing_heavy() -> None:
-    code = "import json, sys, omnialpha.apps.benchmark; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, omnialpha.cli.benchmark; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "PIL", "diffusers"}.isdisjoint(json.loads(run.stdout))
 

@@ -430,7 +430,7 @@ def test_the_listed_commands_run(call: Call, folder: Path, ask: Call) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["matte", "--help"], ["tasks"], ["tasks", "--json"], ["--version"]])
 def test_what_needs_no_model_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom omnialpha.apps.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "import sys\nfrom omnialpha.cli.main import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert not end.code\nheavy = {'torch', 'numpy', 'PIL', 'transformers', 'diffusers', 'scipy'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
     )

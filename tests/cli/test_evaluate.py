@@ -148,6 +148,6 @@ def test_a_stop_says_what_is_kept(call: Call, pictures: Path, monkeypatch: pytes
 
 
 def test_its_help_loads_nothing_heavy() -> None:
-    code = "import json, sys, omnialpha.apps.evaluate; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, omnialpha.cli.evaluate; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "PIL", "diffusers"}.isdisjoint(json.loads(run.stdout))

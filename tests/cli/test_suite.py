@@ -119,7 +119,7 @@ def test_a_stop_says_what_is_kept(call: Call, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_its_help_loads_nothing_heavy() -> None:
-    code = "import json, sys, omnialpha.apps.suite; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, omnialpha.cli.suite; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "PIL", "diffusers"}.isdisjoint(json.loads(run.stdout))
 

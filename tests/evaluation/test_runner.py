@@ -177,7 +177,7 @@ def test_predictions_that_cannot_be_used(fault: str, data: Path, tmp_path: Path)
 
 
 def test_a_method_that_fails_at_one_picture(data: Path) -> None:
-    bright = sorted(float(s.load().example.inputs[0][0].mean()) for s in AIM.samples(str(data), TASK))
+    bright = sorted(float(s.load().inputs[0][0].mean()) for s in AIM.samples(str(data), TASK))
     fails = str((bright[1] + bright[2]) / 2)
     with pytest.raises(InputError, match="exit code 1"):
         list(runner(data).rows(Made(fails=fails).entrant()))

@@ -1,17 +1,17 @@
 """Each kind of task: which figures come out, against values by hand, and which are left out and why."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from omnialpha import masks, rgba
-from omnialpha.evaluation.datasets.samples import Loaded
 from omnialpha.evaluation.metrics import image, matting
 from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.scoring import KINDS, UNKNOWN, Kind, Networks, of_sets
-from omnialpha.tasks import TASKS, Role
+from omnialpha.tasks import TASKS, Example, Role
 
 SIZE = (24, 32)
 
@@ -27,11 +27,11 @@ def ramp() -> Tensor:
 
 def loaded(
     task: str, *truths: Tensor | None, trimap: Tensor | None = None, prompt: str = "", **given: Tensor
-) -> Loaded:
+) -> Example:
     row = TASKS[task]
     layers = len(truths) if row.many in row.targets else None
     example = row.example(dict(given), prompt=prompt or None, layers=layers, size=SIZE)  # type: ignore[arg-type]
-    return Loaded(example, truths, trimap, prompt)
+    return replace(example, truths=truths, trimap=trimap)
 
 
 class Colours:
@@ -159,7 +159,7 @@ def test_what_is_left_out_has_a_reason(kind: Kind) -> None:
 
 def test_the_role_is_found_among_several() -> None:
     row = loaded("decompose_auto", picture(1), picture(2, 0.5), picture(4, 0.2), composite=picture(3))
-    assert row.example.targets == (Role.BACKGROUND, Role.FOREGROUND, Role.FOREGROUND)
+    assert row.targets == (Role.BACKGROUND, Role.FOREGROUND, Role.FOREGROUND)
     truth = row.truth(Role.FOREGROUND)
     assert truth is not None and torch.equal(truth, picture(2, 0.5))
     assert row.given(Role.TRIMAP) is None

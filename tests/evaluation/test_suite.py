@@ -12,6 +12,7 @@ from torch import Tensor
 from omnialpha import fidelity, rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
+from omnialpha.evaluation.datasets.heldout import HeldOut
 from omnialpha.evaluation.methods.baselines import PEERS, best_constant
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.methods.method import Method
@@ -39,20 +40,15 @@ def parts_of(scenes: Scenes, *categories: str) -> list[Part]:
     return [part for name in categories for part in CATEGORIES[name](scenes)]
 
 
-def knows(scenes: Scenes, parts: Sequence[Part]) -> Contestant:
+def knows(scenes: Scenes) -> Contestant:
     """Stands in for a model that always answers the truth; its raw answers are half as opaque in front."""
-    truths: dict[int, Tensor] = {}
-    for part in parts:
-        for b, example in enumerate(part.examples):
-            assert part.truth
-            truths[id(example)] = part.truth(b)
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         made = []
         for example in examples:
-            raw = truths[id(example)].clone()
+            raw = example.true_layers().clone()
             raw[-1, 3] *= 0.5
-            made.append(torch.stack([truths[id(example)], raw]))
+            made.append(torch.stack([example.true_layers(), raw]))
         return made
 
     names = (f"{scenes.model.card.name}, default", f"{scenes.model.card.name}, raw")
@@ -62,8 +58,7 @@ def knows(scenes: Scenes, parts: Sequence[Part]) -> Contestant:
 def run(scenes: Scenes, out: Path, *categories: str, peers: Sequence[str] = ()) -> tuple[Suite, list[Row]]:
     """By a model that knows the truth."""
     parts = parts_of(scenes, *categories)
-    model = knows(scenes, [part for part in parts if part.truth])
-    suite = Suite(scenes, parts, [model, *(of_method(PEERS[name]) for name in peers)], out)
+    suite = Suite(scenes, parts, [knows(scenes), *(of_method(PEERS[name]) for name in peers)], out)
     return suite, list(suite.rows())
 
 
@@ -145,10 +140,12 @@ def test_the_best_constant_is_of_all_pictures_together(scenes: Scenes, tmp_path:
 
 def test_trimaps_without_anchors_have_a_table_without_them(scenes: Scenes, tmp_path: Path) -> None:
     held = scenes.ones
-    trimap = held.trimap.clone()
-    trimap[1] = trimap[1].clamp(max=0.5)  # as that of a see-through subject
+    one = held.scenes[1]
+    without = one.maps[Role.TRIMAP].clone()
+    without[:3] = without[:3].clamp(max=0.5)  # as that of a see-through subject
+    changed = replace(one, maps={**one.maps, Role.TRIMAP: without})
     bare = Scenes(scenes.model, scenes.source, N, 0)
-    bare.ones = replace(held, trimap=trimap)
+    bare.ones = HeldOut((held.scenes[0], changed, *held.scenes[2:]))
     keep = [0, 2]
     _, rows = run(bare, tmp_path, "matting", peers=["opaque"])
     table = next(t for t in TABLES["matting"](Found(rows, "tiny")) if "only where" in t.title)
@@ -245,7 +242,7 @@ def test_what_cannot_be_measured_is_refused(scenes: Scenes, tmp_path: Path) -> N
     with pytest.raises(InputError, match="n=0 scenes"):
         Scenes(scenes.model, scenes.source, 0, 0)
     parts = parts_of(scenes, "generation")
-    model = knows(scenes, parts)
+    model = knows(scenes)
     blank = of_method(PEERS["blank"])
     with pytest.raises(InputError, match="two methods are called 'blank'"):
         Suite(scenes, parts, [model, blank, blank], tmp_path)

@@ -14,6 +14,7 @@ from torch import nn
 from finders import Red
 from omnialpha import io, masks
 from omnialpha.errors import InputError
+from omnialpha.hints import look, outline
 from omnialpha.models import finder as finders
 from omnialpha.models.finder import (
     CONFIG,
@@ -25,9 +26,7 @@ from omnialpha.models.finder import (
     U2NetP,
     bundled_finder,
     hint_of,
-    look,
     open_finder,
-    outline,
     prepare,
     stretched,
 )
@@ -203,7 +202,9 @@ def test_one_look_is_enough_where_a_second_would_see_the_same(square):
 
 
 def test_an_outline_holds_what_was_found_and_a_little_more(monkeypatch):
-    monkeypatch.setattr("finders.SIDE", 64)  # seen twice: 4 % of 128 are 5 px, 2 to 3 columns of the picture, 1 to 2 rows
+    monkeypatch.setattr(
+        "finders.SIDE", 64
+    )  # seen twice: 4 % of 128 are 5 px, 2 to 3 columns of the picture, 1 to 2 rows
     picture, there = red()
     finder = Red(hints=True)
     made = outline(finder, picture, [(20, 12)], [])

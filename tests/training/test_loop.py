@@ -235,7 +235,7 @@ def test_sigterm_saves_exports_and_exits(tmp_path):
     state = checkpoint(tmp_path)
     assert 3 <= state["step"] < 10**6 and state["step"] == len(log.read_text().splitlines())
     assert (tmp_path / "model/done").read_text() == "yes"
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_validation_leaves_random_numbers_as_they_were(tmp_path):

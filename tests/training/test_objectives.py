@@ -19,7 +19,7 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
 from omnialpha.training import run as runs
 from omnialpha.training.loop import fit
-from omnialpha.training.sft import FlowLoss, SFTObjective, corpus, draw_times, flow_loss, initialize
+from omnialpha.training.sft import FlowLoss, SFTObjective, corpus, draw_times, flow_losses, initialize
 from training_runs import assert_resumes, logged, seeded, settings
 
 # ---- flow matching --------------------------------------------------------------------------------------------------
@@ -30,10 +30,10 @@ def test_flow_loss_by_hand():
     wanted = torch.tensor([[[0.0, 1.0], [2.0, 0.0]], [[1.0, 2.0], [0.0, 0.0]]])
     weight = torch.tensor([2.0, 0.5])
     # tokens: (1 + 4) / 2 = 2.5 and 4 / 2 = 2; 1 / 2 = .5 and 81
-    assert flow_loss(velocity, wanted, weight, None) == pytest.approx((2 * 2.25 + 0.5 * 40.75) / 2)
+    assert flow_losses(velocity, wanted, weight, None).mean() == pytest.approx((2 * 2.25 + 0.5 * 40.75) / 2)
     mask = torch.tensor([[True, True], [True, False]])
-    assert flow_loss(velocity, wanted, weight, mask) == pytest.approx((2 * 2.25 + 0.5 * 0.5) / 2)
-    assert flow_loss(wanted, wanted, weight, mask) == 0
+    assert flow_losses(velocity, wanted, weight, mask).mean() == pytest.approx((2 * 2.25 + 0.5 * 0.5) / 2)
+    assert flow_losses(wanted, wanted, weight, mask).mean() == 0
 
 
 def test_times():
@@ -81,8 +81,8 @@ def test_the_sft_loss_by_hand(bank, masked, weight):
     objective = recorded(bank, masked, weight)
     losses = objective(7)
     task, x_t, t = objective.model.seen[0]
-    targets = objective.mixture.batch(7).targets
-    x0 = objective.model.encode_targets(list(targets), None)
+    targets = [example.true_layers() for example in objective.mixture.batch(7)]
+    x0 = objective.model.encode_targets(targets, None)
     noise = (x_t - (1 - t.view(-1, 1, 1)) * x0) / t.view(-1, 1, 1)
     error = (3 - (noise - x0)).square().mean(-1)[:, : 2 if masked else 3].mean(1)
     factor = t**2 / t.clamp(min=0.05) if weight == "t" else torch.ones(4)
@@ -137,7 +137,7 @@ def test_sft_learns_one_batch_by_heart(tiny_model, bank, held_out, tmp_path):
     objective = sft_objective(tiny_model, bank, held_out, weights={"matting_rough": 1.0}, batch_size=4)
     initialize(objective.model.transformer)
     batch = objective.mixture.batch(0)
-    objective.mixture = SimpleNamespace(batch=lambda index: batch, seed=0)
+    objective.mixture = SimpleNamespace(batch=lambda index: batch, weight=lambda index: 1.0, seed=0)
     fit(objective, settings(tmp_path, steps=60, lr=1e-2, save_every=1000), quiet=True)
     losses = logged(tmp_path)
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
@@ -165,7 +165,7 @@ def test_a_start_from_nothing_says_zero_and_passes_everything_through(tiny_model
 def test_the_corpus_holds_what_training_will_say(bank):
     mixture = Mixture(bank, {"matting_text": 1.0}, [(16, 16)], 2, 5)
     words = corpus(mixture, 4)
-    assert words == [e.instruction for i in range(4) for e in mixture.batch(i).examples] and len(words) == 8
+    assert words == [e.instruction for i in range(4) for e in mixture.batch(i)] and len(words) == 8
 
 
 # ---- from recipe to model -------------------------------------------------------------------------------------------

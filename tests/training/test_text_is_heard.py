@@ -14,7 +14,7 @@ from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS
-from omnialpha.training.sft import FlowLoss, draw_times, flow_loss, initialize
+from omnialpha.training.sft import FlowLoss, draw_times, flow_losses, initialize
 
 COLORS = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "green": (0.0, 0.7, 0.0), "yellow": (1.0, 1.0, 0.0)}
 SIDE, BATCH, STEPS = 96, 16, 220
@@ -51,7 +51,7 @@ def test_colours_follow_the_words():
         t = draw_times(FlowLoss("logit_normal", 0.5, 1.2), BATCH, generator)
         noise = torch.randn(x0.shape, generator=generator)
         velocity = model.velocity(torch.lerp(x0, noise, t.view(-1, 1, 1)), t, cond)
-        flow_loss(velocity, noise - x0, t.square() / t.clamp_min(0.05), None).backward()
+        flow_losses(velocity, noise - x0, t.square() / t.clamp_min(0.05), None).mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -16,15 +16,15 @@ OBJECTIVES = '''
 import os, signal, sys
 import torch
 from torch import nn
-from omnialpha.data import bank as banks
-from omnialpha.data.mixture import Mixture
+from omnialpha.data.synthetic import bank as banks
+from omnialpha.data.stream.mixture import Mixture
 from omnialpha.errors import InputError
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.loop import FitSettings, Objective, fit
-from omnialpha.models.vae import AlphaVAE
+from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.training.sft import FlowLoss, SFTObjective
 from omnialpha.training.sources import scene_pictures
-from omnialpha.training.vae import CriticSettings, VAELoss, VAEObjective
+from omnialpha.training.vae import DiscriminatorSettings, VAELoss, VAEObjective
 
 class Branches(Objective):
     """Even and odd indices use other parameters, one is never used. stop: (rank, index) of a SIGTERM; bad: of a NaN."""
@@ -57,8 +57,9 @@ def vae(folder):
     torch.manual_seed(0)
     autoencoder = AlphaVAE(base_dim=8, z_dim=8, dim_mult=[1, 2], num_res_blocks=1, patch_size=2)
     pictures = scene_pictures(banks.procedural(12, 4, 16, 3), 2, [(16, 16)], 5)
+    small = DiscriminatorSettings(width=8, layers=2)
     weights = VAELoss(perceptual=0.2, reference=1e-4, adversarial=0.5, adversarial_from=1)
-    return VAEObjective(autoencoder, pictures, pictures, weights, discriminator=CriticSettings(width=8, layers=2))
+    return VAEObjective(autoencoder, pictures, pictures, weights, discriminator=small)
 
 def settings(folder, **changes):
     base = dict(steps=4, lr=1e-3, device="cpu", trackers=[], ema=0.9, log_every=1, weight_decay=0.01)
@@ -165,7 +166,7 @@ def test_one_process_writes(two):
     for name in CASES:
         assert len(log(two / name)) == (6 if name == "sharded" else 4)
     assert len(list((two / "branches/model").iterdir())) == 1
-    assert not list(Path(two).rglob("*.part"))
+    assert not list(Path(two).rglob("*.tmp"))
 
 
 def test_blocks_were_sharded_one_by_one(two):

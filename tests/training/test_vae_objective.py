@@ -16,7 +16,7 @@ from omnialpha.training.perceptual import pyramid
 from omnialpha.training.sources import scene_pictures
 from omnialpha.training.vae import (
     Background,
-    CriticSettings,
+    DiscriminatorSettings,
     VAELoss,
     VAEObjective,
     calibrate,
@@ -72,7 +72,7 @@ def vae_objective(bank, held_out, weights=NANO, **changes):
     vae = small_vae(**changes)
     pictures, held = (scene_pictures(b, 4, [(16, 16), (16, 24)], 2) for b in (bank, held_out))
     fit_linear_autoencoder(vae, torch.cat([pictures(100 + i * 2) for i in range(8)]))
-    return VAEObjective(vae, pictures, held, weights, discriminator=CriticSettings(width=8, layers=2))
+    return VAEObjective(vae, pictures, held, weights, discriminator=DiscriminatorSettings(width=8, layers=2))
 
 
 @pytest.mark.parametrize("premultiplied", [True, False])
@@ -228,7 +228,7 @@ def test_the_reference_is_the_vae_at_the_start(bank, held_out):
     assert float(objective(0)["reference"]) > 0.1
 
 
-def test_the_pull_is_the_critics_gradient_and_leaves_the_critic_alone():
+def test_the_pull_is_the_discriminators_gradient_and_leaves_it_alone():
     discriminator, made = (
         Discriminator(width=8, layers=2),
         torch.randn(2, 4, 16, 16, generator=seeded(1)).requires_grad_(),
@@ -250,7 +250,7 @@ def test_hinge():
     assert float(hinge(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0]))) == pytest.approx(0.5 * (0.5 + 1.0))
 
 
-def test_the_critic_begins_at_its_step_and_keeps_to_its_own_rate(bank, held_out, tmp_path):
+def test_the_discriminator_begins_at_its_step_and_keeps_to_its_own_rate(bank, held_out, tmp_path):
     objective = vae_objective(bank, held_out, FULL)
     before = [p.detach().clone() for p in objective.discriminator.parameters()]
     fit(objective, settings(tmp_path, steps=2), quiet=True)
@@ -261,7 +261,7 @@ def test_the_critic_begins_at_its_step_and_keeps_to_its_own_rate(bank, held_out,
     assert objective.groups()[1]["betas"] == (0.5, 0.9)
 
 
-def test_the_critic_changes_what_the_autoencoder_learns_as_much_as_the_pictures_do(bank, held_out):
+def test_the_discriminator_changes_what_the_autoencoder_learns_as_much_as_the_pictures_do(bank, held_out):
     """At the last layer its gradient is `adversarial` times as long as that of the rest."""
     with_discriminator = vae_objective(bank, held_out, FULL)
     gradients = {}

@@ -14,6 +14,7 @@ from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.data.stream.stream import Stream, StreamSettings, open_stream
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
+from omnialpha.io import contact_sheet
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 from omnialpha.training import run as runs
@@ -61,14 +62,14 @@ def test_records_are_shown_once_each_and_always_the_same(tmp_path: Path) -> None
     """Red of a record's foreground is its number times ten."""
     held_out = HeldOut(opened(manifest(tmp_path, 7)))
     for count, wanted in ((3, [0, 2, 4]), (7, [0, 1, 2, 3, 4, 5, 6]), (20, [0, 1, 2, 3, 4, 5, 6])):
-        asked, true = held_out.examples("matting_auto", count, (1, 1))
-        seen = [round(float(t[0, 0][t[0, 3] > 0.9].mean()) * 25.5) for t in true]
+        asked = held_out.examples("matting_auto", count, (1, 1))
+        seen = [round(float(t[0][t[3] > 0.9].mean()) * 25.5) for e in asked for t in e.true_layers()]
         assert seen == wanted and all(e.size == SIZE and e.task == "matting_auto" for e in asked)
-    first, again = (held_out.examples("matting_auto", 7, SIZE)[0] for _ in range(2))
+    first, again = (held_out.examples("matting_auto", 7, SIZE) for _ in range(2))
     assert [e.instruction for e in first] == [e.instruction for e in again]
     assert all(torch.equal(a.inputs[0], b.inputs[0]) for a, b in zip(first, again, strict=True))
     mixture = held_out.mixture({"matting_auto": 1.0, "text_to_image": 2.0}, [SIZE], 2, 5)
-    assert {e.task for i in range(20) for e in mixture.batch(i).examples} == {"matting_auto", "text_to_image"}
+    assert {e.task for i in range(20) for e in mixture.batch(i)} == {"matting_auto", "text_to_image"}
 
 
 def test_only_what_the_records_serve(tmp_path: Path) -> None:
@@ -140,11 +141,12 @@ def test_the_sheet_shows_the_truth(tiny_model: OmniAlpha, tmp_path: Path) -> Non
     """A layer in a colour that nothing else has: beside the truth it is in what goes in, under the same shape."""
     held_out = HeldOut(opened(manifest(tmp_path, 3)))
     validate(tiny_model, held_out, ["foreground_to_background"], 1, 1, SIZE, tmp_path / "sheet.png")
-    (example,), (true,) = held_out.examples("foreground_to_background", 1, SIZE)
+    (example,) = held_out.examples("foreground_to_background", 1, SIZE)
+    true = example.true_layers()
     pixels = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
     blue = (abs(pixels - np.array([0, 0, 200])) <= 2).all(-1)
     assert blue.sum() > 500, "the foreground that goes in"
-    cell = np.asarray(validation.sheet.thumbnail(true[0], validation.SIDE)).astype(int)
+    cell = np.asarray(contact_sheet.thumbnail(true[0], validation.SIDE)).astype(int)
     columns = [x for x in range(pixels.shape[1] - cell.shape[1]) if np.array_equal(pixels[48:192, x : x + 144], cell)]
     assert len(columns) == 1 and columns[0] > blue.any(0).nonzero()[0].max() + 144, "to the right of what was made"
 
@@ -170,7 +172,7 @@ def recipe(model: Path, rows: Path, out: Path, **changes: Any) -> runs.SFTRecipe
 def test_a_recipe_validates_on_its_held_out_records(tiny_model_folder: Path, tmp_path: Path) -> None:
     made = recipe(tiny_model_folder, manifest(tmp_path, 6), tmp_path / "run", tasks={"matting_auto": 1.0})
     objective = made.objective()
-    asked, _ = objective.held_out.examples("matting_auto", 9, SIZE)
+    asked = objective.held_out.examples("matting_auto", 9, SIZE)
     assert len(asked) == 2 and objective.validated() == ["matting_auto"]
     figures = runs.fit(objective, made.fit, quiet=True)
     assert np.isfinite(figures["loss"])

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from omnialpha.data.records.check import Report
-    from omnialpha.data.stream.batches import Batch
     from omnialpha.data.stream.datasets import DatasetSettings
+    from omnialpha.tasks import Example
 
 SHOWN = 12  # examples on a sheet
 
@@ -124,9 +124,9 @@ def show(
         warnings.simplefilter("always")
         for index in range(number):
             name, place, turn = stream.plan(index)
-            ident, batch = stream.row(place, turn).id, stream.batch(index)
-            cards.append(card(ident, batch))
-            told.append({"id": ident, "task": name, "instruction": batch.examples[0].instruction})
+            ident, (example,) = stream.row(place, turn).id, stream.batch(index)
+            cards.append(card(ident, example))
+            told.append({"id": ident, "task": name, "instruction": example.instruction})
     for warning in skipped:
         talk.note(str(warning.message))
     contact_sheet.write(output, cards)
@@ -136,12 +136,11 @@ def show(
         talk.say(f"wrote {output}: {number} examples")
 
 
-def card(ident: str, batch: Batch) -> Image.Image:
+def card(ident: str, example: Example) -> Image.Image:
     """One example: its inputs, an arrow, its targets on a checkerboard, and its words below."""
     from omnialpha.io import contact_sheet
 
-    example = batch.examples[0]
-    groups = ((example.roles, example.inputs), (example.targets, batch.targets[0]))
+    groups = ((example.roles, example.inputs), (example.targets, example.true_layers()))
     cells = [[(str(role), picture) for role, picture in zip(*group, strict=True)] for group in groups]
     return contact_sheet.card(
         f"{example.task.replace('_', ' ')}  ·  {ident}", cells, example.instruction or "(no instruction)"

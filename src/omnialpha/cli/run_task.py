@@ -62,7 +62,8 @@ def execute(
     pictures = read(paths, talk, task.inputs[0] if task.inputs else None, options.frame)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
     if any(marks):
-        from omnialpha.models.finder import bundled_finder, outline
+        from omnialpha.hints import outline
+        from omnialpha.models.finder import bundled_finder
 
         assert main is not None
         rough = {Role.ROUGH: [outline(bundled_finder(), main.rgba, *marks)]}

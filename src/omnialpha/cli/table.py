@@ -36,7 +36,7 @@ def table(
     """Set the figures of runs beside published ones, with what does not fit in those; without runs, show them all."""
     from omnialpha.evaluation.reports.compare_published import read_runs, together
     from omnialpha.evaluation.reports.report import as_csv, markdown, page
-    from omnialpha.io import atomic_write
+    from omnialpha.files import atomic_write
 
     if output and output.suffix.lower() not in SUFFIXES:
         raise InputError(f"{output} is none of {', '.join(SUFFIXES)}: give such a name.")

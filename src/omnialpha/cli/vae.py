@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from omnialpha.cli.options import Options, command
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_folder
 
 if TYPE_CHECKING:
     import torch
@@ -91,21 +91,12 @@ def make(rgb: Autoencoder, source: Path, destination: Path) -> dict[str, float]:
     """
     from omnialpha.models.vae.alphavae import load_vae, opaque_initialization, write
 
-    new, old = (destination.with_name(f".{destination.name}.{word}") for word in ("part", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    try:
+    with atomic_folder(destination) as new:
         write(opaque_initialization(rgb), new, source)
         figures = compare(load_vae(source), load_vae(new))
         if not max(figures.values()) <= TOLERANCE:  # NaN is not
             found = "RGB differs by {rgb:.1e} and alpha from 1 by {alpha:.1e}".format(**figures)
             raise InputError(f"{source} cannot be given an alpha channel, as {found}: restore its weights.")
-        shutil.rmtree(old, ignore_errors=True)
-        if destination.exists():
-            destination.rename(old)  # which goes only when the new one is in its place
-        new.rename(destination)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return figures
 
 

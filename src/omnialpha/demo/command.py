@@ -32,7 +32,8 @@ def run(
     from omnialpha.demo import demo_runs
     from omnialpha.demo.overview import contact_sheet, strip
     from omnialpha.demo.page import index_page
-    from omnialpha.io import atomic_write, write_image
+    from omnialpha.files import atomic_write
+    from omnialpha.io import write_image
     from omnialpha.loading import load
     from omnialpha.tasks import CATEGORIES, TASKS
 

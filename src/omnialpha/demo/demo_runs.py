@@ -234,8 +234,8 @@ def of_held_out(desk: Desk) -> Iterator[Entry]:
         if name in refused(desk.model):
             continue
         generator = torch.Generator().manual_seed(desk.seed * len(TASKS) + index)
-        batch = mixture.examples(task, layers, 1, size, generator)
-        example, truth = batch.examples[0], batch.targets[0]
+        (example,) = mixture.examples(task, layers, 1, size, generator)
+        truth = example.true_layers()
         stack, entry = desk.run(f"tasks/{name}", example, desk.inputs(f"tasks/{name}", example))
         title, note = "one right answer", ""
         if task.category in ONE_ANSWER:

@@ -5,7 +5,6 @@ After the ALPHA benchmark of AlphaVAE (arXiv 2507.09308), without its roundings 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,8 @@ from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.metrics.lpips import LPIPS
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
-from omnialpha.io import atomic_write, read_image
+from omnialpha.files import atomic_write, sha256
+from omnialpha.io import read_image
 
 if TYPE_CHECKING:
     from omnialpha.models.vae.autoencoder import Autoencoder
@@ -216,9 +216,9 @@ class Benchmark:
         waiting.clear()
 
     def _key(self, item: Item) -> str:
-        content = hashlib.sha256(item.path.read_bytes()).hexdigest()
+        content = sha256(item.path)
         told = json.dumps({"name": item.name, "content": content, **self.shared}, sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        return sha256(told)[:32]
 
     def _features_of(self, key: str) -> Path:
         return self.out / FEATURES / f"{key}.npy"
@@ -266,13 +266,13 @@ def identity(autoencoder: Autoencoder) -> str:
     """The same for the same pictures: of the class, its settings and the weights."""
     config = {k: v for k, v in autoencoder.config.items() if not k.startswith("_")}
     told = [type(autoencoder).__name__, config, autoencoder.normalisation, repr(autoencoder.tiling)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16] + digest(autoencoder)
+    return sha256(json.dumps(told, sort_keys=True, default=str))[:16] + digest(autoencoder)
 
 
 def digest(module: nn.Module) -> str:
     """Of all weights."""
-    done = hashlib.sha256()
+    parts: list[Any] = []
     for name, tensor in sorted(module.state_dict().items()):
-        done.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        done.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return done.hexdigest()[:16]
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
+        parts += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
+    return sha256(*parts)[:16]

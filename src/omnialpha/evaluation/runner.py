@@ -6,7 +6,6 @@ from and how long it took; rows.jsonl, its figures.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -21,12 +20,13 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.samples import Loaded, Sample
+from omnialpha.evaluation.datasets.samples import Sample
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.evaluation.scoring import KINDS, Networks
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write, sha256
+from omnialpha.tasks import Example
 
 MADE, ROWS, FEATURES = "made.jsonl", "rows.jsonl", "features"
 
@@ -47,7 +47,7 @@ class Settings:
             raise InputError(f"size={self.size} is out of range: use 1 or more.")
 
     def seed_of(self, key: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self.seed}:{key}".encode()).digest()[:4])
+        return int(sha256(f"{self.seed}:{key}")[:8], 16)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check(entrants: Sequence[Entrant]) -> None:
 class _Waiting(NamedTuple):
     sample: Sample
     asked: str
-    loaded: Loaded
+    example: Example
 
 
 @dataclass
@@ -128,22 +128,20 @@ class Runner:
                     yield from self._make(entrant, waiting)
                     yield self._score(entrant, sample, asked, None, made.get(sample.key), stored.get(sample.key))
                     continue
-                loaded = sample.load(self.settings.size)
+                example = sample.load(self.settings.size)
             except InputError as error:
                 yield from self._make(entrant, waiting)
                 self._pass_over(entrant, sample, error)
                 continue
-            if waiting and (
-                len(waiting) >= entrant.method.batch or waiting[0].loaded.example.size != loaded.example.size
-            ):
+            if waiting and (len(waiting) >= entrant.method.batch or waiting[0].example.size != example.size):
                 yield from self._make(entrant, waiting)
-            waiting.append(_Waiting(sample, asked, loaded))
+            waiting.append(_Waiting(sample, asked, example))
         yield from self._make(entrant, waiting)
 
-    def load(self, entrant: Entrant, sample: Sample, loaded: Loaded) -> Tensor:
+    def load(self, entrant: Entrant, sample: Sample, example: Example) -> Tensor:
         """A prediction (m, 4, H, W) from its files."""
-        known = any(truth is not None for truth in loaded.truths) or bool(loaded.example.inputs)
-        size, mattes = loaded.example.size if known else None, KINDS[self.kind].mattes
+        known = any(truth is not None for truth in example.truths) or bool(example.inputs)
+        size, mattes = example.size if known else None, KINDS[self.kind].mattes
         return predictions.read(self.source(entrant), sample.key, len(sample.targets), size, grey_is_alpha=mattes)
 
     def _pass_over(self, entrant: Entrant, sample: Sample, error: InputError) -> None:
@@ -172,7 +170,7 @@ class Runner:
             return
         began = time.perf_counter()
         try:
-            made = method.make([w.loaded.example for w in batch], [self.settings.seed_of(w.sample.key) for w in batch])
+            made = method.make([w.example for w in batch], [self.settings.seed_of(w.sample.key) for w in batch])
         except InputError as error:
             if len(batch) > 1:  # only one of them may be to blame
                 for one in batch:
@@ -181,17 +179,17 @@ class Runner:
             self._pass_over(entrant, batch[0].sample, error)
             return
         seconds = (time.perf_counter() - began) / len(batch)
-        for (sample, asked, loaded), layers in zip(batch, made, strict=True):
+        for (sample, asked, example), layers in zip(batch, made, strict=True):
             try:
-                row = self._keep(entrant, sample, asked, loaded, layers, seconds)
-                yield self._score(entrant, sample, asked, loaded, row, None)
+                row = self._keep(entrant, sample, asked, example, layers, seconds)
+                yield self._score(entrant, sample, asked, example, row, None)
             except InputError as error:
                 self._pass_over(entrant, sample, error)
 
     def _keep(
-        self, entrant: Entrant, sample: Sample, asked: str, loaded: Loaded, layers: Tensor, seconds: float
+        self, entrant: Entrant, sample: Sample, asked: str, example: Example, layers: Tensor, seconds: float
     ) -> Row:
-        wanted = (len(loaded.example.targets), 4, *loaded.example.size)
+        wanted = (len(example.targets), 4, *example.size)
         if tuple(layers.shape) != wanted:
             raise InputError(f"{entrant.name} made {tuple(layers.shape)} of {sample.key}, not {wanted}: leave it out.")
         place, count = self.out / entrant.place, len(layers)
@@ -205,7 +203,13 @@ class Runner:
     # ---- figures ---------------------------------------------------------------------------------------------------
 
     def _score(
-        self, entrant: Entrant, sample: Sample, asked: str, loaded: Loaded | None, made: Row | None, stored: Row | None
+        self,
+        entrant: Entrant,
+        sample: Sample,
+        asked: str,
+        example: Example | None,
+        made: Row | None,
+        stored: Row | None,
     ) -> Row:
         kind, networks, place = KINDS[self.kind], self.settings.networks, self.out / entrant.place
         files = predictions.digest(self.source(entrant), sample.key, len(sample.targets))
@@ -218,11 +222,11 @@ class Runner:
             and (not stored["features"] or _file(place, content).is_file())
         ):
             return stored | {"seconds": seconds}
-        loaded = sample.load(self.settings.size) if loaded is None else loaded
-        layers = self.load(entrant, sample, loaded)
+        example = sample.load(self.settings.size) if example is None else example
+        layers = self.load(entrant, sample, example)
         with torch.inference_mode():
-            figures = kind.score(loaded, layers, networks)
-        features = kind.features(loaded, layers, networks)
+            figures = kind.score(example, layers, networks)
+        features = kind.features(example, layers, networks)
         if features:
             buffer = io.BytesIO()
             np.savez(buffer, **{name: value.numpy() for name, value in features.items()})  # type: ignore[arg-type]
@@ -252,4 +256,4 @@ def _file(place: Path, content: str) -> Path:
 
 
 def _hash(told: object) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    return sha256(json.dumps(told, sort_keys=True))[:32]

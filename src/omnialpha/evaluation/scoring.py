@@ -11,7 +11,6 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.samples import Loaded
 from omnialpha.evaluation.metrics import crello, image, matting
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.clip import Clip
@@ -20,7 +19,7 @@ from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.metrics.lpips import LPIPS
 from omnialpha.evaluation.reconstruction import digest
 from omnialpha.evaluation.reports.report import Column
-from omnialpha.tasks import MAPS, Role
+from omnialpha.tasks import MAPS, Example, Role
 
 Figures = dict[str, float]
 UNKNOWN = "unknown_"  # before the name of a figure: of the grey band of a trimap alone
@@ -86,9 +85,9 @@ class Kind:
     """
 
     figures: tuple[Column, ...]
-    score: Callable[[Loaded, Tensor, Networks], Figures]
+    score: Callable[[Example, Tensor, Networks], Figures]
     sets: tuple[Column, ...] = ()
-    seen: Callable[[Loaded, Tensor], tuple[Tensor, Tensor] | None] = lambda loaded, made: None
+    seen: Callable[[Example, Tensor], tuple[Tensor, Tensor] | None] = lambda example, made: None
     mattes: bool = False
 
     @property
@@ -96,9 +95,9 @@ class Kind:
         return (*self.figures, *self.sets)
 
     @torch.inference_mode()
-    def features(self, loaded: Loaded, made: Tensor, networks: Networks) -> dict[str, Tensor]:
+    def features(self, example: Example, made: Tensor, networks: Networks) -> dict[str, Tensor]:
         """By whose they are: (K, 2, D), of the answer and of the truth."""
-        pair = self.seen(loaded, made) if self.sets else None
+        pair = self.seen(example, made) if self.sets else None
         if pair is None:
             return {}
         asked = {"features": networks.features, "clip": networks.clip.features if networks.clip else None}
@@ -106,18 +105,18 @@ class Kind:
         return {name: torch.stack(f(both).chunk(2), dim=1) for name, f in asked.items() if f is not None}
 
 
-def layer(loaded: Loaded, made: Tensor, role: Role) -> Tensor:
+def layer(example: Example, made: Tensor, role: Role) -> Tensor:
     """Of an answer (m, 4, H, W), the first layer of that role."""
-    return made[loaded.example.targets.index(role)]
+    return made[example.targets.index(role)]
 
 
 # ---- matting --------------------------------------------------------------------------------------------------------
 
 
-def score_matting(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
-    true = loaded.truth(FG)
+def score_matting(example: Example, made: Tensor, networks: Networks) -> Figures:
+    true = example.truth(FG)
     assert true is not None, "matting is measured against a true foreground"
-    alpha, trimap = layer(loaded, made, FG)[3], loaded.trimap
+    alpha, trimap = layer(example, made, FG)[3], example.trimap
     grey = trimap is not None and bool(((trimap > matting.SURE) & (trimap < 1 - matting.SURE)).any())
     names = [name for name in matting.METRICS if name not in networks.lacking()]
     figures: Figures = {}
@@ -132,19 +131,19 @@ def score_matting(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
 # ---- removal --------------------------------------------------------------------------------------------------------
 
 
-def score_removal(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
-    pair = see_background(loaded, made)
+def score_removal(example: Example, made: Tensor, networks: Networks) -> Figures:
+    pair = see_background(example, made)
     assert pair is not None, "removal is measured against a true background"
     figures = alike(*pair, networks)
-    mask = next((p[0] for r, p in zip(loaded.example.roles, loaded.example.inputs, strict=True) if r in MAPS), None)
+    mask = next((p[0] for r, p in zip(example.roles, example.inputs, strict=True) if r in MAPS), None)
     if mask is not None and bool((mask > 0.5).any()):
         figures["hole_psnr"] = min(image.PSNR_CEILING, rgba.psnr(pair[0][0], pair[1][0], mask > 0.5))
     return figures
 
 
-def see_background(loaded: Loaded, made: Tensor) -> tuple[Tensor, Tensor] | None:
-    true = loaded.truth(BG)
-    return None if true is None else (rgba.flatten(layer(loaded, made, BG))[None], rgba.flatten(true)[None])
+def see_background(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | None:
+    true = example.truth(BG)
+    return None if true is None else (rgba.flatten(layer(example, made, BG))[None], rgba.flatten(true)[None])
 
 
 def alike(predicted: Tensor, true: Tensor, networks: Networks) -> Figures:
@@ -159,13 +158,13 @@ def alike(predicted: Tensor, true: Tensor, networks: Networks) -> Figures:
 # ---- decomposition --------------------------------------------------------------------------------------------------
 
 
-def score_decomposition(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
+def score_decomposition(example: Example, made: Tensor, networks: Networks) -> Figures:
     """Layers as `crello` compares them; the background by itself."""
-    composite = loaded.given(Role.COMPOSITE)
-    true = [layer for layer in loaded.truths if layer is not None]
-    assert composite is not None and len(true) == len(loaded.truths), "decomposition is measured against true layers"
+    composite = example.given(Role.COMPOSITE)
+    true = [layer for layer in example.truths if layer is not None]
+    assert composite is not None and len(true) == len(example.truths), "decomposition is measured against true layers"
     figures = crello.measure(made, true) | {"recomposed_psnr": crello.recomposition(made, composite)}
-    pair = see_background(loaded, made)
+    pair = see_background(example, made)
     assert pair is not None
     return figures | {f"background_{name}": value for name, value in alike(*pair, networks).items()}
 
@@ -173,18 +172,18 @@ def score_decomposition(loaded: Loaded, made: Tensor, networks: Networks) -> Fig
 # ---- generation -----------------------------------------------------------------------------------------------------
 
 
-def score_generation(loaded: Loaded, made: Tensor, networks: Networks) -> Figures:
+def score_generation(example: Example, made: Tensor, networks: Networks) -> Figures:
     """CLIP score, the mean over nine backgrounds; of a flat picture they are all the same."""
-    if networks.clip is None or not loaded.prompt:
+    if networks.clip is None or not example.prompt:
         return {}
     colors = list(BACKGROUNDS.values()) if bool((made[:, 3] < 1).any()) else [rgba.WHITE]
     seen = rgba.recompose(list(made))
-    scores = networks.clip.score(torch.stack([rgba.flatten(seen, c) for c in colors]), [loaded.prompt] * len(colors))
+    scores = networks.clip.score(torch.stack([rgba.flatten(seen, c) for c in colors]), [example.prompt] * len(colors))
     return {"clip_score": float(scores.mean())}
 
 
-def see_generated(loaded: Loaded, made: Tensor) -> tuple[Tensor, Tensor] | None:
-    true = loaded.truths[0]
+def see_generated(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | None:
+    true = example.truths[0]
     if true is None:
         return None
     predicted, real = (image.composites(x[None], BACKGROUNDS.values())[:, 0] for x in (made[0], true))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnialpha import masks
-from omnialpha.data.stream.mixture import map_of
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
 from omnialpha.evaluation.datasets.heldout import HeldOut, Source
 from omnialpha.evaluation.methods.method import Method, identity_of
 from omnialpha.evaluation.reconstruction import digest
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
+from omnialpha.files import sha256
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.tasks import TASKS, Example, Role
+from omnialpha.tasks import Example
 
 BATCH = 16  # pictures that are made, scored and kept together
 ROWS = "rows.jsonl"
@@ -49,28 +47,6 @@ class Scenes:
     @cached_property
     def twos(self) -> HeldOut:
         return heldout.draw(self.source, self.n, self.size, self.seed, objects=2)
-
-    def maps(self, held: HeldOut, role: Role) -> Tensor:
-        """(n, H, W): the maps of what is asked for."""
-        if role in (Role.TRIMAP, Role.ROUGH):
-            return {Role.TRIMAP: held.trimap, Role.ROUGH: held.rough}[role]
-        return torch.stack([map_of(role, alpha, torch.Generator()) for alpha in held.target[:, 3]])  # draw nothing
-
-    def examples(
-        self, task: str, held: HeldOut, maps: Tensor | None = None, prompts: Sequence[str] | None = None
-    ) -> list[Example]:
-        """One request of a task for every scene; the wordings of its instruction take turns."""
-        row, made = TASKS[task], []
-        for b in range(len(held)):
-            pictures: dict[Role, Any] = {}
-            for role in row.inputs:
-                pictures[role] = {
-                    Role.COMPOSITE: held.composite[b],
-                    Role.FOREGROUND: list(held.layers[b]),
-                    Role.BACKGROUND: held.background[b],
-                }.get(role, None if maps is None else masks.as_picture(maps[b]))
-            made.append(row.example(pictures, prompt=prompts[b] if prompts else None, wording=b))
-        return made
 
 
 @dataclass(frozen=True)
@@ -120,8 +96,8 @@ class Part:
 
     score: which pictures, and answers (B, m, 4, H, W) -> figures of each. references: figures that need the truth, and
     no method, by name.
-    best: the figure that ranks pictures, "+" before it where more is better; "" for none. truth: the true layers
-    (m, 4, H, W) of a picture. models, peers: who takes part.
+    best: the figure that ranks pictures, "+" before it where more is better; "" for none. models, peers: who takes
+    part.
     """
 
     name: str
@@ -132,7 +108,6 @@ class Part:
     score: Callable[[range, Tensor], Figures] = lambda which, answers: []
     references: Mapping[str, Callable[[], Figures]] = field(default_factory=dict)
     best: str = ""
-    truth: Callable[[int], Tensor] | None = None
     models: bool = True
     peers: bool = True
 
@@ -157,7 +132,7 @@ class Suite:
         scenes = self.scenes
         model = next(one for one in self.contestants if one.is_model)
         shared = [EDITION, scenes.source.about, _content(scenes.source), scenes.n, scenes.seed, scenes.size]
-        self.shared = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
+        self.shared = sha256(json.dumps(shared))
         self.reference = model.identity  # of what is said of the truth, or of the model's own autoencoder
         self.out.mkdir(parents=True, exist_ok=True)
 
@@ -208,7 +183,7 @@ class Suite:
 
     def _key(self, part: Part, name: str, identity: str, b: int) -> str:
         told = json.dumps([self.shared, part.name, name, identity, b])
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        return sha256(told)[:32]
 
     def _kept(self, part: Part, name: str, identity: str, which: range, stored: Mapping[str, Row]) -> list[Row]:
         """The rows of these pictures, or none."""
@@ -227,7 +202,7 @@ class Suite:
 
 def _content(source: Source) -> str:
     """Of all layers and words of a source."""
-    done = hashlib.sha256(json.dumps([source.names, source.colors, source.bank.captions, source.bank.scenes]).encode())
-    for pictures in (source.bank.foregrounds, source.bank.backgrounds):
-        done.update(pictures.contiguous().numpy().tobytes())
-    return done.hexdigest()[:16]
+    captions = source.bank.captions
+    said = [[c.name for c in captions], source.colors, [c.text for c in captions], source.bank.background_captions]
+    pictures = (source.bank.foregrounds, source.bank.backgrounds)
+    return sha256(json.dumps(said), *(layers.contiguous().numpy() for layers in pictures))[:16]

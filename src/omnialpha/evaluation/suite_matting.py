@@ -32,14 +32,12 @@ def matting(scenes: Scenes) -> Iterable[Part]:
 
     def part(name: str, told: str, examples: Sequence[Example]) -> Part:
         score, constant = partial(matte_figures, held), {BEST_CONSTANT: partial(constants, held)}
-        truth = lambda b: held.target[b][None]  # noqa: E731
         best = "+composites" if told == Role.ALPHA else "mad"  # whose alpha is given
-        return Part(name, "matting", name, told, examples, score, constant, best, truth)
+        return Part(name, "matting", name, told, examples, score, constant, best)
 
-    yield part("matting_auto", "nothing", scenes.examples("matting_auto", held))
+    yield part("matting_auto", "nothing", held.examples("matting_auto"))
     for role in MAPS:
-        name = f"matting_{role}"
-        yield part(name, str(role), scenes.examples(name, held, scenes.maps(held, role)))
+        yield part(f"matting_{role}", str(role), held.examples(f"matting_{role}"))
     of_anchored = {BEST_CONSTANT: partial(constants, held, anchored=True)}
     yield Part(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
     yield from text(scenes)
@@ -52,7 +50,7 @@ def text(scenes: Scenes) -> Iterable[Part]:
         keep = [b for b, (asked, other) in enumerate(phrases) if not pattern or asked != other]
         if not keep:
             continue
-        whole = scenes.examples("matting_text", held, prompts=[asked for asked, _ in phrases])
+        whole = held.examples("matting_text", [asked for asked, _ in phrases])
         first = not pattern
         yield Part(
             f"matting_text: {wording}",
@@ -63,16 +61,11 @@ def text(scenes: Scenes) -> Iterable[Part]:
             partial(_picked, held, keep, first),
             {BEST_CONSTANT: partial(constants, held)} if first else {},
             "mad" if first else "",
-            partial(_truth, held, keep),
             peers=first,
         )
-    for task, told, maps in (("matting_auto", "nothing", None), ("matting_trimap", "trimap", held.trimap)):
-        asked = scenes.examples(task, held, maps)
-        yield Part(f"{task}: {TWO}", "matting", task, told, asked, partial(matte_figures, held), models=False)
-
-
-def _truth(held: HeldOut, keep: Sequence[int], b: int) -> Tensor:
-    return held.target[keep[b]][None]
+    for task, told in (("matting_auto", "nothing"), ("matting_trimap", "trimap")):
+        score = partial(matte_figures, held)
+        yield Part(f"{task}: {TWO}", "matting", task, told, held.examples(task), score, models=False)
 
 
 def _picked(held: HeldOut, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:

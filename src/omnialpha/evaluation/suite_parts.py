@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omnialpha import fidelity, rgba
+from omnialpha.data.scene import Caption, Scene, to_example
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.evaluation.datasets.heldout import HeldOut
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
@@ -55,8 +56,10 @@ def autoencoder(scenes: Scenes) -> Iterable[Part]:
 def removal(scenes: Scenes) -> Iterable[Part]:
     held = scenes.ones
     for role in (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA, None):
-        name, maps = f"removal_{role or 'auto'}", None if role is None else scenes.maps(held, role)
-        guides = held.rough if maps is None else maps  # without a map nothing says where the hole is
+        name = f"removal_{role or 'auto'}"
+        examples = held.examples(name)
+        # without a map nothing says where the hole is
+        guides = held.rough if role is None else [example.inputs[1][0] for example in examples]
         holes = torch.stack([fidelity.hole(guide, role or Role.ROUGH) for guide in guides])
 
         def score(which: range, out: Tensor, holes: Tensor = holes) -> Figures:
@@ -65,10 +68,7 @@ def removal(scenes: Scenes) -> Iterable[Part]:
             share = 100 * hole.float().mean(dim=(1, 2))
             return by_picture(hole_share=share, **error("hole", rgb, true, hole), **error("whole", rgb, true))
 
-        examples = scenes.examples(name, held, maps)
-        truth = lambda b: held.background[b][None]  # noqa: E731
-        told = str(role or "nothing")
-        yield Part(name, "removal", name, told, examples, score, best="+hole", truth=truth)
+        yield Part(name, "removal", name, str(role or "nothing"), examples, score, best="+hole")
 
 
 # ---- decomposition --------------------------------------------------------------------------------------------------
@@ -89,11 +89,9 @@ def decomposition(scenes: Scenes) -> Iterable[Part]:
         )
 
     for role in (None, *MAPS):
-        name, maps = f"decompose_{role or 'auto'}", None if role is None else scenes.maps(held, role)
-        examples = scenes.examples(name, held, maps)
-        truth = lambda b: torch.stack([held.background[b], held.target[b]])  # noqa: E731
-        told = str(role or "nothing")
-        yield Part(name, "decomposition", name, told, examples, score, best="alpha_mad", truth=truth)
+        name = f"decompose_{role or 'auto'}"
+        examples = held.examples(name)
+        yield Part(name, "decomposition", name, str(role or "nothing"), examples, score, best="alpha_mad")
 
 
 # ---- completion -----------------------------------------------------------------------------------------------------
@@ -102,24 +100,22 @@ def decomposition(scenes: Scenes) -> Iterable[Part]:
 def completion(scenes: Scenes) -> Iterable[Part]:
     """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
     held = scenes.ones
-    captions = [words[0] for words in held.captions]
-    full = [f"{words} in front of {scene}" for words, scene in zip(captions, held.scenes, strict=True)]
-    asks: dict[str, tuple[Sequence[str], Tensor, Callable[[HeldOut, list[int], Tensor], dict[str, Tensor]]]] = {
-        "foreground_to_full": (full, held.composite, _keeps_foreground),
-        "background_to_full": (full, held.composite, _keeps_background),
-        "foreground_to_background": (held.scenes, held.background, _new_background),
-        "background_to_foreground": (captions, held.target, _new_foreground),
+    asks: dict[str, Callable[[HeldOut, list[int], Tensor], dict[str, Tensor]]] = {
+        "foreground_to_full": _keeps_foreground,
+        "background_to_full": _keeps_background,
+        "foreground_to_background": _new_background,
+        "background_to_foreground": _new_foreground,
     }
-    for name, (prompts, true, figures) in asks.items():
+    for name, figures in asks.items():
 
         def score(which: Sequence[int], out: Tensor, figures: Any = figures) -> Figures:
             return by_picture(**figures(held, list(which), out[:, 0]))
 
-        examples = scenes.examples(name, held, prompts=prompts)
-        truths = {"the true layer": partial(score, range(scenes.n), true[:, None])}
-        truth = lambda b, true=true: true[b][None]  # type: ignore[misc]  # noqa: E731
+        examples = held.examples(name)
+        true = torch.stack([example.true_layers() for example in examples])
+        truths = {"the true layer": partial(score, range(scenes.n), true)}
         best = "+kept" if name.endswith("full") else ""
-        yield Part(name, "completion", name, "text and layer", examples, score, truths, best, truth)
+        yield Part(name, "completion", name, "text and layer", examples, score, truths, best)
 
 
 def _keeps_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
@@ -170,16 +166,16 @@ def generation(scenes: Scenes) -> Iterable[Part]:
         return [{name: 100.0 * (said[b] == common[name]) for name, said in words.items()} for b in range(len(asked))]
 
     drawings = torch.stack([r.drawing for r in asked])
+    drawn = [Scene(r.drawing[None], captions=(Caption(r.prompt),)) for r in asked]
     yield Part(
         "text_to_image",
         "generation",
         "text_to_image",
         f"text: {'; '.join(r.prompt for r in asked[:3])}",
-        [row.example(prompt=r.prompt, size=scenes.size, wording=i) for i, r in enumerate(asked)],
+        [to_example(scene, row, wording=i) for i, scene in enumerate(drawn)],
         score,
         {"true drawings": lambda: score(range(scenes.n), drawings[:, None]), "chance": chance},
         "+both",
-        lambda b: drawings[b][None],
     )
 
 

@@ -5,23 +5,20 @@ In the order of imports: `icc`, `sources`, `metadata`, `samples`, `tiffs`, `deco
 
 from omnialpha.io.conversion import AnyImage, loaded, same_kind, to_rgba
 from omnialpha.io.reading import Picture, read_image, read_settings
-from omnialpha.io.samples import DAMAGED, MAX_PIXELS
-from omnialpha.io.writing import FORMATS, Format, atomic_write, check_output, swap, write_image
+from omnialpha.io.samples import DAMAGED
+from omnialpha.io.writing import FORMATS, Format, check_output, write_image
 
 __all__ = [
     "DAMAGED",
     "FORMATS",
-    "MAX_PIXELS",
     "AnyImage",
     "Format",
     "Picture",
-    "atomic_write",
     "check_output",
     "loaded",
     "read_image",
     "read_settings",
     "same_kind",
-    "swap",
     "to_rgba",
     "write_image",
 ]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write
 
 PAPER, INK, MUTED, RULE, ACCENT = "#ffffff", "#1b1d22", "#5a606b", "#d5d8de", "#1f4fa3"
 WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,7 +16,8 @@ from torch import Tensor
 
 from omnialpha import rgba as arithmetic
 from omnialpha.errors import InputError
-from omnialpha.io import read_image, swap, write_image
+from omnialpha.files import atomic_folder
+from omnialpha.io import read_image, write_image
 from omnialpha.limits import by
 
 INDEX, FORMAT, VERSION = "layers.json", "omnialpha-layers", 1
@@ -102,26 +101,23 @@ class LayerStack:
         into every PNG, as `write_image` takes them, the settings into layers.json too."""
         folder = Path(os.path.abspath(folder))
         check_folder(folder)
-        temporary = folder.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
-            temporary.mkdir()
-            entries = []
-            for i, layer in enumerate(self.layers):
-                file = f"{i:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', layer.name).strip('-').lower()[:40] or 'layer'}.png"
-                write_image(temporary / file, layer.rgba, bits=bits, settings=settings, icc=icc, dpi=dpi)
-                entry = {"name": layer.name, "file": file, "offset": list(layer.offset), "role": layer.role}
-                entries.append(entry)
-            index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": list(self.size), "layers": entries}
-            index |= {"settings": settings} if settings else {}
-            (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            swap(temporary, folder)
+            with atomic_folder(folder) as made:
+                entries = []
+                for i, layer in enumerate(self.layers):
+                    name = re.sub(r"[^A-Za-z0-9]+", "-", layer.name).strip("-").lower()[:40] or "layer"
+                    file = f"{i:02d}-{name}.png"
+                    write_image(made / file, layer.rgba, bits=bits, settings=settings, icc=icc, dpi=dpi)
+                    entry = {"name": layer.name, "file": file, "offset": list(layer.offset), "role": layer.role}
+                    entries.append(entry)
+                index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": list(self.size)}
+                index |= {"layers": entries} | ({"settings": settings} if settings else {})
+                (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         except InputError as error:  # of a layer: name the file as the user knows it
-            raise InputError(str(error).replace(str(temporary), str(folder))) from error
+            raise InputError(str(error).replace(str(made), str(folder))) from error
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{folder} could not be written ({reason}); free space or choose another.") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LayerStack:

@@ -18,8 +18,9 @@ from torch import Tensor
 from omnialpha.errors import InputError
 from omnialpha.io.decoding import decode, decode_unknown
 from omnialpha.io.metadata import SETTINGS, Metadata
-from omnialpha.io.samples import MAX_PIXELS, Decoded, explained, third_party
+from omnialpha.io.samples import Decoded, explained, third_party
 from omnialpha.io.sources import Given, Source, name_of, source
+from omnialpha.limits import MAX_PIXELS
 
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 

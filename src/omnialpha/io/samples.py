@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from omnialpha.errors import InputError
 from omnialpha.io.metadata import Metadata
+from omnialpha.limits import MAX_PIXELS
 
-MAX_PIXELS = 89_478_485  # Pillow's own guard; 1.4 GB as float RGBA. 20000 x 4000 passes
 ROUNDING = 1e-5  # floats this far outside [0, 1] are rounding, and cut
 # what decoders raise on bytes that are not what they should be
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from omnialpha.errors import InputError
-from omnialpha.io.samples import MAX_PIXELS, Damaged, orient, rgba_of, third_party, unit
+from omnialpha.io.samples import Damaged, orient, rgba_of, third_party, unit
 from omnialpha.io.sources import Source
+from omnialpha.limits import MAX_PIXELS
 
 ORIENTATION, PROFILE = 274, 34675  # tags
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

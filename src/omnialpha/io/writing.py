@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write, resolve_link
 from omnialpha.io import colour as profiles
 from omnialpha.io import metadata
 from omnialpha.io.conversion import integers
@@ -52,7 +51,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         raise InputError(f"The output {path} is a folder; add a file name such as {path / 'out.png'}.")
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"The output {path} has no known format; end it with one of {', '.join(FORMATS)}.")
-    folder = target(path).parent
+    folder = resolve_link(path).parent
     if not folder.is_dir():
         raise InputError(f"The output folder {folder} does not exist; create it first.")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
@@ -135,31 +134,6 @@ def _is_matrix_rgb(icc: bytes | None) -> bool:
     return profile is not None and not profile.grey
 
 
-def atomic_write(path: Path, data: bytes, check: Callable[[Path], None] | None = None) -> None:
-    """Writes to a temporary name beside `path`, checks that file, then renames it: never a partial file. A link stays,
-    and what it points to is written."""
-    path = target(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if check:
-            check(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path} could not be written ({reason}); free space or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def target(path: Path) -> Path:
-    """Where a file of that name really lies."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
 def _check_written(path: Path, size: tuple[int, ...], opaque: bool) -> None:
     """Decodes the file again: all of it must be there, at (width, height) `size`, with alpha unless it is opaque."""
     with warnings.catch_warnings():
@@ -169,20 +143,3 @@ def _check_written(path: Path, size: tuple[int, ...], opaque: bool) -> None:
             has_alpha = image.mode in ("RGBA", "LA")
             if image.size != size or not (has_alpha or opaque):
                 raise RuntimeError(f"{path.name} reads back as {image.mode} {image.size}, not with alpha and {size}")
-
-
-def swap(new: Path, folder: Path) -> None:
-    """Renames `new`, a file or a folder, to `folder`; an old one there is moved aside, and put back if that fails."""
-    old = folder.with_name(f".{secrets.token_hex(8)}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    elif old.exists():
-        old.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from omnialpha.errors import InputError
-from omnialpha.io import swap
+from omnialpha.files import replace_path
 from omnialpha.training import parallel
 
 NUMBERED, BEST, RECORD = "exports", "best", "best.json"
@@ -64,4 +64,4 @@ class Exports:
             if self.main:
                 if record:
                     (new / RECORD).write_text(json.dumps(record) + "\n")
-                swap(new, folder)
+                replace_path(new, folder)

@@ -109,15 +109,16 @@ class FinderObjective(Objective):
         """Composed scenes. With a hint, the object that it marks is the subject, without one all of them are."""
         made = compose(bank, count, objects, (self.side, self.side), generator, apart=objects > 1)
         rows = []
-        for b in range(count):
+        for scene in made:
+            assert scene.background is not None and scene.composite is not None
             asked = int(torch.randint(objects, (1,), generator=generator))
-            kind, hint = hints.draw_hint(made.layers[b, asked, 3], generator, self.always)
+            kind, hint = hints.draw_hint(scene.layers[asked, 3], generator, self.always)
             marked = bool(hint.any())
-            front = made.layers[b, asked] if marked else rgba.recompose(list(made.layers[b]))
-            others = [made.layers[b, k] for k in range(objects) if marked and k != asked]
-            behind = rgba.recompose([made.background[b], *others])
+            front = scene.layers[asked] if marked else rgba.recompose(list(scene.layers))
+            others = [scene.layers[k] for k in range(objects) if marked and k != asked]
+            behind = rgba.recompose([scene.background, *others])
             contrast = (front[:3] - behind[:3]).abs().mean(0)
-            maps = torch.cat([made.composite[b], torch.stack([front[3], contrast, hint])])
+            maps = torch.cat([scene.composite, torch.stack([front[3], contrast, hint])])
             rows.append((_cut(maps, generator), kind))
         stacked = torch.stack([maps for maps, _ in rows])
         pictures = _as_taken(stacked[:, :4], generator)
@@ -125,8 +126,10 @@ class FinderObjective(Objective):
 
     def taught(self, bank: Bank, count: int, generator: torch.Generator) -> Drawn:
         """Photographs with the teacher's answer, and hints drawn from that."""
-        photos = replace(bank, backgrounds=bank.backgrounds[: self.photographs], scenes=bank.scenes[: self.photographs])
-        pictures = compose(photos, count, 1, (self.side, self.side), generator).background
+        first = slice(self.photographs)
+        photos = replace(bank, backgrounds=bank.backgrounds[first], background_captions=bank.background_captions[first])
+        scenes = compose(photos, count, 1, (self.side, self.side), generator)
+        pictures = torch.stack([scene.background for scene in scenes if scene.background is not None])
         with torch.no_grad():
             logits = self._teacher[0](self._teacher[0].read(pictures, side=self.side))
             alpha = stretched(logits[:, 0].float().sigmoid())
@@ -204,6 +207,6 @@ class FinderRecipe:
             raise InputError(f"batch={self.batch} is too small to hold scenes and photographs: use 4 or more.")
         bank, held_out = load_banks(self.data)
         drawn = self.data.backgrounds if self.data.foregrounds else 0
-        photographs = len(bank.scenes) - drawn if self.data.folders else 0
+        photographs = len(bank.background_captions) - drawn if self.data.folders else 0
         how = (self.loss, self.batch, photographs, self.side, self.fit.seed, self.whole)
         return FinderObjective(U2NetP.load(Path(self.start)), bank, held_out, *how)

@@ -111,9 +111,8 @@ def _step(
             seen.setdefault(name, []).append(float(value.detach()))
     figures = parallel.means(parallel.everywhere([seen]))
     _check_finite("loss", figures["loss"], settings, step)
-    parallel.check_alike(model, step)
     limit = settings.grad_clip or math.inf
-    norms = [parallel.clip(accelerator, group["params"], limit) for group in optimizer.param_groups]
+    norms = [parallel.clip(group["params"], limit) for group in optimizer.param_groups]
     for norm in norms:
         _check_finite("gradient", norm, settings, step)
     optimizer.step()

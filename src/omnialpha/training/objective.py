@@ -69,11 +69,6 @@ class Objective(nn.Module):
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    @property
-    def varied(self) -> bool:
-        """Whether some batches use other trained weights than others."""
-        return False
-
     def compile_parts(self) -> None:
         """Compile what is worth it, in place; called once, before the first step, where the settings say `compile`."""
 

@@ -1,16 +1,14 @@
-"""One process or many, as `accelerate launch` asks for: plain, DDP, FSDP2 and DeepSpeed, all for one loop."""
+"""One process or many, as `accelerate launch` asks for: plain, DDP and FSDP2, all for one loop."""
 
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from omnialpha.errors import InputError
-from omnialpha.training import zero
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.state import is_sharded
 
@@ -20,19 +18,19 @@ if TYPE_CHECKING:
 
 def accelerator(settings: FitSettings) -> Accelerator:
     """What `accelerate launch` has put into the environment, or one process."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
     _check_trackers(settings.trackers)
     cpu = settings.device == "cpu" or not torch.accelerator.is_available()  # said, or processes would not meet
-    if deepspeed := _asked("DEEPSPEED"):
-        _check_deepspeed(cpu)
+    if _asked("DEEPSPEED"):
+        raise InputError("accelerate launch asks for DeepSpeed: use --use_fsdp --fsdp_version 2, which shards more.")
     sharding = _sharding(settings) if _asked("FSDP") else None
     AcceleratorState._reset_state(reset_partial_state=True)  # a run before this one may have had another precision
     made = Accelerator(
-        mixed_precision="no" if deepspeed else settings.precision,  # autocast is all that it needs, see `prepare`
-        cpu=cpu and not deepspeed,  # accelerate would leave DeepSpeed out, and not say so
+        mixed_precision=settings.precision,
+        cpu=cpu,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
         fsdp_plugin=sharding,
         log_with=settings.trackers or None,
@@ -40,7 +38,6 @@ def accelerator(settings: FitSettings) -> Accelerator:
         kwargs_handlers=[
             # a task without pictures leaves the vision tower out, the last block never uses its text half
             DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(backend="gloo" if deepspeed and cpu else None),
         ],
     )
     if sharding and made.distributed_type == DistributedType.MULTI_CPU:  # accelerate would not shard, and not say so
@@ -50,13 +47,6 @@ def accelerator(settings: FitSettings) -> Accelerator:
 
 def _asked(what: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() == "true"
-
-
-def _check_deepspeed(cpu: bool) -> None:
-    if not find_spec("deepspeed"):
-        raise InputError("accelerate launch asks for DeepSpeed, which is not installed: pip install deepspeed.")
-    if cpu and (torch.accelerator.is_available() or os.environ.get("DS_ACCELERATOR") != "cpu"):
-        raise InputError("accelerate launch asks for DeepSpeed, which is for GPUs: use --multi_gpu on a CPU.")
 
 
 def _check_trackers(names: list[str]) -> None:
@@ -96,29 +86,7 @@ def prepare(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The objective as the processes train it together, on its device, and the optimizer of its groups."""
     optimizer = _optimizer(objective.groups(), settings, accelerator.device)
-    if deepspeed := accelerator.deepspeed_plugin:
-        if deepspeed.zero_stage == 3:
-            raise InputError("accelerate launch asks for ZeRO stage 3: use --use_fsdp, or --zero_stage 2.")
-        if objective.varied:
-            raise InputError(
-                "batches of this recipe use other weights by task, whose gradients DeepSpeed would mix up: "
-                "use --use_fsdp or --multi_gpu, or train a LoRA ([lora])."
-            )
-        deepspeed.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": 1,  # for its messages only: batches are the objective's
-            "gradient_accumulation_steps": settings.accumulate,
-            "gradient_clipping": settings.grad_clip,
-            # it would switch ours off; no modules, so that gradients are exchanged in float32
-            "torch_autocast": {
-                "enabled": settings.precision == "bf16",
-                "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],
-            },
-        }
     model, optimizer = accelerator.prepare(objective, optimizer)
-    if deepspeed:
-        zero.begin(optimizer.optimizer)
-        model.arrivals = zero.Arrivals([p for group in objective.groups() for p in group["params"]])
     if hasattr(model, "set_reduce_scatter_unused_params"):
         model.set_reduce_scatter_unused_params(True)  # as find_unused_parameters above
     return model, optimizer
@@ -152,18 +120,8 @@ def everywhere(values: list[Any]) -> list[Any]:
     return gather_object(values)
 
 
-def check_alike(model: nn.Module, step: int) -> None:
-    """InputError where the gradients of this step, which all processes have made, are not of the same weights and have
-    to be.
-    """
-    if arrivals := getattr(model, "arrivals", None):
-        arrivals.check(everywhere, step)
-
-
-def clip(accelerator: Accelerator, parameters: list[nn.Parameter], limit: float) -> float:
+def clip(parameters: list[nn.Parameter], limit: float) -> float:
     """Scale gradients down to a norm of at most `limit`; returns what it was."""
-    if accelerator.deepspeed_plugin:  # clips by itself, all groups as one
-        return float(accelerator.clip_grad_norm_(parameters, limit) or 0.0)
     norm: Any = nn.utils.clip_grad_norm_(parameters, limit)
     return float(norm.full_tensor() if is_sharded(norm) else norm)
 

@@ -17,7 +17,7 @@ from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.stream.stream import Stage, Stream, StreamSettings, open_stream
 from omnialpha.errors import InputError
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write
 from omnialpha.tasks import task as find_task
 from omnialpha.training.finder import FinderRecipe
 from omnialpha.training.latent_cache import digests

@@ -62,11 +62,6 @@ def flow_losses(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor |
     return (error * mask).sum(dim=1) / mask.sum(dim=1) * weight
 
 
-def flow_loss(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of `flow_losses` over samples."""
-    return flow_losses(velocity, wanted, weight, mask).mean()
-
-
 class SFTObjective(Objective):
     """Trains the transformer and the instruction encoder, as far as they ask for gradients; the VAE stays frozen."""
 
@@ -84,11 +79,6 @@ class SFTObjective(Objective):
         self.model, self.mixture, self.held_out = model, mixture, HeldOut(held_out)
         self.settings, self.validation, self.tasks = loss, validation, tasks
         self.model.vae.requires_grad_(False)
-
-    @property
-    def varied(self) -> bool:
-        """The encoder's vision tower is for tasks with pictures alone."""
-        return any(p.requires_grad for p in self.model.text_encoder.parameters())
 
     def compile_parts(self) -> None:
         self.model.transformer.compile_repeated_blocks(dynamic=True)
@@ -119,8 +109,9 @@ class SFTObjective(Objective):
             cond, x0 = mixture.draw(index, self.model)
             return cond, x0.float(), mixture.weight(index)
         batch = mixture.batch(index)
-        cond = self.model.condition(batch.examples)
-        return cond, self.model.encode_targets(batch.targets, cond).float(), batch.weight
+        cond = self.model.condition(batch)
+        x0 = self.model.encode_targets([example.true_layers() for example in batch], cond)
+        return cond, x0.float(), mixture.weight(index)
 
     def validated(self) -> list[str]:
         """The tasks that `validate` looks at; InputError where none can be."""
@@ -204,10 +195,6 @@ class LoraObjective(SFTObjective):
         torch.manual_seed(self.mixture.seed * 104_729 + index)  # of dropout: a resumed run draws the same
         return super().forward(index)
 
-    @property
-    def varied(self) -> bool:
-        return False
-
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         with self._encoders():
             return super().validate(folder, step)
@@ -253,4 +240,4 @@ def initialize(transformer: MultiImageTransformer) -> None:
 
 def corpus(mixture: Mixture | Stream, batches: int) -> list[str]:
     """Instructions as training will meet them, for the tokenizer of a model made from nothing."""
-    return [e.instruction for i in range(batches) for e in mixture.batch(i).examples]
+    return [e.instruction for i in range(batches) for e in mixture.batch(i)]

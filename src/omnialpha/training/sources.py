@@ -85,6 +85,7 @@ def scene_pictures(bank: Bank, batch: int, sizes: list[tuple[int, int]], seed: i
     def pictures(index: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         scenes = compose(bank, batch // 2, 1, sizes[index % len(sizes)], generator)
-        return torch.cat([scenes.composite, scenes.layers[:, 0]])
+        whole = [scene.composite for scene in scenes if scene.composite is not None]
+        return torch.stack(whole + [scene.layers[0] for scene in scenes])
 
     return pictures

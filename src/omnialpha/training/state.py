@@ -6,11 +6,11 @@ written is whole, so that any number of processes can read it again, sharded or 
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
-from omnialpha.training import zero
+from omnialpha.files import atomic_write
 from omnialpha.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -105,17 +105,12 @@ class Checkpoint:
             "kind": self.kind,
             "weights": weights,
             "average": self.average.shadow if self.average else None,
-            "optimizer": self.optimizer.state_dict() if self.wrapped is None else None,
+            "optimizer": self.optimizer.state_dict(),
         }
-        if self.wrapped is not None:
-            state["weights"] = zero.weights(weights)
-            state["optimizer"] = zero.moments(self.objective.groups(), self.wrapped, step)
         main = self.accelerator.is_main_process
         state = recursively_apply(whole, state, main)
         if main:
-            temporary = self.path.with_name(self.path.name + ".part")
-            torch.save(state, temporary)
-            os.replace(temporary, self.path)
+            atomic_write(self.path, partial(torch.save, state))
 
     @torch.no_grad()
     def resume(self) -> int:
@@ -129,11 +124,6 @@ class Checkpoint:
         if len(steps.unique()) > 1:
             raise InputError(f"not all processes see {self.path}: give an output folder that all machines share.")
         return int(state["step"])
-
-    @property
-    def wrapped(self) -> torch.optim.Optimizer | None:
-        """The AdamW that DeepSpeed has wrapped."""
-        return self.optimizer.optimizer.optimizer if self.accelerator.deepspeed_plugin else None
 
     def _check(self, state: dict[str, Any]) -> None:
         if (kind := state.get("kind", "adamw")) != self.kind:
@@ -149,15 +139,12 @@ class Checkpoint:
         from accelerate.utils import recursively_apply
 
         named, groups = dict(self.objective.named_parameters()), self.objective.groups()
-        if self.wrapped is not None:
-            zero.restore(named, groups, self.wrapped, state)
-        else:
-            for name, value in state["weights"].items():
-                fill(named[name], value)
-            owners, moments = [p for group in groups for p in group["params"]], state["optimizer"]["state"]
-            for index, own in moments.items():
-                moments[index] = recursively_apply(placed, own, owners[index])
-            self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["weights"].items():
+            fill(named[name], value)
+        owners, moments = [p for group in groups for p in group["params"]], state["optimizer"]["state"]
+        for index, own in moments.items():
+            moments[index] = recursively_apply(placed, own, owners[index])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.average:  # one that is switched on now starts from the weights as they are now
             known = state["average"] or [p.detach() for p in self.average.parameters]
             for shadow, value in zip(self.average.shadow, known, strict=True):

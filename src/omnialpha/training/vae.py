@@ -58,7 +58,7 @@ class VAELoss:
 
 
 @dataclass(frozen=True)
-class CriticSettings:
+class DiscriminatorSettings:
     width: int = 64
     layers: int = 3
     pace: float = 1.0  # its learning rate, relative
@@ -99,7 +99,7 @@ class VAEObjective(Objective):
         held_out: Pictures,
         weights: VAELoss,
         background: Background = Background(),
-        discriminator: CriticSettings = CriticSettings(),
+        discriminator: DiscriminatorSettings = DiscriminatorSettings(),
         distance: Distance = pyramid,
         source: Path | None = None,
     ) -> None:

@@ -19,7 +19,7 @@ from omnialpha.training.sources import (
     load_banks,
     scene_pictures,
 )
-from omnialpha.training.vae import Background, CriticSettings, VAELoss, VAEObjective, fit_linear_autoencoder
+from omnialpha.training.vae import Background, DiscriminatorSettings, VAELoss, VAEObjective, fit_linear_autoencoder
 
 if TYPE_CHECKING:
     from omnialpha.models.vae.autoencoder import Autoencoder
@@ -42,7 +42,7 @@ class VAERecipe:
     pictures: FolderSettings = FolderSettings()
     loss: VAELoss = VAELoss()
     background: Background = Background()
-    discriminator: CriticSettings = CriticSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
     perceptual: PerceptualSettings = PerceptualSettings()
     batch: int = 32
     sizes: list[list[int]] = field(default_factory=lambda: [[96, 96]])

@@ -38,24 +38,20 @@ class HeldOut:
             return TASKS
         return {name for one in self.source.sources for name in one.tasks if one.total}
 
-    def examples(self, name: str, count: int, size: Size) -> tuple[list[Example], list[Tensor]]:
-        """The same ones whenever it is asked, with what they should return; no more than there are records."""
+    def examples(self, name: str, count: int, size: Size) -> list[Example]:
+        """The same ones whenever it is asked, with their truths; no more than there are records."""
         if isinstance(self.source, Bank):
-            drawn = examples(TASKS[name], self.source, count, size, torch.Generator().manual_seed(SEED))
-            return drawn.examples, list(drawn.targets)
+            return examples(TASKS[name], self.source, count, size, torch.Generator().manual_seed(SEED))
         rows = [(one, record) for one in self.source.sources if name in one.tasks for record in one.records]
-        made, targets = [], []
+        made = []
         for number, (one, record) in enumerate(rows[:: max(1, len(rows) // count)][:count]):
             size = one.sizes[number % len(one.sizes)]
             try:
-                example, true = record.example(name, torch.Generator().manual_seed(SEED + number), size)
+                made.append(record.example(name, torch.Generator().manual_seed(SEED + number), size))
             except InputError:
                 if not one.skip:
                     raise
-                continue
-            made.append(example)
-            targets.append(true)
-        return made, targets
+        return made
 
     def mixture(self, weights: Mapping[str, float], sizes: Sequence[Size], batch: int, seed: int) -> Mixture | Stream:
         """Of the tasks that it has, by these weights."""
@@ -95,13 +91,13 @@ def validate(
     figures: dict[str, float] = {}
     cards = []
     for name in names:
-        asked, true = held_out.examples(name, count, size)
+        asked = held_out.examples(name, count, size)
         made: list[Tensor] = []
         for first in range(0, len(asked), together):
             part = asked[first : first + together]
             stacks = model.run(part, seed=list(range(first, first + len(part))), raw=True)
             made += [torch.stack([layer.rgba for layer in stack]) for stack in stacks]
-        true = [layers.cpu() for layers in true]
+        true = [example.true_layers().cpu() for example in asked]
         measure = MEASURES.get(TASKS[name].category)
         own = measure(asked, made, true) if measure else {}
         figures |= {f"val_{name}_{figure}": value for figure, value in own.items()}

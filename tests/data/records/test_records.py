@@ -9,8 +9,9 @@ import torch
 
 from layered import HEIGHT, WIDTH, back, front, layered_row, pair_row, save
 from omnialpha import rgba
-from omnialpha.data.records.pictures import drawn_map, fitted, levels
+from omnialpha.data.records.pictures import fitted, levels
 from omnialpha.data.records.records import Layered, Pair, parse
+from omnialpha.data.scene import draw_map
 from omnialpha.errors import InputError
 from omnialpha.tasks import DERIVED, MAPS, TASKS, Role
 
@@ -92,7 +93,8 @@ def test_records_are_lazy_and_can_be_sent_to_processes(tmp_path):
 def test_inputs_and_targets_fit_each_other(tmp_path, name):
     """At the files' own size every picture is the file, and what is derived follows from the files."""
     record, row = layered(tmp_path), TASKS[name]
-    example, targets = record.example(name, seeded(0), SIZE)
+    example = record.example(name, seeded(0), SIZE)
+    targets = example.true_layers()
     assert example.task == name and example.roles == row.inputs and example.size == SIZE
     assert targets.shape == (len(row.targets), 4, *SIZE) and example.targets == row.targets
     fore, behind = true(front(3)), true(back(3))
@@ -111,11 +113,11 @@ def test_inputs_and_targets_fit_each_other(tmp_path, name):
 def test_a_draw_is_its_generator(tmp_path):
     record = layered(tmp_path)
     one, again = (record.example("matting_rough", seeded(1), (16, 16)) for _ in range(2))
-    assert one[0].instruction == again[0].instruction and torch.equal(one[1], again[1])
-    assert all(torch.equal(p, q) for p, q in zip(one[0].inputs, again[0].inputs, strict=True))
-    words = {record.example("matting_auto", seeded(s), (16, 16))[0].instruction for s in range(40)}
+    assert one.instruction == again.instruction and torch.equal(one.truths[0], again.truths[0])
+    assert all(torch.equal(p, q) for p, q in zip(one.inputs, again.inputs, strict=True))
+    words = {record.example("matting_auto", seeded(s), (16, 16)).instruction for s in range(40)}
     assert words == set(TASKS["matting_auto"].instructions)
-    radii = {float(record.example("matting_rough", seeded(s), SIZE)[0].inputs[1].mean()) for s in range(10)}
+    radii = {float(record.example("matting_rough", seeded(s), SIZE).inputs[1].mean()) for s in range(10)}
     assert len(radii) > 3, "masks are drawn afresh"
 
 
@@ -127,16 +129,16 @@ def test_given_maps_are_taken_and_keep_their_levels(tmp_path):
     trimap[15:25, 10:20] = 255
     save(trimap, tmp_path / "trimap.png")
     record = layered(tmp_path, rough="mask.png", trimap="trimap.png")
-    rough = record.example("removal_rough", seeded(0), SIZE)[0].inputs[1]
+    rough = record.example("removal_rough", seeded(0), SIZE).inputs[1]
     assert torch.equal(rough[0], torch.from_numpy(mask / 255).float())
     for name, values in (("removal_rough", {0, 1}), ("removal_trimap", {0, 0.5, 1})):
-        small = record.example(name, seeded(0), (20, 23))[0].inputs[1]
+        small = record.example(name, seeded(0), (20, 23)).inputs[1]
         assert set(small[0].unique().tolist()) == values
 
 
 def test_a_map_may_come_as_a_cut_out(tmp_path):
     save(front(3), tmp_path / "cut.png")
-    picture = layered(tmp_path, alpha="cut.png").example("matting_alpha", seeded(0), SIZE)[0].inputs[1]
+    picture = layered(tmp_path, alpha="cut.png").example("matting_alpha", seeded(0), SIZE).inputs[1]
     assert torch.allclose(picture[0], true(front(3))[3], atol=1e-6)
 
 
@@ -144,7 +146,7 @@ def test_a_trimap_of_a_veil_is_not_unknown_everywhere():
     """A layer that is nowhere definite still has a most opaque part."""
     alpha = torch.full((20, 20), 0.4)
     alpha[8:12, 8:12] = 0.6
-    values = drawn_map(Role.TRIMAP, alpha, seeded(0))
+    values = draw_map(Role.TRIMAP, alpha, seeded(0))
     assert float(values[0].max()) == 1.0
     assert torch.equal(levels(values, Role.TRIMAP), values)
 
@@ -163,13 +165,16 @@ def near(a, b):
 
 def test_all_layers_back_to_front_where_a_task_has_several(tmp_path):
     record, layers, behind = scene(tmp_path)
-    example, targets = record.example("decompose_auto", seeded(0), SIZE)
+    example = record.example("decompose_auto", seeded(0), SIZE)
+    targets = example.truths
     assert example.targets == (BG, FG, FG)
     assert all(near(t, w) for t, w in zip(targets, [behind, *layers], strict=True))
     assert near(rgba.recompose([*targets]), example.inputs[0])
-    example, targets = record.example("foreground_to_full", seeded(0), SIZE)
+    example = record.example("foreground_to_full", seeded(0), SIZE)
+    targets = example.truths
     assert example.roles == (FG, FG) and near(targets[0], rgba.recompose([behind, *layers]))
-    example, targets = record.example("background_to_foreground", seeded(0), SIZE)
+    example = record.example("background_to_foreground", seeded(0), SIZE)
+    targets = example.truths
     assert example.targets == (FG, FG) and "disk 3 0 and disk 3 1" in example.instruction
 
 
@@ -177,7 +182,8 @@ def test_a_text_names_one_of_the_layers_in_the_picture_of_all(tmp_path):
     record, layers, behind = scene(tmp_path)
     named = set()
     for seed in range(12):
-        example, targets = record.example("matting_text", seeded(seed), SIZE)
+        example = record.example("matting_text", seeded(seed), SIZE)
+        targets = example.truths
         which = next(k for k in range(2) if f"disk 3 {k}" in example.instruction)
         assert near(targets[0], layers[which]) and near(example.inputs[0], rgba.recompose([behind, *layers]))
         named.add(which)
@@ -187,8 +193,8 @@ def test_a_text_names_one_of_the_layers_in_the_picture_of_all(tmp_path):
 def test_without_a_map_the_subject_is_all_layers_as_one(tmp_path):
     record, layers, behind = scene(tmp_path)
     for seed in range(4):
-        assert near(record.example("matting_auto", seeded(seed), SIZE)[1][0], rgba.recompose(layers))
-        assert near(record.example("removal_auto", seeded(seed), SIZE)[1][0], behind)
+        assert near(record.example("matting_auto", seeded(seed), SIZE).truths[0], rgba.recompose(layers))
+        assert near(record.example("removal_auto", seeded(seed), SIZE).truths[0], behind)
 
 
 @pytest.mark.parametrize("name", ["matting_alpha", "removal_alpha", "decompose_alpha"])
@@ -198,7 +204,8 @@ def test_a_map_marks_all_or_the_front_layer_and_the_rest_is_background(tmp_path,
     cases = {"all": (rgba.recompose(layers), behind), "front": (layers[1], rgba.recompose([behind, layers[0]]))}
     seen = set()
     for seed in range(12):
-        example, targets = record.example(name, seeded(seed), SIZE)
+        example = record.example(name, seeded(seed), SIZE)
+        targets = example.truths
         assert near(example.inputs[0], whole)
         marked = example.inputs[1][0]
         case = next(case for case, (subject, _) in cases.items() if torch.allclose(marked, subject[3], atol=1e-5))
@@ -216,7 +223,7 @@ def test_a_given_composite_or_map_is_about_all_layers(tmp_path):
         record = layered(tmp_path, 2, **given)
         layers = [true(front(3, k)) for k in range(2)]
         assert all(
-            near(record.example("matting_rough", seeded(s), SIZE)[1][0], rgba.recompose(layers)) for s in range(8)
+            near(record.example("matting_rough", seeded(s), SIZE).truths[0], rgba.recompose(layers)) for s in range(8)
         )
 
 
@@ -226,8 +233,9 @@ def test_a_given_composite_or_map_is_about_all_layers(tmp_path):
 @pytest.mark.parametrize("size", [(16, 16), (20, 28), (64, 32), (33, 100)])
 def test_all_pictures_are_cut_alike(tmp_path, size):
     """The target over the background is the composite at every size: no picture is shifted or stretched alone."""
-    example, targets = layered(tmp_path).example("decompose_rough", seeded(4), size)
-    assert targets.shape[-2:] == size
+    example = layered(tmp_path).example("decompose_rough", seeded(4), size)
+    targets = example.truths
+    assert targets[0].shape[-2:] == size
     assert (rgba.recompose([*targets])[:3] - example.inputs[0][:3]).abs().max() < 1e-5
 
 
@@ -259,13 +267,14 @@ def test_no_halo_at_an_edge():
 def test_a_pair_serves_its_task(tmp_path):
     record = parse(pair_row(tmp_path, 5), lambda name: tmp_path / name, "matting_rough")
     assert isinstance(record, Pair) and record.tasks() == ("matting_rough",)
-    example, targets = record.example("matting_rough", seeded(0), SIZE)
+    example = record.example("matting_rough", seeded(0), SIZE)
+    targets = example.truths
     assert example.roles == (COMPOSITE, Role.ROUGH) and example.targets == (FG,)
     assert near(targets[0], true(front(5))) and near(example.inputs[0], true(back(5)))
     assert set(example.inputs[1][0].unique().tolist()) == {0.0, 1.0}
     assert example.instruction in TASKS["matting_rough"].instructions
     whole = parse(pair_row(tmp_path, 5, "Do  it."), lambda name: tmp_path / name, "matting_rough")
-    asked = whole.example("matting_rough", seeded(0), SIZE)[0]
+    asked = whole.example("matting_rough", seeded(0), SIZE)
     assert asked.instruction == asked.prompt == "Do it." and example.prompt is None
 
 
@@ -273,7 +282,7 @@ def test_the_prompt_of_a_text_pair_is_what_is_described(tmp_path):
     save(front(1), tmp_path / "a.png")
     row = {"id": 1, "prompt": "a disk", "input_images": [], "output_images": ["a.png"]}
     record = parse(row, lambda name: tmp_path / name, "text_to_image")
-    asked = [record.example("text_to_image", seeded(s), (24, 24))[0] for s in range(30)]
+    asked = [record.example("text_to_image", seeded(s), (24, 24)) for s in range(30)]
     assert {e.instruction for e in asked} == {w.format(prompt="a disk") for w in TASKS["text_to_image"].instructions}
     assert {e.prompt for e in asked} == {"a disk"}
 
@@ -284,7 +293,8 @@ def test_a_pair_of_several_layers(tmp_path):
         save(front(1, k), tmp_path / f"{k}.png")
     row = {"id": 1, "input_images": ["in.png"], "output_images": ["in.png", "0.png", "1.png"]}
     record = parse(row, lambda name: tmp_path / name, "decompose_auto")
-    example, targets = record.example("decompose_auto", seeded(0), SIZE)
+    example = record.example("decompose_auto", seeded(0), SIZE)
+    targets = example.truths
     assert example.targets == (BG, FG, FG) and near(targets[2], true(front(1, 1)))
 
 

@@ -56,7 +56,8 @@ def test_what_is_packed_is_read(packed, tmp_path):
         for a, b in zip(old.parts(), new.parts(), strict=True):
             assert b.handle.read() == a.handle.read_bytes() and torch.equal(read(a.handle), read(b.handle))
         made = [r.example("decompose_auto", torch.Generator().manual_seed(2), (16, 24)) for r in (old, new)]
-        assert torch.equal(made[0][1], made[1][1]) and made[0][0].instruction == made[1][0].instruction
+        assert torch.equal(made[0].true_layers(), made[1].true_layers())
+        assert made[0].instruction == made[1].instruction
 
 
 def test_pictures_of_16_bits_and_tiff_keep_all_of_them(tmp_path):

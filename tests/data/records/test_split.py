@@ -49,7 +49,7 @@ def test_no_recipe_trains_on_what_is_measured(seed):
     """Also with the seed that the test items have."""
     train, validated = load_banks(DataSettings(size=16, foregrounds=700, backgrounds=300, seed=seed))
     suite = heldout.open_source(side=16).bank
-    assert len(suite.captions) == banks.TEST_FOREGROUNDS and len(suite.scenes) == banks.TEST_BACKGROUNDS
+    assert len(suite.captions) == banks.TEST_FOREGROUNDS and len(suite.background_captions) == banks.TEST_BACKGROUNDS
     assert pictures(validated.foregrounds) == pictures(suite.foregrounds)
     assert not pictures(train.foregrounds) & pictures(suite.foregrounds)
     assert not pictures(train.backgrounds) & pictures(suite.backgrounds)
@@ -94,7 +94,10 @@ def test_a_folders_files_stay_on_their_side_whatever_the_seed(folder):
         add("backgrounds", i)
     train, test = (banks.read(place, 16, side) for side in ("train", "test"))
     assert set(before[0][0].captions) < set(train.captions) and set(suite.captions) < set(test.captions)
-    assert set(suite.scenes) < set(test.scenes) and len(train.scenes) + len(test.scenes) == 160
+    assert (
+        set(suite.background_captions) < set(test.background_captions)
+        and len(train.background_captions) + len(test.background_captions) == 160
+    )
 
 
 def test_equal_files_fall_on_one_side(folder):
@@ -106,7 +109,8 @@ def test_equal_files_fall_on_one_side(folder):
         again = [row | {"file": f"copy-{row['file']}"} for row in rows]
         (place / f"{kind}.jsonl").write_text("\n".join(json.dumps(row) for row in rows + again))
     train, test = (banks.read(place, 16, side) for side in ("train", "test"))
-    assert not set(train.captions) & set(test.captions) and not set(train.scenes) & set(test.scenes)
+    assert not set(train.captions) & set(test.captions)
+    assert not set(train.background_captions) & set(test.background_captions)
     assert len(train.captions) + len(test.captions) == 240
 
 

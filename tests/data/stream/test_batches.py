@@ -18,7 +18,7 @@ from omnialpha.data.stream.stream import Stage, StreamSettings, open_stream
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS
-from omnialpha.training.sft import FlowLoss, SFTObjective, flow_loss
+from omnialpha.training.sft import FlowLoss, SFTObjective, flow_losses
 
 SIZES = [(16, 16), (16, 32), (32, 32)]
 WEIGHTS = {"text_to_image": 4.0, "matting_rough": 2.0, "decompose_auto": 1.0, "foreground_to_full": 1.0}
@@ -56,17 +56,15 @@ def stream(data, budget=BUDGET, seed=5, dropout=0.0, a_step=1, workers=2, **sett
 
 
 def same(a, b):
-    words = [(e.task, e.instruction, e.size) for e in a.examples] == [
-        (e.task, e.instruction, e.size) for e in b.examples
-    ]
-    pictures = zip((p for e in a.examples for p in e.inputs), (p for e in b.examples for p in e.inputs), strict=True)
-    targets = zip(a.targets, b.targets, strict=True)
-    return words and a.weight == b.weight and all(torch.equal(p, q) for p, q in (*pictures, *targets))
+    words = [(e.task, e.instruction, e.size) for e in a] == [(e.task, e.instruction, e.size) for e in b]
+    pictures = zip((p for e in a for p in e.inputs), (p for e in b for p in e.inputs), strict=True)
+    targets = zip((t for e in a for t in e.truths), (t for e in b for t in e.truths), strict=True)
+    return words and all(torch.equal(p, q) for p, q in (*pictures, *targets))
 
 
-def shape_of(example, targets):
-    assert len(example.targets) == len(targets)
-    return Shape(example.task, example.size, len(example.inputs), len(targets))
+def shape_of(example):
+    assert len(example.targets) == len(example.truths)
+    return Shape(example.task, example.size, len(example.inputs), len(example.truths))
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------
@@ -104,10 +102,9 @@ def test_the_shape_is_known_before_a_sample_is_drawn(bank, data):
     for drawn in (mixture(bank, weights=every, budget=large), stream(data, large, tasks=every)):
         found = set()
         for number in range(60):
-            batch = drawn.draw([number])
-            (example,), (targets,) = batch.examples, batch.targets
-            assert drawn.shape(number) == shape_of(example, targets)
-            found.add((example.task, len(targets), len(example.inputs)))
+            (example,) = drawn.draw([number])
+            assert drawn.shape(number) == shape_of(example)
+            found.add((example.task, len(example.truths), len(example.inputs)))
         assert found <= {(s.task, s.targets, s.inputs) for s in drawn.shapes()} | {
             (t, m, n)
             for t, m, n in found
@@ -126,9 +123,7 @@ def test_batches_keep_the_budget_and_waste_little(bank, data, kind, tiny_model):
     mixed = [index for index in range(20) if len({drawn.shape(k).task for k in members[index]}) > 1]
     assert len(mixed) > 5
     batch = drawn.batch(mixed[0])
-    assert [shape_of(*one) for one in zip(batch.examples, batch.targets, strict=True)] == [
-        drawn.shape(k) for k in members[mixed[0]]
-    ]
+    assert [shape_of(example) for example in batch] == [drawn.shape(k) for k in members[mixed[0]]]
 
 
 def test_the_count_is_that_of_the_transformer(bank, tiny_model):
@@ -136,7 +131,7 @@ def test_the_count_is_that_of_the_transformer(bank, tiny_model):
     budget = Budget(80, 24, card.grid, tiny_model.vae.ratio * 2, card.picture_pixels)
     drawn = mixture(bank, budget=budget)
     for index in range(5):
-        cond = tiny_model.condition(drawn.batch(index).examples)
+        cond = tiny_model.condition(drawn.batch(index))
         pictures = sum(layout.target_tokens + layout.input_tokens for layout in cond.layouts)
         shapes = [drawn.shape(k) for k in drawn.members(index)]
         text = sum(budget.count(s) - (pictures_of(s, budget)) for s in shapes)
@@ -193,11 +188,9 @@ def test_a_batch_is_the_same_whoever_draws_it(bank, data, kind):
     assert same(pickle.loads(pickle.dumps(walked)).batch(5), straight[5])
     other = mixture(bank, seed=6, prompt_dropout=0.5) if kind == "scenes" else stream(data, seed=6, dropout=0.5)
     assert not any(same(other.batch(index), straight[index]) for index in range(4))
-    dropped = [e.instruction == "" for batch in straight for e in batch.examples]
+    dropped = [e.instruction == "" for batch in straight for e in batch]
     assert 0.2 < np.mean(dropped) < 0.8
-    assert any(len(set(d)) == 2 for d in ([e.instruction == "" for e in b.examples] for b in straight)), (
-        "each by itself"
-    )
+    assert any(len(set(d)) == 2 for d in ([e.instruction == "" for e in b] for b in straight)), "each by itself"
 
 
 def test_far_ahead_is_the_same_as_on_the_way(data):
@@ -230,8 +223,8 @@ def test_every_sample_counts_alike(bank):
     count = drawn.begins(1)
     weights = [len(drawn.members(index)) * count / BLOCK for index in range(count)]
     assert sum(weights) == pytest.approx(count) and len(set(weights)) > 2
-    assert [drawn.batch(index).weight for index in range(3)] == pytest.approx(weights[:3])
-    assert mixture(bank, budget=None, batch_size=3).batch(0).weight == 1.0
+    assert [drawn.weight(index) for index in range(3)] == pytest.approx(weights[:3])
+    assert mixture(bank, budget=None, batch_size=3).weight(0) == 1.0
 
 
 @pytest.mark.parametrize("weight", ["one", "t"])
@@ -254,16 +247,16 @@ def test_a_packed_mixed_batch_has_the_loss_and_gradients_of_its_samples_one_by_o
     model.transformer.packs = False
     batch = drawn.batch(index)
     alone = {}
-    for example, targets, t, seed in zip(batch.examples, batch.targets, seen["t"], seen["seeds"], strict=True):
+    for example, t, seed in zip(batch, seen["t"], seen["seeds"], strict=True):
         cond = model.condition([example])
-        x0, eps, t = model.encode_targets([targets], cond), model.noise(cond, [seed]), t[None]
+        x0, eps, t = model.encode_targets([example.true_layers()], cond), model.noise(cond, [seed]), t[None]
         factor = t.square() / t.clamp_min(0.05) if weight == "t" else torch.ones(1)
         out = model.velocity(torch.lerp(x0, eps, t.view(-1, 1, 1)), t, cond)
-        one = flow_loss(out, eps - x0, factor, None)
-        (one * batch.weight / len(batch.examples)).backward()
+        one = flow_losses(out, eps - x0, factor, None).mean()
+        (one * drawn.weight(index) / len(batch)).backward()
         alone.setdefault(example.task, []).append(one.item())
     every = [value for values in alone.values() for value in values]
-    assert losses["loss"].item() == pytest.approx(batch.weight * np.mean(every), rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(drawn.weight(index) * np.mean(every), rel=1e-5)
     assert losses.keys() == {"loss", *(f"loss/{task}" for task in alone)}
     for task, values in alone.items():
         assert losses[f"loss/{task}"].item() == pytest.approx(np.mean(values), rel=1e-5)

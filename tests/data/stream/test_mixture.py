@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from omnialpha import masks, rgba
+from omnialpha.data.scene import map_of
 from omnialpha.data.stream import mixture as mixtures
-from omnialpha.data.stream.mixture import Mixture, examples, map_of
+from omnialpha.data.stream.mixture import Mixture, examples
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.tasks import MAPS, TASKS, Role
 
@@ -35,7 +36,7 @@ def mixture(bank, **changes):
 def test_tasks_are_drawn_in_proportion(bank):
     """Chi-square over 500 batches: below its 99.9 % quantile, and far above it for other proportions."""
     stream = mixture(bank)
-    drawn = collections.Counter(stream.batch(i).examples[0].task for i in range(500))
+    drawn = collections.Counter(stream.batch(i)[0].task for i in range(500))
 
     def statistic(weights):
         total = sum(weights.values())
@@ -48,7 +49,7 @@ def test_tasks_are_drawn_in_proportion(bank):
 
 def test_a_task_of_weight_zero_never_comes(bank):
     stream = mixture(bank, weights={"matting_auto": 1.0, "text_to_image": 0.0})
-    assert {stream.batch(i).examples[0].task for i in range(60)} == {"matting_auto"}
+    assert {stream.batch(i)[0].task for i in range(60)} == {"matting_auto"}
 
 
 def test_sizes_are_drawn_evenly_and_are_one_in_a_batch(bank):
@@ -57,22 +58,17 @@ def test_sizes_are_drawn_evenly_and_are_one_in_a_batch(bank):
     drawn = collections.Counter()
     for i in range(150):
         batch = stream.batch(i)
-        assert len({e.size for e in batch.examples}) == 1 and {t.shape[-2:] for t in batch.targets} == {
-            batch.examples[0].size
-        }
-        drawn[batch.examples[0].size] += 1
+        assert len({e.size for e in batch}) == 1
+        assert {t.shape[-2:] for e in batch for t in e.truths} == {batch[0].size}
+        drawn[batch[0].size] += 1
     assert all(30 < drawn[size] < 70 for size in sizes)
 
 
 def same(a, b):
-    equal = [(x.task, x.instruction, x.size) == (y.task, y.instruction, y.size) for x, y in zip(a.examples, b.examples)]  # noqa: B905
-    inputs = zip((p for e in a.examples for p in e.inputs), (p for e in b.examples for p in e.inputs))  # noqa: B905
-    return (
-        all(equal)
-        and len(a.targets) == len(b.targets)
-        and all(map(torch.equal, a.targets, b.targets))
-        and all(p.shape == q.shape and torch.equal(p, q) for p, q in inputs)
-    )
+    if [(e.task, e.instruction, e.size) for e in a] != [(e.task, e.instruction, e.size) for e in b]:
+        return False
+    pairs = zip((p for e in a for p in e.inputs + e.truths), (p for e in b for p in e.inputs + e.truths))  # noqa: B905
+    return all(p.shape == q.shape and torch.equal(p, q) for p, q in pairs)
 
 
 def test_a_batch_depends_on_seed_and_index_alone(bank):
@@ -88,7 +84,7 @@ def test_a_batch_depends_on_seed_and_index_alone(bank):
 def test_prompts_are_dropped_at_their_rate(bank):
     def share(rate):
         stream = mixture(bank, batch_size=8, prompt_dropout=rate)
-        return [e.instruction == "" for i in range(60) for e in stream.batch(i).examples]
+        return [e.instruction == "" for i in range(60) for e in stream.batch(i)]
 
     assert sum(share(0.0)) == 0 and sum(share(1.0)) == 480
     assert 0.25 < sum(share(0.3)) / 480 < 0.35
@@ -96,12 +92,12 @@ def test_prompts_are_dropped_at_their_rate(bank):
 
 def test_dropping_prompts_changes_nothing_else(bank):
     kept, dropped = mixture(bank, batch_size=4).batch(3), mixture(bank, batch_size=4, prompt_dropout=1.0).batch(3)
-    assert all(map(torch.equal, kept.targets, dropped.targets))
-    assert [e.task for e in kept.examples] == [e.task for e in dropped.examples]
+    assert all(torch.equal(a.true_layers(), b.true_layers()) for a, b in zip(kept, dropped, strict=True))
+    assert [e.task for e in kept] == [e.task for e in dropped]
 
 
 def test_wordings_vary(bank):
-    made = examples(TASKS["matting_auto"], bank, 60, (16, 16), seeded(1)).examples
+    made = examples(TASKS["matting_auto"], bank, 60, (16, 16), seeded(1))
     assert {e.instruction for e in made} == set(TASKS["matting_auto"].instructions)
 
 
@@ -126,31 +122,28 @@ def test_targets_and_inputs_match_their_roles(bank, composed, name):
     row = TASKS[name]
     for seed in range(4):
         batch = examples(row, bank, 3, SIZE, seeded(seed))
-        scenes = composed[-1]
-        objects = scenes.layers.shape[1]
-        for b, example in enumerate(batch.examples):
-            assert example.task == name and example.size == SIZE
-            assert batch.targets[b].shape == (len(example.targets), 4, *SIZE)
-            layers = iter(scenes.layers[b])
-            for role, target in zip(example.targets, batch.targets[b], strict=True):
-                whole = {Role.BACKGROUND: scenes.background[b], Role.FULL: scenes.composite[b]}
+        assert len(batch) == len(composed[-1]) == 3
+        for scene, example in zip(composed[-1], batch, strict=True):
+            whole = {Role.BACKGROUND: scene.background, Role.FULL: scene.composite, Role.COMPOSITE: scene.composite}
+            assert example.task == name and example.size == SIZE and len(example.truths) == len(example.targets)
+            layers = iter(scene.layers)
+            for role, target in zip(example.targets, example.truths, strict=True):
                 assert torch.equal(target, whole[role] if role in whole else next(layers))
-                assert role is Role.FOREGROUND or (target[3] == 1).all()
-            layers = iter(scenes.layers[b])
+                assert target.shape == (4, *SIZE) and (role is Role.FOREGROUND or (target[3] == 1).all())
+            layers = iter(scene.layers)
             for role, given in zip(example.roles, example.inputs, strict=True):
-                whole = {Role.BACKGROUND: scenes.background[b], Role.COMPOSITE: scenes.composite[b]}
                 if role not in MAPS:
                     assert torch.equal(given, whole[role] if role in whole else next(layers))
             if row.text is Role.FOREGROUND:
-                assert scenes.captions[b][0] in example.instruction
+                assert scene.captions[0].text in example.instruction
             elif row.text is Role.BACKGROUND:
-                assert scenes.scene_captions[b] in example.instruction
+                assert scene.background_caption in example.instruction
             elif row.text is Role.FULL:
-                assert scenes.full_caption(b) in example.instruction
-        if row.category == "decomposition":
-            assert {len(targets) for targets in batch.targets} == {objects + 1}
-            again = rgba.recompose(list(torch.stack(batch.targets).unbind(1)))
-            assert (again - torch.stack([e.inputs[0] for e in batch.examples])).abs().max() <= 1 / 255
+                every = " and ".join(caption.text for caption in scene.captions)
+                assert f"{every} in front of {scene.background_caption}" in example.instruction
+            if row.category == "decomposition":
+                assert len(example.truths) == len(scene.layers) + 1
+                assert (rgba.recompose(list(example.truths)) - example.inputs[0]).abs().max() <= 1 / 255
 
 
 @pytest.mark.parametrize(
@@ -166,15 +159,15 @@ def test_targets_and_inputs_match_their_roles(bank, composed, name):
 def test_how_many_objects_a_scene_has(bank, composed, name, most):
     for seed in range(60):
         examples(TASKS[name], bank, 1, (16, 16), seeded(seed))
-    share = sum(s.layers.shape[1] == 2 for s in composed) / 60
+    share = sum(len(scenes[0].layers) == 2 for scenes in composed) / 60
     wanted = {"matting_text": 0.8, "matting_auto": 0.0}.get(name, 0.25)
-    assert max(s.layers.shape[1] for s in composed) == most and abs(share - wanted) < 0.16
+    assert max(len(scenes[0].layers) for scenes in composed) == most and abs(share - wanted) < 0.16
 
 
 def test_a_text_chooses_between_objects_that_do_not_hide_each_other(bank, composed):
     for seed in range(20):
         examples(TASKS["matting_text"], bank, 4, (32, 32), seeded(seed))
-    two = torch.cat([s.layers[:, :, 3] for s in composed if s.layers.shape[1] == 2])
+    two = torch.stack([s.layers[:, 3] for scenes in composed for s in scenes if len(s.layers) == 2])
     hidden = torch.minimum(two[:, 0], two[:, 1]).sum((1, 2)) / two.sum((2, 3)).amin(1)
     assert len(two) > 40 and hidden.mean() < 0.05
 
@@ -218,8 +211,8 @@ def test_a_see_through_layer_has_a_precise_mask_too():
 @pytest.mark.parametrize("name", [f"matting_{m}" for m in MAPS])
 def test_the_map_of_an_example_is_that_of_its_target(bank, name):
     batch = examples(TASKS[name], bank, 6, SIZE, seeded(2))
-    for example, (target,) in zip(batch.examples, batch.targets, strict=True):
-        given, alpha = example.inputs[1], target[3]
+    for example in batch:
+        given, alpha = example.inputs[1], example.truths[0][3]
         assert torch.equal(given[0], given[1]) and torch.equal(given[0], given[2]) and (given[3] == 1).all()
         if example.roles[1] is Role.ALPHA:
             assert (given[0] - alpha).abs().max() < 1e-6

@@ -53,11 +53,9 @@ def ids(stream, indexes, batch=1):
 
 
 def same(a, b):
-    words = [(e.task, e.instruction, e.size) for e in a.examples] == [
-        (e.task, e.instruction, e.size) for e in b.examples
-    ]
-    pictures = zip((p for e in a.examples for p in e.inputs), (p for e in b.examples for p in e.inputs), strict=True)
-    targets = zip(a.targets, b.targets, strict=True)
+    words = [(e.task, e.instruction, e.size) for e in a] == [(e.task, e.instruction, e.size) for e in b]
+    pictures = zip((p for e in a for p in e.inputs), (p for e in b for p in e.inputs), strict=True)
+    targets = zip((t for e in a for t in e.truths), (t for e in b for t in e.truths), strict=True)
     return words and all(torch.equal(p, q) for p, q in (*targets, *pictures))
 
 
@@ -81,7 +79,7 @@ def test_the_first_thousand_draws_match_the_weights(data):
     both = Counter(place for task, place, _ in plans if task != "text_to_image")
     assert statistic(both, {0: 3, 1: 1}) < 10.83 and statistic(both, {0: 1, 1: 1}) > 100
     assert {place for task, place, _ in plans if task == "text_to_image"} == {0}, "the other has no captions"
-    assert stream.batch(7).examples[0].task == plans[7][0]
+    assert stream.batch(7)[0].task == plans[7][0]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def test_rows_of_different_kinds_come_in_proportion(data, tmp_path):
     stream = opened(DatasetSettings(str(path)), tasks={"decompose_auto": 1.0}, batch=2)
     assert [len(s.records) for s in stream.sources] == [3, 9]
     assert statistic(Counter(ids(stream, range(3000), 2)), {f"k{n}": 1 for n in range(12)}) < 31.3
-    assert {len(t) for i in range(10) for t in stream.batch(i).targets} == {2, 3}
+    assert {len(e.truths) for i in range(10) for e in stream.batch(i)} == {2, 3}
 
 
 def test_tasks_are_even_where_no_weights_are_given(data):
@@ -187,7 +185,7 @@ def test_two_processes_interleaved_are_one(data):
 
 def test_prompts_are_dropped_at_their_rate(data):
     batches = map(opened(one(data), tasks=WEIGHTS, batch=8, dropout=0.25).batch, range(25))
-    dropped = [e.instruction == "" for batch in batches for e in batch.examples]
+    dropped = [e.instruction == "" for batch in batches for e in batch]
     assert abs(np.mean(dropped) - 0.25) < 0.1
 
 
@@ -206,7 +204,7 @@ def test_rows_go_to_the_nearest_shape(tmp_path):
     for how in ("stop", "ignore"):
         stream = opened(DatasetSettings(path, bad=how), sizes=sizes)
         assert {source.records[0].id: source.sizes for source in stream.sources} == wanted
-    seen = {(stream.plan(i)[1], stream.batch(i).targets[0].shape[-2:]) for i in range(60)}
+    seen = {(stream.plan(i)[1], stream.batch(i)[0].truths[0].shape[-2:]) for i in range(60)}
     assert len(seen) == 4, "of two sizes of one shape both are drawn"
     (alone,) = opened(DatasetSettings(path), sizes=sizes, buckets="any").sources
     assert alone.sizes == tuple(sizes) and len(alone.records) == 3
@@ -219,7 +217,7 @@ def test_pairs_and_layers_in_one_stream(data):
     pairs = DatasetSettings(str(data / "pairs.jsonl"), task="matting_rough")
     stream = opened(one(data), pairs, tasks={"matting_rough": 1.0}, batch=2)
     assert {name[0] for name in ids(stream, range(40), 2)} == {"r", "p"}
-    shapes = [[t.shape for t in stream.batch(i).targets] for i in range(6)]
+    shapes = [[e.true_layers().shape for e in stream.batch(i)] for i in range(6)]
     assert shapes == [[(1, 4, 16, 16)] * 2] * 6
 
 
@@ -235,7 +233,7 @@ def test_a_row_that_fails_as_it_is_drawn(data, tmp_path):
     stream = opened(DatasetSettings(str(path), bad="skip"), **settings)
     with pytest.warns(UserWarning, match="skipped: record 'r2'"):
         made = [stream.batch(i) for i in range(4)]
-    reds = {round(float(batch.targets[0][0, 0].mean()) * 25.5) for batch in made}
+    reds = {round(float(batch[0].truths[0][0].mean()) * 25.5) for batch in made}
     assert reds == {0, 1, 3}
 
 

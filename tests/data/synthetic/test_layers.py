@@ -93,20 +93,21 @@ def test_captions_name_the_measured_colour() -> None:
     right = total = 0
     for kind in SOLID:
         for rgba, caption in layers(kind, 20):
-            right += f" {dominant_color(rgba)} " in f" {caption} "
+            right += f" {dominant_color(rgba)} " in f" {caption.text} "
             total += 1
     assert right / total >= 0.9
 
 
 @pytest.mark.parametrize("kind", SOLID)
 def test_captions_name_the_kind(kind: str) -> None:
-    captions = [caption for _, caption in layers(kind, 20)]
+    captions = [caption.text for _, caption in layers(kind, 20)]
+    assert all(caption.name == kind for _, caption in layers(kind, 20))
     assert all(kind in caption and caption.split()[0] in ("a", "an") for caption in captions)
     assert len({caption.replace(color, "") for caption in captions for color in COLORS}) > 5
 
 
 def test_words_are_quoted_in_the_caption() -> None:
-    assert all(caption.count("'") == 2 for _, caption in layers("word"))
+    assert all(caption.text.count("'") == 2 for _, caption in layers("word"))
 
 
 @pytest.mark.parametrize("name", COLORS)
@@ -145,7 +146,7 @@ def test_bank_items_depend_on_seed_and_index_alone() -> None:
     assert pictures.shape == (count, 32, 32, 4) and pictures.dtype == np.uint8 and len(captions) == count
     assert np.array_equal(pictures[:3], fewer) and captions[:3] == fewer_captions
     assert all((other[i] != fewer[i]).any() for i in range(3))
-    assert KINDS[0] in captions[len(KINDS)]
+    assert KINDS[0] in captions[len(KINDS)].text
 
 
 def test_backgrounds_are_deterministic_varied_and_captioned() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import torch
 from PIL import Image
 
 from omnialpha import rgba
+from omnialpha.data.scene import Caption
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import PLACES, _article, compose, place
 from omnialpha.errors import InputError
+from omnialpha.tasks import TASKS
 
 SIZES = [(32, 32), (24, 40), (40, 24)]
 SIDE = 48
@@ -20,6 +24,12 @@ SIDE = 48
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
+
+
+def stacked(scenes):
+    """Pictures of scenes of as many layers: layers (B, K, 4, H, W), background and composite (B, 4, H, W)."""
+    names = ("layers", "background", "composite")
+    return SimpleNamespace(**{name: torch.stack([getattr(scene, name) for scene in scenes]) for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +47,8 @@ def disks():
         layers[i, :3] = (np.array([i & 1, i >> 1 & 1, i >> 2]) * 200 + 30)[:, None, None]
         layers[i, 3] = alpha
     scenes = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
-    captions = tuple(f"disk {i}" for i in range(8))
-    return Bank(torch.from_numpy(layers), captions, ("",) * 8, scenes, ("a dark room", "the night"))
+    captions = tuple(Caption(f"disk {i}", f"disk {i}") for i in range(8))
+    return Bank(torch.from_numpy(layers), captions, scenes, ("a dark room", "the night"))
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------------
@@ -48,7 +58,7 @@ def disks():
 @pytest.mark.parametrize("objects", [1, 2, 3])
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_composite_is_its_layers_over_its_background(bank, size, objects, apart):
-    scenes = compose(bank, 6, objects, size, seeded(1), apart)
+    scenes = stacked(compose(bank, 6, objects, size, seeded(1), apart))
     assert scenes.layers.shape == (6, objects, 4, *size)
     assert scenes.background.shape == scenes.composite.shape == (6, 4, *size)
     again = rgba.recompose([scenes.background, *scenes.layers.unbind(1)])
@@ -61,22 +71,25 @@ def test_a_composite_is_its_layers_over_its_background(bank, size, objects, apar
 
 
 def test_every_layer_has_transparent_and_soft_pixels(bank):
-    alpha = compose(bank, 24, 1, (40, 40), seeded(2)).layers[:, 0, 3]
+    alpha = stacked(compose(bank, 24, 1, (40, 40), seeded(2))).layers[:, 0, 3]
     assert ((alpha == 0).float().mean((1, 2)) > 0.1).all()
     soft = ((alpha > 0.02) & (alpha < 0.98)).float().mean()
     assert 0.05 < soft < 0.6
 
 
 def test_layers_keep_no_colour_where_nothing_is_seen(bank):
-    layers = compose(bank, 8, 1, (32, 32), seeded(4)).layers[:, 0]
+    layers = stacked(compose(bank, 8, 1, (32, 32), seeded(4))).layers[:, 0]
     hidden = layers[:, 3] == 0
     assert layers[:, :3].movedim(1, -1)[hidden].abs().max() == 0
 
 
 def test_a_seed_is_a_scene(bank):
-    a, b, c = (compose(bank, 3, 2, (32, 40), seeded(s), apart=True) for s in (7, 7, 8))
+    made = [compose(bank, 3, 2, (32, 40), seeded(s), apart=True) for s in (7, 7, 8)]
+    a, b, c = map(stacked, made)
     assert torch.equal(a.layers, b.layers) and torch.equal(a.composite, b.composite)
-    assert a.captions == b.captions and a.scene_captions == b.scene_captions
+    for one, again in zip(made[0], made[1], strict=True):
+        assert one.captions == again.captions and one.background_caption == again.background_caption
+        assert one.items == again.items
     assert (a.composite - c.composite).abs().mean() > 0.01
     state = torch.get_rng_state()
     compose(bank, 3, 2, (32, 40), seeded(7))
@@ -91,15 +104,15 @@ def overlap(layers):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_objects_apart_overlap_little(disks, size):
-    away = overlap(compose(disks, 128, 2, size, seeded(5), apart=True).layers)
-    free = overlap(compose(disks, 128, 2, size, seeded(5)).layers)
+    away = overlap(stacked(compose(disks, 128, 2, size, seeded(5), apart=True)).layers)
+    free = overlap(stacked(compose(disks, 128, 2, size, seeded(5))).layers)
     assert away.max() < 0.12 and away.mean() < 0.01
     assert free.mean() > 0.15, "without it they do"
 
 
 def test_objects_lie_within_the_picture(disks):
     """A disk's area tells its scale: none is cut off by more than a sliver."""
-    layers = compose(disks, 128, 1, (40, 40), seeded(6)).layers[:, 0]
+    layers = stacked(compose(disks, 128, 1, (40, 40), seeded(6))).layers[:, 0]
     rows, columns = (layers[:, 3].amax(axis) > 0.5 for axis in (2, 1))
     for seen in (rows, columns):
         first, last = seen.float().argmax(1), 39 - seen.flip(1).float().argmax(1)
@@ -119,19 +132,20 @@ def centroid(alpha):
 def test_place_words_match_what_is_seen(disks, size):
     scenes = compose(disks, 96, 2, size, seeded(9), apart=True)
     told = {}
-    for b in range(96):
-        for k, words in enumerate(scenes.captions[b]):
-            found = re.fullmatch(r"a disk (\d) at the (.+)", words)
+    for scene in scenes:
+        for k, caption in enumerate(scene.captions):
+            found = re.fullmatch(r"a disk (\d) at the (.+)", caption.text)
             if not found:
-                assert re.fullmatch(r"a disk \d", words)
+                assert re.fullmatch(r"a disk \d", caption.text) and not caption.place
                 continue
-            alpha = scenes.layers[b, k, 3]
+            assert (caption.name, caption.place, scene.items[k]) == (f"disk {found[1]}", found[2], int(found[1]))
+            alpha = scene.layers[k, 3]
             where = centroid(alpha)
             # a centre within .04 of a border between two words may be called either
             near = {place(where + torch.tensor([dx, dy])) for dx in (-0.04, 0, 0.04) for dy in (-0.04, 0, 0.04)}
             assert found[2] in near, (found[2], where)
             told[found[2]] = told.get(found[2], 0) + 1
-            color = (scenes.layers[b, k, :3] * alpha).sum((1, 2)) / alpha.sum()
+            color = (scene.layers[k, :3] * alpha).sum((1, 2)) / alpha.sum()
             index = int(found[1])
             wanted = torch.tensor([index & 1, index >> 1 & 1, index >> 2]) * 200 / 255 + 30 / 255
             assert (color - wanted).abs().max() < 0.02, "the caption is that of this layer"
@@ -146,7 +160,8 @@ def test_place():
 
 
 def test_single_objects_have_no_place(disks):
-    assert all(re.fullmatch(r"a disk \d", c[0]) for c in compose(disks, 40, 1, (24, 24), seeded(1)).captions)
+    scenes = compose(disks, 40, 1, (24, 24), seeded(1))
+    assert all(re.fullmatch(r"a disk \d", scene.captions[0].text) for scene in scenes)
 
 
 def test_articles():
@@ -163,15 +178,20 @@ def test_articles():
 
 def test_full_captions(disks):
     scenes = compose(disks, 4, 2, (24, 24), seeded(1))
-    for b in range(4):
-        a, c = scenes.captions[b]
-        assert scenes.full_caption(b) == f"{a} and {c} in front of {scenes.scene_captions[b]}"
-        assert scenes.scene_captions[b] in ("a dark room", "the night")
+    for scene in scenes:
+        a, c = (caption.text for caption in scene.captions)
+        told = scene.prompt(TASKS["background_to_full"])
+        assert told == f"{a} and {c} in front of {scene.background_caption}"
+        assert scene.background_caption in ("a dark room", "the night")
+        whole = replace(scene, full_caption="a still life")
+        assert whole.prompt(TASKS["background_to_full"]) == "a still life"
+        assert scene.prompt(TASKS["matting_auto"]) is None
+        assert replace(scene, subject=(1,)).prompt(TASKS["matting_text"]) == c
 
 
 def test_known_colours_are_named_in_some_wordings(disks):
-    colored = Bank(disks.foregrounds, disks.captions, ("teal",) * 8, disks.backgrounds, disks.scenes)
-    words = [c[0] for c in compose(colored, 200, 1, (16, 16), seeded(1)).captions]
+    colored = replace(disks, captions=tuple(caption._replace(color="teal") for caption in disks.captions))
+    words = [scene.captions[0].text for scene in compose(colored, 200, 1, (16, 16), seeded(1))]
     assert 0.5 < sum(w.startswith("a teal disk") for w in words) / 200 < 0.7
 
 
@@ -181,7 +201,7 @@ def test_known_colours_are_named_in_some_wordings(disks):
 def test_procedural_items_depend_on_seed_and_index_alone(bank):
     assert bank.foregrounds.shape == (20, 4, SIDE, SIDE) and bank.foregrounds.dtype == torch.uint8
     assert bank.backgrounds.shape == (6, 3, SIDE, SIDE) and bank.size == SIDE
-    assert len(bank.captions) == len(bank.colors) == 20 and len(bank.scenes) == 6
+    assert len(bank.captions) == 20 and len(bank.background_captions) == 6
     smaller, other = banks.procedural(5, 2, SIDE, seed=3), banks.procedural(5, 2, SIDE, seed=4)
     assert torch.equal(smaller.foregrounds, bank.foregrounds[:5]) and smaller.captions == bank.captions[:5]
     assert torch.equal(smaller.backgrounds, bank.backgrounds[:2])
@@ -190,8 +210,9 @@ def test_procedural_items_depend_on_seed_and_index_alone(bank):
 
 def test_join(bank, disks):
     both = banks.join([bank, disks])
-    assert len(both.captions) == len(both.foregrounds) == 28 and both.captions[20] == "disk 0"
-    assert torch.equal(both.foregrounds[20:], disks.foregrounds) and both.scenes[6:] == disks.scenes
+    assert len(both.captions) == len(both.foregrounds) == 28 and both.captions[20].text == "disk 0"
+    assert torch.equal(both.foregrounds[20:], disks.foregrounds)
+    assert both.background_captions[6:] == disks.background_captions
 
 
 @pytest.fixture
@@ -217,10 +238,11 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_folder_is_split_once_and_for_all(folder):
     train, test = (banks.read(folder, 10, split) for split in ("train", "test"))
-    assert (len(train.captions), len(test.captions)) == (5, 3) and (len(train.scenes), len(test.scenes)) == (4, 2)
-    every = sorted((*train.captions, *test.captions))
+    assert (len(train.captions), len(test.captions)) == (5, 3)
+    assert (len(train.background_captions), len(test.background_captions)) == (4, 2)
+    every = sorted(caption.text for caption in (*train.captions, *test.captions))
     assert every == sorted(["object", *(f"foregrounds {i}" for i in range(8) if i != 1)])
-    assert sorted((*train.scenes, *test.scenes)) == sorted(
+    assert sorted((*train.background_captions, *test.background_captions)) == sorted(
         ["a place", *(f"backgrounds {i}" for i in range(6) if i != 1)]
     )
     again = banks.read(folder, 10, "test")
@@ -230,7 +252,7 @@ def test_a_folder_is_split_once_and_for_all(folder):
 def test_layers_are_resized_without_their_hidden_colour(folder):
     both = banks.join([banks.read(folder, 10, split) for split in ("train", "test")])
     for layer, caption in zip(both.foregrounds, both.captions, strict=True):
-        number = re.fullmatch(r"foregrounds (\d)", caption)
+        number = re.fullmatch(r"foregrounds (\d)", caption.text)
         if not number or number[1] == "0":
             continue
         seen = layer[3] > 60
@@ -241,7 +263,7 @@ def test_layers_are_resized_without_their_hidden_colour(folder):
 
 def test_white_particles_get_a_colour(folder):
     both = banks.join([banks.read(folder, 20, split) for split in ("train", "test")])
-    particle = both.foregrounds[both.captions.index("foregrounds 0")][:3, 10, 10].int()
+    particle = both.foregrounds[[caption.text for caption in both.captions].index("foregrounds 0")][:3, 10, 10].int()
     assert particle.max() <= 40 and particle.float().std() > 0, "tinted: it was grey 40"
 
 

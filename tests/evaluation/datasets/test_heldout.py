@@ -1,6 +1,7 @@
 """Held-out scenes are fixed, usable, and speak rightly of what is in them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def source() -> Source:
 
 def test_equal_arguments_give_equal_scenes(source: Source) -> None:
     a, b, other = (heldout.draw(source, 6, SIZE, seed, objects=2) for seed in (3, 3, 4))
-    assert torch.equal(a.layers, b.layers) and a.captions == b.captions and torch.equal(a.rough, b.rough)
+    assert torch.equal(a.layers, b.layers) and torch.equal(a.rough, b.rough)
+    assert [scene.captions for scene in a.scenes] == [scene.captions for scene in b.scenes]
     assert not torch.equal(a.composite, other.composite)
 
 
@@ -39,22 +41,24 @@ def test_scenes_are_whole_records(source: Source) -> None:
 
 def test_two_objects_are_asked_for_in_turn_and_named_as_drawn(source: Source) -> None:
     held = heldout.draw(source, 12, SIZE, 0, objects=2)
-    assert held.subject.tolist() == [0, 1] * 6
+    assert [scene.subject for scene in held.scenes] == [(0,), (1,)] * 6
     assert torch.equal(held.target[1], held.layers[1, 1]) and torch.equal(held.other[1], held.layers[1, 0])
-    for b in range(12):
-        for k in range(2):
-            words, _, place = held.captions[b][k].partition(" at the ")
-            assert held.names[b][k] == heldout.noun(words)
-            assert not place or place == held.places[b][k]
+    for scene in held.scenes:
+        for caption, item in zip(scene.captions, scene.items, strict=True):
+            assert caption.name == source.bank.captions[item].name and caption.color == source.colors[item]
+            assert re.search(rf"\b{caption.name}\b", caption.text) and caption.place
+            assert " at the " not in caption.text or caption.text.endswith(f" at the {caption.place}")
     (asked, other), *_ = held.phrases("{name} at the {place}")
-    assert held.names[0][0] in asked and other.endswith(f"at the {held.places[0][1]}")
-    assert held.phrases("")[1] == (held.captions[1][1], held.captions[1][0])
+    first, second = (scene.captions for scene in held.scenes[:2])
+    assert first[0].name in asked and other.endswith(f"at the {first[1].place}")
+    assert held.phrases("")[1] == (second[1].text, second[0].text)
 
 
 def test_every_procedural_caption_has_a_plain_noun() -> None:
     _, captions = synthetic.bank(700, 8, seed=5)
-    nouns = {heldout.noun(caption) for caption in captions}
+    nouns = {caption.name for caption in captions}
     assert len(nouns) < 70  # words for things, not whole captions
+    assert all(re.search(rf"\b{c.name}\b", c.text) and re.search(rf"\b{c.color}\b", c.text) for c in captions)
     assert not [n for n in nouns if any(color in n.split() for color in synthetic.COLORS)]
 
 
@@ -77,12 +81,13 @@ def test_a_folder_gives_its_test_split(tmp_path: Path, monkeypatch: pytest.Monke
         for i, (pixels, caption) in enumerate(zip(pictures, words, strict=True)):
             Image.fromarray(pixels).save(tmp_path / f"{kind}-{i}.png")
             held |= {(tmp_path / f"{kind}-{i}.png").read_bytes()} if i % 3 == 1 else set()
-            rows.append(json.dumps({"file": f"{kind}-{i}.png", "caption": caption}))
+            text = getattr(caption, "text", caption)
+            rows.append(json.dumps({"file": f"{kind}-{i}.png", "caption": text}))
         (tmp_path / f"{kind}.jsonl").write_text("\n".join(rows))
     source = heldout.open_source(tmp_path, side=32)
     test, train = (bank.read(tmp_path, 32, split) for split in ("test", "train"))
-    assert torch.equal(source.bank.foregrounds, test.foregrounds) and len(source.names) == 3
-    assert not set(source.names) & set(train.captions)
+    assert torch.equal(source.bank.foregrounds, test.foregrounds) and len(source.bank.captions) == 3
+    assert not set(source.bank.captions) & set(train.captions)
     assert tmp_path.name in source.about and str(tmp_path) not in source.about
     assert len(heldout.draw(source, 2, (32, 32), 0)) == 2
 

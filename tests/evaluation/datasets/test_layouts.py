@@ -60,13 +60,13 @@ def test_mattes_beside_pictures(name: str, tmp_path: Path) -> None:
     assert [sample.key for sample in found] == ["a", "b"]
     for number, sample in enumerate(found):
         loaded = sample.load()
-        assert loaded.example.roles == (Role.COMPOSITE, Role.TRIMAP) and loaded.example.size == (HEIGHT, WIDTH)
+        assert loaded.roles == (Role.COMPOSITE, Role.TRIMAP) and loaded.size == (HEIGHT, WIDTH)
         true, tri = loaded.truth(Role.FOREGROUND), loaded.trimap
         assert true is not None and tri is not None
         assert np.array_equal(pixels(true)[..., 3], trees.alpha(number))
-        assert torch.equal(true[:3], loaded.example.inputs[0][:3])  # a matte has the colours of its picture
+        assert torch.equal(true[:3], loaded.inputs[0][:3])  # a matte has the colours of its picture
         assert torch.equal(tri, torch.from_numpy(trees.trimap(trees.alpha(number)) / 127.5).round() / 2)
-        assert torch.equal(loaded.example.inputs[1][0], tri)
+        assert torch.equal(loaded.inputs[1][0], tri)
 
 
 def test_mattes_in_colour_and_trimaps_in_a_palette(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_trimaps_are_drawn_where_a_folder_has_none(tmp_path: Path) -> None:
         for number, sample in enumerate(samples("matting-folder", tmp_path, task)):
             loaded, matte = sample.load(), torch.from_numpy(trees.alpha(number, 100, 150)) / 255
             assert loaded.trimap is not None and torch.equal(loaded.trimap, masks.trimap(matte, 2))  # 2 % of 100 px
-            assert task == "matting_auto" or torch.equal(loaded.example.inputs[1][0], loaded.trimap)
+            assert task == "matting_auto" or torch.equal(loaded.inputs[1][0], loaded.trimap)
     before = samples("matting-folder", tmp_path)[0].identity(None)
     trees.save(trees.alpha(1, 100, 150), tmp_path / "alpha" / "a.png")
     assert samples("matting-folder", tmp_path)[0].identity(None) != before
@@ -113,7 +113,7 @@ def test_trimaps_are_drawn_where_a_folder_has_none(tmp_path: Path) -> None:
 def test_the_automatic_task_gives_no_trimap_but_counts_with_it(tmp_path: Path) -> None:
     (sample,) = samples("aim-500", trees.matting(tmp_path, "ab"), limit=1)
     loaded = sample.load()
-    assert sample.task == "matting_auto" and loaded.example.roles == (Role.COMPOSITE,) and loaded.trimap is not None
+    assert sample.task == "matting_auto" and loaded.roles == (Role.COMPOSITE,) and loaded.trimap is not None
     shutil.rmtree(tmp_path / "trimap")
     assert samples("aim-500", tmp_path)[0].load().trimap is None
 
@@ -131,7 +131,7 @@ def test_a_longer_side_resizes_all_alike(tmp_path: Path) -> None:
     (sample,) = samples("aim-500", trees.matting(tmp_path, "a", size=(60, 90)), "matting_trimap")
     loaded = sample.load(45)
     true = loaded.truth(Role.FOREGROUND)
-    assert loaded.example.size == (30, 45) and true is not None and true.shape == (4, 30, 45)
+    assert loaded.size == (30, 45) and true is not None and true.shape == (4, 30, 45)
     assert loaded.trimap is not None and set(loaded.trimap.unique().tolist()) == {0.0, 0.5, 1.0}
 
 
@@ -146,7 +146,7 @@ def test_pictures_of_other_sizes_are_refused(tmp_path: Path) -> None:
 def test_expressions_name_subjects(tmp_path: Path) -> None:
     found = samples("refmatte-rw100", trees.rw100(tmp_path / "RefMatte_RW_100").parent)
     assert [s.key for s in found] == ["p_a_0", "p_a_1", "p_b_0"] and found[1].prompt == "disk 1"
-    assert "disk 1" in found[1].load().example.instruction and found[1].load().prompt == "disk 1"
+    assert "disk 1" in found[1].load().instruction and found[1].load().prompt == "disk 1"
     (tmp_path / "RefMatte_RW_100" / "eval_index_expression.json").unlink()
     assert samples("refmatte-rw100", tmp_path)[2].prompt == "the disk numbered 2"
 
@@ -160,13 +160,13 @@ def test_composition_1k_is_composed_as_its_script_does(tmp_path: Path) -> None:
     behind = of(tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000003.jpg")[:, :30, :40]
     wanted = ((share * colour + (1 - share) * behind) * 255 + 1e-3).floor()
     made = found[3].load()
-    assert torch.equal((made.example.inputs[0][:3] * 255).round(), wanted)
+    assert torch.equal((made.inputs[0][:3] * 255).round(), wanted)
     large = found[25].load()
-    assert large.example.size == (50, 60)  # larger than its backgrounds of 36x48 px, which grow to 50x67
+    assert large.size == (50, 60)  # larger than its backgrounds of 36x48 px, which grow to 50x67
     assert float(large.truths[0][3, -1, -1]) == 0  # type: ignore[index]
     behind = of(tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000025.jpg")[:, 34:, 41:44]
-    assert torch.allclose(large.example.inputs[0][:3, -1, -1], behind.mean(dim=(1, 2)), atol=0.05)
-    assert made.example.roles == (Role.COMPOSITE, Role.TRIMAP)
+    assert torch.allclose(large.inputs[0][:3, -1, -1], behind.mean(dim=(1, 2)), atol=0.05)
+    assert made.roles == (Role.COMPOSITE, Role.TRIMAP)
     assert {role for s in samples("composition-1k", tmp_path, "matting_auto") for role in s.inputs} == {Role.COMPOSITE}
     assert found[3].identity(None) != found[4].identity(None)
     asked = found[3].asked()  # what is composed lies in no file
@@ -187,12 +187,12 @@ def test_rord(task: str, tmp_path: Path) -> None:
     loaded = found[1].load()
     true = loaded.truth(Role.BACKGROUND)
     assert true is not None and np.abs(pixels(true)[..., :3].astype(int) - back(1)).mean() < 3  # a JPEG
-    assert [t is None for t in loaded.truths] == [role is Role.FOREGROUND for role in loaded.example.targets]
+    assert [t is None for t in loaded.truths] == [role is Role.FOREGROUND for role in loaded.targets]
 
 
 def test_ober_as_folders(tmp_path: Path) -> None:
     found = samples("ober", trees.removal(tmp_path / "test", "ab", "input", of="object_mask"))
-    assert [sample.key for sample in found] == ["a", "b"] and found[0].load().example.roles[1] is Role.PRECISE
+    assert [sample.key for sample in found] == ["a", "b"] and found[0].load().roles[1] is Role.PRECISE
 
 
 def test_ober_as_the_published_table(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_alphatest_gives_prompts_and_true_pictures(tmp_path: Path) -> None:
     found = samples("alphatest", trees.alphatest(tmp_path, each=3), limit=2)
     assert [s.key for s in found] == ["animal/00000", "animal/00001", "toy/00000", "toy/00001"]
     loaded = found[3].load()
-    assert loaded.prompt == "a toy number 1" and loaded.example.inputs == () and loaded.example.size == (HEIGHT, WIDTH)
+    assert loaded.prompt == "a toy number 1" and loaded.inputs == () and loaded.size == (HEIGHT, WIDTH)
     assert loaded.truths[0] is not None and np.array_equal(pixels(loaded.truths[0]), front(1, 1))
 
 
@@ -240,9 +240,9 @@ def test_crello_as_folders_of_layers(tmp_path: Path) -> None:
     found = samples("crello", trees.crello_folders(tmp_path))
     assert [len(s.targets) for s in found] == [2, 3] and found[0].key == "design0"
     loaded = [sample.load() for sample in found]
-    assert np.array_equal(pixels(loaded[0].example.inputs[0])[..., :3], trees.composite(0))
-    assert loaded[1].example.targets == (Role.BACKGROUND, Role.FOREGROUND, Role.FOREGROUND)
-    made = loaded[1].example.inputs[0]  # nobody keeps the composite of the second one
+    assert np.array_equal(pixels(loaded[0].inputs[0])[..., :3], trees.composite(0))
+    assert loaded[1].targets == (Role.BACKGROUND, Role.FOREGROUND, Role.FOREGROUND)
+    made = loaded[1].inputs[0]  # nobody keeps the composite of the second one
     assert bool((made[3] == 1).all()) and not np.array_equal(pixels(made)[..., :3], back(1))
 
 
@@ -266,7 +266,7 @@ def test_crello_as_the_published_table(tmp_path: Path) -> None:
     parquet.write_table(arrow.Table.from_pylist([trees.design()]), tmp_path / "data" / "test-00000-of-00001.parquet")
     (sample,) = samples("crello", tmp_path)
     loaded = sample.load(120)
-    assert sample.key == "d1" and loaded.example.size == (90, 120) and len(loaded.truths) == 3
+    assert sample.key == "d1" and loaded.size == (90, 120) and len(loaded.truths) == 3
 
 
 def test_records_serve_what_they_can(tmp_path: Path) -> None:
@@ -274,11 +274,11 @@ def test_records_serve_what_they_can(tmp_path: Path) -> None:
     found = samples("folder", path, "matting_text")
     assert [s.key for s in found] == ["r0", "r1", "r2"] and found[2].prompt == "disk 2"
     loaded = found[2].load()
-    assert "disk 2" in loaded.example.instruction and loaded.truth(Role.FOREGROUND) is not None
-    assert torch.equal(loaded.example.inputs[0], found[2].load().example.inputs[0])
+    assert "disk 2" in loaded.instruction and loaded.truth(Role.FOREGROUND) is not None
+    assert torch.equal(loaded.inputs[0], found[2].load().inputs[0])
     assert [*found[2].asked().targets] == ["foreground"] and found[2].asked().truths[0].endswith("2-fg0.png")
     trimapped = samples("alphalayers", tmp_path, "matting_trimap")[0]
-    assert torch.equal(trimapped.load().trimap, trimapped.load().example.inputs[1][0])  # drawn alike each time
+    assert torch.equal(trimapped.load().trimap, trimapped.load().inputs[1][0])  # drawn alike each time
     with pytest.raises(InputError, match=r"no record in .* serves foreground_to_full.*they serve text_to_image"):
         samples("folder", manifest(tmp_path / "b", 2, background=None), "foreground_to_full")
 
@@ -286,7 +286,7 @@ def test_records_serve_what_they_can(tmp_path: Path) -> None:
 def test_pairs_are_of_the_task_that_is_named(tmp_path: Path) -> None:
     path = write_manifest(tmp_path / "AlphaLayers_matting.jsonl", [pair_row(tmp_path, 1, "Cut it out!")])
     (sample,) = samples("alphalayers", path, "matting_rough")
-    assert sample.instruction == "Cut it out!" == sample.load().example.instruction
+    assert sample.instruction == "Cut it out!" == sample.load().instruction
     asked = sample.asked()
     assert set(asked.inputs) == {"composite", "rough"} and asked.truths[0].endswith("1-out.png")
     with pytest.raises(InputError, match="input_images has 2, matting_auto takes 1"):

@@ -91,7 +91,7 @@ def test_grabcut_without_background_keeps_all_that_may_be_subject() -> None:
 def test_closed_form_recovers_a_soft_edge() -> None:
     rgb, alpha = scene(soft=6)
     trimap = masks.trimap(alpha, 4)
-    found = classical.closed_form(rgb, trimap)
+    found = classical.solve("cf", rgb, trimap)
     assert torch.equal(found[trimap != 0.5], trimap[trimap != 0.5])
     assert float(measure(found, alpha, trimap, "unknown")["mad"]) < 0.02
     assert float(measure(trimap, alpha, trimap, "unknown")["mad"]) > 0.1  # what it started from
@@ -101,7 +101,7 @@ def test_closed_form_without_sure_subject_answers_the_trimap() -> None:
     rgb, alpha = scene()
     trimap = masks.trimap(alpha * 0.6, 4)  # see-through: nothing is sure
     assert not classical.has_anchors(trimap) and classical.has_anchors(masks.trimap(alpha, 4))
-    assert torch.equal(classical.closed_form(rgb, trimap), trimap)
+    assert torch.equal(classical.solve("cf", rgb, trimap), trimap)
 
 
 def test_closed_form_is_pymatting_own() -> None:
@@ -111,7 +111,7 @@ def test_closed_form_is_pymatting_own() -> None:
     _, alpha = scene()
     trimap = masks.trimap(alpha, 6)
     theirs = estimate_alpha_cf(rgb.permute(1, 2, 0).double().numpy(), trimap.double().numpy())
-    assert float((classical.closed_form(rgb, trimap) - torch.from_numpy(theirs)).abs().max()) < 1e-3
+    assert float((classical.solve("cf", rgb, trimap) - torch.from_numpy(theirs)).abs().max()) < 1e-3
 
 
 def test_telea_fills_a_hole_and_touches_nothing_else() -> None:

@@ -413,7 +413,7 @@ def test_a_card_is_written_whole_or_not_at_all(
     def fail(*arguments: Any) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr("omnialpha.models.checkpoints.card.os.replace", fail)
-    with pytest.raises(OSError, match="no"):
+    monkeypatch.setattr("omnialpha.files.os.replace", fail)
+    with pytest.raises(InputError, match="could not be written .no."):
         replace(card, name="other").write(tmp_path)
     assert (tmp_path / "omnialpha.json").read_bytes() == before

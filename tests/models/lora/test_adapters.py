@@ -573,7 +573,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(model, base, tmp_path,
         raise OSError("disk full")
 
     monkeypatch.setattr(lora_files, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         adapters.save(model, tmp_path / "0.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
     assert (tmp_path / "0.safetensors").read_bytes() == old

@@ -14,8 +14,8 @@ from omnialpha.models.runtime import context_parallel
 # What each process runs; it ends with an error where the results differ.
 WORK = """
 import sys, torch, torch.distributed as dist
-from omnialpha.models.positions import Layout, batch_positions
-from omnialpha.models.transformer import MultiImageTransformer
+from omnialpha.models.transformer.positions import Layout, batch_positions
+from omnialpha.models.transformer.model import MultiImageTransformer
 
 AXES = (4, 6, 6)
 MASKED = [(Layout(((4, 6), (2, 2)), ((3, 5),)), 7), (Layout(((4, 6),), ((3, 4),)), 4)]

@@ -25,7 +25,7 @@ from omnialpha.tasks import TASKS
 from released import write_base
 from scripts import benchmark
 
-Peak = benchmark("_counting").Peak
+Peak = benchmark("common/memory").Peak
 
 ONE = Layout(((64, 64),), ((64, 64),))  # two pictures of 1024 x 1024 px
 

@@ -251,7 +251,7 @@ KILLED = """
 import os, sys
 from contextlib import ExitStack
 from pathlib import Path
-from omnialpha.models.offload import _own_folder
+from omnialpha.models.runtime.offload import _own_folder
 undo = ExitStack()
 place = _own_folder(Path(sys.argv[1]), 1000, undo)
 (place / "0").mkdir()

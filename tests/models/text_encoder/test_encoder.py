@@ -201,7 +201,7 @@ def test_pairs_and_single_prompts_are_told_apart(text_encoder: TextEncoder) -> N
 
 
 @torch.no_grad()
-def test_smaller_pictures_can_be_asked_of_a_loaded_instructor() -> None:
+def test_smaller_pictures_can_be_asked_of_a_loaded_text_encoder() -> None:
     """`picture_pixels` is the knob of an approximate saving: fewer picture tokens, another text."""
     text_encoder = build()
     made = []

@@ -85,11 +85,10 @@ def on_the_fly(cached, bank):
 
     def batch(index):
         made = mixture(bank).batch(cached.place(index))
-        dropped = cached.dropped(index, len(made.examples))
-        made.examples[:] = [replace(e, instruction="") if d else e for e, d in zip(made.examples, dropped, strict=True)]
-        return made
+        dropped = cached.dropped(index, len(made))
+        return [replace(e, instruction="") if d else e for e, d in zip(made, dropped, strict=True)]
 
-    return SimpleNamespace(batch=batch, seed=cached.seed)
+    return SimpleNamespace(batch=batch, weight=lambda index: 1.0, seed=cached.seed)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -186,12 +185,12 @@ def test_a_key_is_of_every_pixel_and_word(bank):
         return cache.key("model", batch)
 
     def word(batch):
-        batch.examples[2] = replace(batch.examples[2], instruction=batch.examples[2].instruction + ".")
+        batch[2] = replace(batch[2], instruction=batch[2].instruction + ".")
 
     keys = [
         changed(lambda batch: None),
-        changed(lambda batch: batch.targets[2][0, 3, 5, 5].add_(1e-3)),
-        changed(lambda batch: batch.examples[2].inputs[0][3, 5, 5].add_(1e-3)),
+        changed(lambda batch: batch[2].truths[0][3, 5, 5].add_(1e-3)),
+        changed(lambda batch: batch[2].inputs[0][3, 5, 5].add_(1e-3)),
         changed(word),
     ]
     same = mixture(bank).batch(1)
@@ -386,10 +385,12 @@ def test_batches_by_tokens(tmp_path, recipe, tiny_model, bank):
     made = config.build(runs.SFTRecipe, config.load(recipe, changes))
     read = made.objective()
     drawn = made.mixture(made.budget(tiny_model.card, tiny_model.vae))
-    kinds = [{e.task for e in drawn.batch(index).examples} for index in range(4)]
+    kinds = [{e.task for e in drawn.batch(index)} for index in range(4)]
     assert read.model.transformer.packs and max(map(len, kinds)) > 1
     for index in range(4):
-        source = SimpleNamespace(batch=lambda i: drawn.batch(read.mixture.place(i)), seed=read.mixture.seed)
+        place, seed = read.mixture.place, read.mixture.seed
+        own = {"batch": lambda i: drawn.batch(place(i)), "weight": lambda i: drawn.weight(place(i))}  # noqa: B023
+        source = SimpleNamespace(**own, seed=seed)
         got, wanted = read.losses(read.mixture, index), read.losses(source, index)
         assert got.keys() == wanted.keys()
         for name, value in wanted.items():
@@ -443,8 +444,8 @@ def test_flux_keeps_its_pooled_vectors(tmp_path, flux_folder, bank):
     for dropout in (0.0, 1.0):
         cond, x0 = opened(tmp_path / "out", model, dropout=dropout).draw(0, model)
         batch = drawn.batch(0)
-        words = [replace(e, instruction="") for e in batch.examples] if dropout else batch.examples
+        words = [replace(e, instruction="") for e in batch] if dropout else batch
         wanted = model.condition(words)
         torch.testing.assert_close(cond.pooled, wanted.pooled)
         torch.testing.assert_close(cond.text, wanted.text)
-        torch.testing.assert_close(x0, model.encode_targets(batch.targets, wanted))
+        torch.testing.assert_close(x0, model.encode_targets([e.true_layers() for e in batch], wanted))

@@ -23,7 +23,9 @@ from omnialpha.data.records.records import Layered, Part, Record
 from omnialpha.data.records.shards import Member
 from omnialpha.data.stream.datasets import DatasetSettings, Row, rows
 from omnialpha.errors import InputError
-from omnialpha.io import DAMAGED, MAX_PIXELS, atomic_write
+from omnialpha.files import atomic_write
+from omnialpha.io import DAMAGED
+from omnialpha.limits import MAX_PIXELS
 from omnialpha.tasks import MAPS, TASKS, Role, check_map
 
 ORIENTATION = 274  # EXIF: from 5 on, height and width change places

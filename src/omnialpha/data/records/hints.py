@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omnialpha import masks
-from omnialpha.data.stream.mixture import map_of
+from omnialpha.data.scene import map_of
 from omnialpha.models.finder import hint_of
 from omnialpha.tasks import Role
 

@@ -1,4 +1,4 @@
-"""Pictures of a record: read from wherever they lie, scaled and cut alike, and the maps drawn from an alpha."""
+"""Pictures of a record: read from wherever they lie, scaled and cut alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from omnialpha import masks
 from omnialpha.data.records.folders import scaled
-from omnialpha.data.stream.mixture import map_of
 from omnialpha.errors import InputError
 from omnialpha.io import read_image
 from omnialpha.tasks import MAPS, Role, check_map, map_values
@@ -120,14 +119,6 @@ def shown(picture: Tensor, role: Role) -> Tensor:
     return picture[3] if role is Role.FOREGROUND else picture[0]
 
 
-def drawn_map(role: Role, alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """The picture of a map, drawn from a true alpha (H, W). A trimap that would know nothing gets no unknown rim."""
-    values = map_of(role, alpha, generator)
-    if role is Role.TRIMAP and bool((values == 0.5).all()):
-        values = masks.trimap(alpha / alpha.max(), 0)
-    return masks.as_picture(values)
-
-
 def levels(picture: Tensor, role: Role) -> Tensor:
     """A given map after scaling, with no values but its own: {0, 1}, or {0, .5, 1} of a trimap; others unchanged."""
     if role not in MAPS:
@@ -135,8 +126,3 @@ def levels(picture: Tensor, role: Role) -> Tensor:
     steps = LEVELS.get(role)
     grey = check_map(picture, role)
     return grey if steps is None else (grey * steps).round() / steps
-
-
-def opaque(picture: Tensor) -> Tensor:
-    """(4, H, W) with alpha 1."""
-    return torch.cat([picture[:3], torch.ones_like(picture[3:])])

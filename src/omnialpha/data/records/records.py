@@ -10,8 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from omnialpha import masks, rgba
-from omnialpha.data.records.pictures import Handle, Size, drawn_map, fitted, levels, opaque, read_all, shown, told
+from omnialpha import masks
+from omnialpha.data.records.pictures import Handle, Size, fitted, levels, read_all, shown, told
+from omnialpha.data.scene import Caption, Scene, to_example
 from omnialpha.errors import InputError
 from omnialpha.tasks import DERIVED, MAPS, MAX_LAYERS, TASKS, Example, Role, Task
 from omnialpha.tasks import task as find_task
@@ -94,8 +95,8 @@ class Pair:
         if self.task and find_task(self.task).text:
             find_task(self.task).instruct(self.prompt)
 
-    def example(self, name: str, generator: torch.Generator, size: Size) -> tuple[Example, Tensor]:
-        """The request, and what it should return (m, 4, H, W); see `Layered.example`."""
+    def example(self, name: str, generator: torch.Generator, size: Size) -> Example:
+        """The request with its truths; see `Layered.example`."""
         if name != self.task:
             raise InputError(f"record {self.id!r} is a pair for {self.task or 'no task'}, not for {name}.")
         row, (inputs, outputs) = find_task(name), self.roles()
@@ -108,10 +109,13 @@ class Pair:
         for role, picture in zip(inputs, pictures, strict=False):
             given.setdefault(role, []).append(levels(picture, role))
         with told(self.id):
-            made = _ask(row, given, self.prompt if row.text else None, len(outputs), size, generator)
+            wording = int(torch.randint(1 << 16, (1,), generator=generator))
+            prompt = self.prompt if row.text else None
+            made = row.example(given, prompt=prompt, layers=len(outputs), size=size, wording=wording)
         whole = " ".join(self.prompt.split()) if not row.text else ""
         made = replace(made, instruction=whole, prompt=whole) if whole else made
-        return made, torch.stack(pictures[len(inputs) :])
+        trimap = made.given(Role.TRIMAP)
+        return replace(made, truths=tuple(pictures[len(inputs) :]), trimap=None if trimap is None else trimap[0])
 
 
 @dataclass(frozen=True)
@@ -195,19 +199,24 @@ class Layered:
                 row.instruct(self.prompt(row, range(self.layers)))
 
     def prompt(self, row: Task, chosen: Sequence[int]) -> str | None:
-        """What a text task is told, of these foregrounds."""
-        if row.text is None:
-            return None
-        if row.text is FULL and FULL not in self.captions:
-            return f"{' and '.join(self.captions[FG])} in front of {self.captions[BG][0]}"
-        texts = self.captions[row.text]
-        return " and ".join(texts[k] for k in chosen) if row.text is FG else texts[0]
+        """What a text task is asked with, of these foregrounds."""
+        return self._scene(torch.empty(self.layers, 4, 0, 0), range(self.layers), chosen).prompt(row)
 
-    def example(self, name: str, generator: torch.Generator, size: Size) -> tuple[Example, Tensor]:
-        """The request with its wording, its maps and its cut drawn anew, and what it should return (m, 4, *size).
+    def _scene(self, layers: Tensor, fronts: Sequence[int], chosen: Sequence[int]) -> Scene:
+        """Of these foregrounds (K, 4, H, W) and their captions, without the other pictures."""
+        texts = self.captions.get(FG, ())
+        back, full = (self.captions.get(role, ("",))[0] for role in (BG, FULL))
+        captions = tuple(Caption(texts[k]) for k in fronts) if texts else ()
+        return Scene(layers, None, None, captions, back, full, subject=tuple(map(fronts.index, chosen)))
 
-        Which foregrounds it is about says `chosen`. InputError for a task that it does not serve, and for pictures
-        that cannot be read, differ in size, or are empty.
+    def example(self, name: str, generator: torch.Generator, size: Size) -> Example:
+        """The request with its wording, its maps and its cut drawn anew, and its truths, all pictures of `size`.
+
+        Which foregrounds it is about says `chosen`.
+
+        Raises:
+            InputError: for a task that it does not serve, and for pictures that cannot be read, differ in size, or are
+                empty.
         """
         row = find_task(name)
         if name not in self.tasks():
@@ -215,21 +224,23 @@ class Layered:
         chosen = self.chosen(row, generator)
         wanted = {COMPOSITE if role is FULL else role for role in row.inputs + row.targets}
         derived = COMPOSITE in wanted and COMPOSITE not in self.pictures
-        keys = [(FG, k) for k in (range(self.layers) if derived else chosen)]
+        fronts = list(range(self.layers)) if derived else chosen
+        keys = [(FG, k) for k in fronts]
         keys += [(r, 0) for r in HELD if r is not FG and r in self.pictures and (r in wanted or derived and r is BG)]
         with told(self.id):
             raw = dict(zip(keys, read_all([self.pictures[r][k] for r, k in keys], [r for r, _ in keys]), strict=True))
             subjects = [shown(p, r) for (r, k), p in raw.items() if r in MAPS or (r is FG and k in chosen)]
             if any(float(subject.max()) <= masks.PRESENT for subject in subjects):
                 raise InputError("a foreground or a map is empty: take the row away.")
-            cut = fitted([*raw.values()], size, subjects, generator)
-            pictures = dict(zip(keys, cut, strict=True))
-            made = self._made(row, chosen, pictures, generator)
-            layers = len(made[FG]) + len(row.targets) - 1 if row.many is FG and FG in row.targets else None
-            given = {role: made[role] for role in row.inputs}
-            asked = _ask(row, given, self.prompt(row, chosen), layers, size, generator)
-        parts = {role: iter(made[role]) for role in row.targets}
-        return asked, torch.stack([next(parts[role]) for role in asked.targets])
+            pictures = dict(zip(keys, fitted([*raw.values()], size, subjects, generator), strict=True))
+            layers = torch.stack([pictures[FG, k] for k in fronts]) if fronts else torch.empty(0, 4, *size)
+            scene = replace(
+                self._scene(layers, fronts, chosen),
+                background=pictures.get((BG, 0)),
+                composite=pictures.get((COMPOSITE, 0)),
+                maps={role: levels(picture, role) for (role, _), picture in pictures.items() if role in MAPS},
+            )
+            return to_example(scene, row, generator)
 
     def chosen(self, row: Task, generator: torch.Generator) -> list[int]:
         """The foregrounds that a sample is about, back to front.
@@ -247,28 +258,6 @@ class Layered:
         alone = any(role in MAPS for role in row.inputs) and float(torch.rand((), generator=generator)) < 0.5
         return everything[-1:] if ours and alone else everything
 
-    def _made(
-        self, row: Task, chosen: list[int], pictures: dict[tuple[Role, int], Tensor], generator: torch.Generator
-    ) -> dict[Role, list[Tensor]]:
-        """The pictures of every role that the task has, from those at hand."""
-        fronts = {k: picture for (role, k), picture in pictures.items() if role is FG}
-        subject = [fronts[k] for k in chosen]
-        if subject and row.many is not FG:
-            subject = [rgba.recompose(subject) if len(subject) > 1 else subject[0]]
-        made: dict[Role, list[Tensor]] = {FG: subject}
-        if (BG, 0) in pictures:
-            back = pictures[BG, 0]
-            others = [layer for k, layer in fronts.items() if k not in chosen]
-            made[BG] = [opaque(rgba.recompose([back, *others])) if others else back]
-        if {COMPOSITE, FULL} & {*row.inputs, *row.targets}:
-            given = pictures.get((COMPOSITE, 0))
-            flat = opaque(rgba.recompose([pictures[BG, 0], *fronts.values()])) if given is None else given
-            made[COMPOSITE] = made[FULL] = [flat]
-        for role in set(row.inputs) & set(MAPS):
-            given = pictures.get((role, 0))
-            made[role] = [drawn_map(role, subject[0][3], generator) if given is None else levels(given, role)]
-        return made
-
 
 Record = Pair | Layered
 
@@ -280,18 +269,6 @@ def parse(values: Any, handle: Callable[[Any], Handle], task: str = "") -> Recor
     kind: type[Record] = Pair if {INPUTS, OUTPUTS} & values.keys() else Layered
     _known(values, kind.KEYS)
     return kind.parse(values, handle, task)
-
-
-def _ask(
-    row: Task,
-    given: dict[Role, list[Tensor]],
-    prompt: str | None,
-    layers: int | None,
-    size: Size,
-    generator: torch.Generator,
-) -> Example:
-    wording = int(torch.randint(1 << 16, (1,), generator=generator))
-    return row.example(given, prompt=prompt, layers=layers, size=size, wording=wording)
 
 
 def _id(values: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from omnialpha.data.records.pictures import Handle
 from omnialpha.data.records.records import HELD, INPUTS, OUTPUTS, SHORT, Record
 from omnialpha.errors import InputError
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write
 
 VERSION = 1  # of the index; another one is made anew
 BLOCK = tarfile.BLOCKSIZE
@@ -220,22 +220,18 @@ def pack(
 
 
 def _write(shard: Plan) -> None:
-    temporary = shard.path.with_name(f".{shard.path.name}.tmp")
-    try:
+    def write(temporary: Path) -> None:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, record in shard.records:
                 _add(tar, f"{key}.json", _json(record))
                 for part in record.parts():
                     data = part.handle.read_bytes() if isinstance(part.handle, Path) else part.handle.read()
                     _add(tar, f"{key}.{part.name}{part.handle.suffix.lower()}", data)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
         # the index comes first: once the shard has its name, it is finished and known for what it was made of
         index = {"version": VERSION, "size": _size(temporary), "digest": shard.digest, "records": _walk(temporary)}
-        atomic_write(index_path(shard.path), json.dumps(index).encode())
-        os.replace(temporary, shard.path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        atomic_write(index_path(shard.path), json.dumps(index))
+
+    atomic_write(shard.path, write)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Samples by number, and batches of them: so many of one task and size, or as many of any as a budget of tokens holds.
+"""Batches of examples by number: so many of one task and size, or as many of any as a budget of tokens holds.
 
 A stream of samples gives draws. Without a budget a batch is one draw, of `batch_size` samples that are alike. With one
 every draw is one sample, and a batch is several: BLOCK draws after another are put into as few batches as they fit.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
 import numpy as np
-from torch import Tensor
 
 from omnialpha.canvas import Grid, Size, plan
 from omnialpha.errors import InputError
@@ -23,18 +22,6 @@ from omnialpha.tasks import TASKS, Example, Task
 BLOCK = 4096  # draws that are planned at once
 STREAM = 0x3C6EF372  # between the numbers that order batches and those that other streams draw with the same seed
 SEEN = 28 * 28  # pixels of an input that are a text token to Qwen2.5-VL
-
-
-@dataclass(frozen=True)
-class Batch:
-    """examples: B requests; targets: of each the layers it should return, (m, 4, H, W), in output order.
-
-    weight: of the batch's mean loss, so that each sample counts alike: its samples over what batches have on average.
-    """
-
-    examples: list[Example]
-    targets: list[Tensor]
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +97,8 @@ class Draws:
     batch_size: int
     budget: Budget | None
 
-    def draw(self, numbers: Sequence[int]) -> Batch:
-        """The samples of these draws, one behind the other."""
+    def draw(self, numbers: Sequence[int]) -> list[Example]:
+        """The samples of these draws, one behind the other, with their truths."""
         raise NotImplementedError
 
     def shape(self, number: int) -> Shape:
@@ -122,10 +109,15 @@ class Draws:
         """All that can come."""
         raise NotImplementedError
 
-    def batch(self, index: int) -> Batch:
-        numbers = self.members(index)
-        weight = len(numbers) * len(self._packed(self._block_of(index))) / BLOCK if self.budget else 1.0
-        return replace(self.draw(numbers), weight=weight)
+    def batch(self, index: int) -> list[Example]:
+        """The examples of batch `index`, with their truths."""
+        return self.draw(self.members(index))
+
+    def weight(self, index: int) -> float:
+        """Of the batch's mean loss, so that each sample counts alike: its samples over what batches have on average."""
+        if not self.budget:
+            return 1.0
+        return len(self.members(index)) * len(self._packed(self._block_of(index))) / BLOCK
 
     def members(self, index: int) -> Sequence[int]:
         """Numbers of the draws of a batch; within a budget the largest samples come first, so that equal ones meet."""

@@ -1,4 +1,4 @@
-"""Which task is trained when, and how a layered record becomes an example: one record serves every task."""
+"""Batches of newly composed scenes, each of a task that is drawn by its weight."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from omnialpha import masks
-from omnialpha.data.stream.batches import Batch, Budget, Draws, Shape
+from omnialpha.data.scene import to_example
+from omnialpha.data.stream.batches import Budget, Draws, Shape
 from omnialpha.data.synthetic.bank import Bank
-from omnialpha.data.synthetic.scenes import Scenes, compose
-from omnialpha.tasks import MAPS, TASKS, Role, Task
+from omnialpha.data.synthetic.scenes import compose
+from omnialpha.tasks import TASKS, Example, Role, Task
 
 SEVERAL = ("decompose_auto", "foreground_to_full", "foreground_to_background")  # have up to two objects
 
@@ -32,9 +31,8 @@ class Mixture(Draws):
     def __post_init__(self) -> None:
         self.check()
 
-    def draw(self, numbers: Sequence[int]) -> Batch:
-        made = [self._draw(number) for number in numbers]
-        return Batch([e for one in made for e in one.examples], [t for one in made for t in one.targets])
+    def draw(self, numbers: Sequence[int]) -> list[Example]:
+        return [example for number in numbers for example in self._draw(number)]
 
     def shape(self, number: int) -> Shape:
         task, size, generator = self._begin(number)
@@ -52,29 +50,23 @@ class Mixture(Draws):
         size = self.sizes[int(torch.randint(len(self.sizes), (1,), generator=generator))]
         return TASKS[names[int(chosen)]], size, generator
 
-    def _draw(self, number: int) -> Batch:
+    def _draw(self, number: int) -> list[Example]:
         task, size, generator = self._begin(number)
         made = examples(task, self.bank, self.batch_size, size, generator)
         dropped = torch.rand(self.batch_size, generator=generator) < self.prompt_dropout
-        kept = [replace(e, instruction="") if drop else e for e, drop in zip(made.examples, dropped, strict=True)]
-        return Batch(kept, made.targets)
+        return [replace(e, instruction="") if drop else e for e, drop in zip(made, dropped, strict=True)]
 
 
-def examples(task: Task, bank: Bank, count: int, size: tuple[int, int], generator: torch.Generator) -> Batch:
-    """`count` examples of a task with their true targets, from newly composed scenes."""
+def examples(task: Task, bank: Bank, count: int, size: tuple[int, int], generator: torch.Generator) -> list[Example]:
+    """`count` examples of a task with their truths, from newly composed scenes of (height, width)."""
     objects = _objects(task, generator)
     scenes = compose(bank, count, objects, size, generator, apart=task.text is not None)
     wordings = torch.randint(1 << 16, (count,), generator=generator).tolist()
-    made, targets = [], []
-    for b in range(count):
-        pictures = _pictures(task, scenes, b, generator)
-        prompt = {None: None, Role.FOREGROUND: scenes.captions[b][0], Role.BACKGROUND: scenes.scene_captions[b]}.get(
-            task.text, scenes.full_caption(b)
-        )
-        layers = objects + 1 if task.name == "decompose_auto" else None
-        made.append(task.example(pictures, prompt=prompt, layers=layers, size=size, wording=wordings[b]))
-        targets.append(_targets(made[-1].targets, scenes, b))
-    return Batch(made, targets)
+    about = (0,) if task.text is Role.FOREGROUND else None  # a text names one
+    return [
+        to_example(replace(scene, subject=about), task, generator, wording)
+        for scene, wording in zip(scenes, wordings, strict=True)
+    ]
 
 
 def _objects(task: Task, generator: torch.Generator) -> int:
@@ -85,36 +77,3 @@ def _objects(task: Task, generator: torch.Generator) -> int:
     if task.name in SEVERAL:
         return 2 if draw < 0.25 else 1
     return 1
-
-
-def _pictures(task: Task, scenes: Scenes, b: int, generator: torch.Generator) -> dict[Role, Tensor | list[Tensor]]:
-    """The task's inputs, each taken or derived from record b."""
-    return {role: _picture(role, task, scenes, b, generator) for role in task.inputs}
-
-
-def _picture(role: Role, task: Task, scenes: Scenes, b: int, generator: torch.Generator) -> Tensor | list[Tensor]:
-    if role is Role.COMPOSITE:
-        return scenes.composite[b]
-    if role is Role.BACKGROUND:
-        return scenes.background[b]
-    if role is Role.FOREGROUND:
-        return list(scenes.layers[b])
-    assert role in MAPS
-    return masks.as_picture(map_of(role, scenes.layers[b, 0, 3], generator))
-
-
-def map_of(role: Role, alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """The map of a role, (H, W) in [0, 1], from a true alpha; radius drawn as in AlphaLayers."""
-    if role is Role.ALPHA:
-        return alpha
-    if role is Role.PRECISE:
-        return masks.precise(alpha / alpha.max())  # a see-through layer has no solid part but its most opaque one
-    radius = masks.draw_radius(alpha.shape[0], alpha.shape[1], generator)
-    return masks.trimap(alpha, radius) if role is Role.TRIMAP else masks.rough(alpha, radius)
-
-
-def _targets(roles: Sequence[Role], scenes: Scenes, b: int) -> Tensor:
-    """True layers (m, 4, H, W) for these roles; the k-th foreground asked for is the k-th layer from the back."""
-    fronts = iter(scenes.layers[b])
-    made = {Role.BACKGROUND: scenes.background[b], Role.FULL: scenes.composite[b]}
-    return torch.stack([next(fronts) if role is Role.FOREGROUND else made[role] for role in roles])

@@ -12,12 +12,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from omnialpha.data.records.check import Checked, header, load, served
 from omnialpha.data.records.pictures import Size
 from omnialpha.data.records.records import Pair, Record
-from omnialpha.data.stream.batches import BLOCK, Batch, Budget, Draws, Shape
+from omnialpha.data.stream.batches import BLOCK, Budget, Draws, Shape
 from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS, Example
@@ -95,11 +94,10 @@ class Stream(Draws):
             )
         self.check()
 
-    def draw(self, numbers: Sequence[int]) -> Batch:
+    def draw(self, numbers: Sequence[int]) -> list[Example]:
         jobs = [job for number in numbers for job in self._jobs(number)]
         with ThreadPoolExecutor(self.workers) as pool:
-            made = list(pool.map(self._example, jobs))
-        return Batch([example for example, _ in made], [targets for _, targets in made])
+            return list(pool.map(self._example, jobs))
 
     def shape(self, number: int) -> Shape:
         task, place, _ = self.plan(number)
@@ -161,13 +159,13 @@ class Stream(Draws):
         rows = range(turn * self.batch_size, (turn + 1) * self.batch_size)
         return [Job(task, place, *sample, size) for sample in zip(rows, seeds, dropped, strict=True)]
 
-    def _example(self, job: Job) -> tuple[Example, Tensor]:
+    def _example(self, job: Job) -> Example:
         source = self.sources[job.place]
         for tried in range(len(source.records)):
             record = self.row(job.place, job.row + tried)
             try:
-                made, targets = record.example(job.task, torch.Generator().manual_seed(job.seed), job.size)
-                return (replace(made, instruction="") if job.dropped else made), targets
+                made = record.example(job.task, torch.Generator().manual_seed(job.seed), job.size)
+                return replace(made, instruction="") if job.dropped else made
             except InputError as error:
                 if not source.skip:
                     raise

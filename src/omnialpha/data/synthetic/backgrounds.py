@@ -10,7 +10,7 @@ from numpy.random import Generator
 from omnialpha.data.synthetic.colors import NAMES
 from omnialpha.data.synthetic.shapes import Array, blend, contrasting, grid, lit, noise, pick, smoothstep, tint, warp
 
-Scene = tuple[Array, str]
+Picture = tuple[Array, str]
 
 
 def _axis(rng: Generator, n: int) -> Array:
@@ -25,20 +25,20 @@ def _pair(rng: Generator) -> tuple[str, str, Array, Array]:
     return a, b, tint(rng, a), tint(rng, b)
 
 
-def _gradient(rng: Generator, n: int) -> Scene:
+def _gradient(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     x, y = grid(n)
     ramp = smoothstep(-1, 1, _axis(rng, n)) if rng.random() < 0.7 else smoothstep(0, 1.3, np.hypot(x, y))
     return blend(np.broadcast_to(first, (n, n, 3)), second, ramp), f"a smooth gradient from {a} to {b}"
 
 
-def _plain(rng: Generator, n: int) -> Scene:
+def _plain(rng: Generator, n: int) -> Picture:
     a = pick(rng, NAMES)
     light = 1 + rng.uniform(0, 0.2) * _axis(rng, n) + rng.uniform(0, 0.15) * (noise(rng, n, 12) - 0.5)
     return tint(rng, a) * light[..., None], pick(rng, (f"a plain {a} wall", f"a {a} studio backdrop"))
 
 
-def _texture(rng: Generator, n: int) -> Scene:
+def _texture(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     field = noise(rng, n, rng.uniform(2, 12), 5, rng.uniform(0.4, 0.75))
     if rng.random() < 0.4:
@@ -48,7 +48,7 @@ def _texture(rng: Generator, n: int) -> Scene:
     )
 
 
-def _tiles(rng: Generator, n: int) -> Scene:
+def _tiles(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     x, y = grid(n)
     angle, skew = (0, 0) if rng.random() < 0.5 else (rng.uniform(0, 3.1), rng.uniform(-0.4, 0.4))
@@ -61,7 +61,7 @@ def _tiles(rng: Generator, n: int) -> Scene:
     return rgb, pick(rng, (f"a {a} and {b} checkerboard", f"a tiled floor in {a} and {b}"))
 
 
-def _stripes(rng: Generator, n: int) -> Scene:
+def _stripes(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     f = rng.uniform(1.5, 6)
     saw = np.abs((_axis(rng, n) * f) % 1 - 0.5)
@@ -71,7 +71,7 @@ def _stripes(rng: Generator, n: int) -> Scene:
     )
 
 
-def _shapes(rng: Generator, n: int) -> Scene:
+def _shapes(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     x, y = grid(n)
     rgb = np.broadcast_to(first, (n, n, 3))
@@ -83,7 +83,7 @@ def _shapes(rng: Generator, n: int) -> Scene:
     return rgb, pick(rng, (f"blurred {b} shapes on {a}", f"an abstract {a} background with {b} spots"))
 
 
-def _horizon(rng: Generator, n: int) -> Scene:
+def _horizon(rng: Generator, n: int) -> Picture:
     x, y = grid(n)
     sky = pick(rng, ("light blue", "light blue", "blue", "orange", "pink", "grey", "dark blue", "white"))
     below = pick(
@@ -107,7 +107,7 @@ def _horizon(rng: Generator, n: int) -> Scene:
     return rgb, f"{below} under a {sky} sky"
 
 
-def _wood(rng: Generator, n: int) -> Scene:
+def _wood(rng: Generator, n: int) -> Picture:
     name = pick(rng, ("brown", "beige", "orange", "grey", "white"))
     x, _ = grid(n)
     f = rng.uniform(1, 3) if rng.random() < 0.6 else 0.4  # planks, or one board
@@ -124,7 +124,7 @@ def _wood(rng: Generator, n: int) -> Scene:
     return rgb, pick(rng, (f"{name} wood grain", f"a {name} wooden table", f"{name} wooden planks"))
 
 
-def _lights(rng: Generator, n: int) -> Scene:
+def _lights(rng: Generator, n: int) -> Picture:
     x, y = grid(n)
     night = pick(rng, ("black", "dark blue", "brown", "purple", "dark green"))
     rgb = tint(rng, night) * (0.2 + 0.6 * noise(rng, n, 2, 2))[..., None]
@@ -138,7 +138,7 @@ def _lights(rng: Generator, n: int) -> Scene:
     return rgb, pick(rng, (f"out-of-focus {name} lights at night", f"{name} bokeh lights on {night}"))
 
 
-def _room(rng: Generator, n: int) -> Scene:
+def _room(rng: Generator, n: int) -> Picture:
     wall, floor = _pair(rng)[:2]
     x, y = grid(n)
     line = rng.uniform(-0.1, 0.6) + rng.uniform(-0.2, 0.2) * x
@@ -150,7 +150,7 @@ def _room(rng: Generator, n: int) -> Scene:
     return rgb, pick(rng, (f"a {floor} table in front of a {wall} wall", f"a {wall} wall above a {floor} floor"))
 
 
-def _bricks(rng: Generator, n: int) -> Scene:
+def _bricks(rng: Generator, n: int) -> Picture:
     name = pick(rng, ("red", "brown", "beige", "grey", "white", "orange"))
     x, y = grid(n)
     rows = rng.uniform(3, 7)
@@ -164,7 +164,7 @@ def _bricks(rng: Generator, n: int) -> Scene:
     return blend(stone, tint(rng, pick(rng, ("grey", "white", "beige"))), mortar), f"a {name} brick wall"
 
 
-def _blurred(rng: Generator, n: int) -> Scene:
+def _blurred(rng: Generator, n: int) -> Picture:
     names = [pick(rng, NAMES)]
     names.append(contrasting(rng, names[0]))
     rgb = np.broadcast_to(tint(rng, names[0]), (n, n, 3))
@@ -175,7 +175,7 @@ def _blurred(rng: Generator, n: int) -> Scene:
     return rgb, pick(rng, (f"a blurred {both} background", f"an out-of-focus scene in {both}"))
 
 
-def _ground(rng: Generator, n: int) -> Scene:
+def _ground(rng: Generator, n: int) -> Picture:
     kinds = ("green grass", "dark green foliage", "beige sand", "grey gravel", "white snow", "brown soil")
     name, what = pick(rng, kinds).rsplit(" ", 1)
     fine = noise(rng, n, n / 3, 2, 0.7)
@@ -185,7 +185,7 @@ def _ground(rng: Generator, n: int) -> Scene:
     return tint(rng, name) * light[..., None], f"{name} {what}"
 
 
-BACKGROUNDS: dict[str, Callable[[Generator, int], Scene]] = {
+BACKGROUNDS: dict[str, Callable[[Generator, int], Picture]] = {
     "plain": _plain, "gradient": _gradient, "texture": _texture, "tiles": _tiles, "stripes": _stripes,
     "shapes": _shapes, "horizon": _horizon, "wood": _wood, "lights": _lights, "room": _room, "bricks": _bricks,
     "blurred": _blurred, "ground": _ground,

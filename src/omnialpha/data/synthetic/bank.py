@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha.data.records.split import belongs
+from omnialpha.data.scene import Caption
 from omnialpha.data.synthetic import layers as synthetic
 from omnialpha.errors import InputError
 
@@ -26,22 +27,24 @@ TEST_SEED = 21  # of those: what was trained before there were splits has seen a
 
 @dataclass(frozen=True)
 class Bank:
-    """foregrounds (N, 4, S, S) straight RGBA, backgrounds (M, 3, S, S), uint8; one caption and one colour name each (""
-    if unknown).
+    """Layers and backgrounds to compose scenes from.
+
+    Attributes:
+        foregrounds: (N, 4, S, S) uint8, straight RGBA; captions: one each.
+        backgrounds: (M, 3, S, S) uint8; background_captions: one each.
     """
 
     foregrounds: Tensor
-    captions: tuple[str, ...]
-    colors: tuple[str, ...]
+    captions: tuple[Caption, ...]
     backgrounds: Tensor
-    scenes: tuple[str, ...]
+    background_captions: tuple[str, ...]
 
     @property
     def size(self) -> int:
         return int(self.foregrounds.shape[-1])
 
     def to(self, device: torch.device | str) -> Bank:
-        return Bank(self.foregrounds.to(device), self.captions, self.colors, self.backgrounds.to(device), self.scenes)
+        return replace(self, foregrounds=self.foregrounds.to(device), backgrounds=self.backgrounds.to(device))
 
 
 def join(banks: Sequence[Bank]) -> Bank:
@@ -49,9 +52,8 @@ def join(banks: Sequence[Bank]) -> Bank:
     return Bank(
         torch.cat([b.foregrounds for b in banks]),
         sum((b.captions for b in banks), ()),
-        sum((b.colors for b in banks), ()),
         torch.cat([b.backgrounds for b in banks]),
-        sum((b.scenes for b in banks), ()),
+        sum((b.background_captions for b in banks), ()),
     )
 
 
@@ -59,7 +61,7 @@ def procedural(foregrounds: int, backgrounds: int, size: int, seed: int, split: 
     """Layers and scenes drawn by `synthetic`, of one split, "train" or "test". Needs no files."""
     layers, captions = synthetic.bank(foregrounds, size, seed, split)
     scenes, places = synthetic.backgrounds(backgrounds, size, seed, split)
-    return Bank(_planes(layers), tuple(captions), ("",) * foregrounds, _planes(scenes), tuple(places))
+    return Bank(_planes(layers), tuple(captions), _planes(scenes), tuple(places))
 
 
 def unseen(size: int) -> Bank:
@@ -74,11 +76,11 @@ def read(folder: str | Path, size: int, split: str) -> Bank:
     folder = Path(folder)
     fronts, scenes = (_rows(folder / f"{kind}.jsonl", split) for kind in ("foregrounds", "backgrounds"))
     layers = [_layer(content, size, white="particle" in row["file"]) for row, content in fronts]
-    colors = tuple(synthetic.dominant_color(x) for x in layers)
     behind = [np.asarray(_square(Image.open(BytesIO(content)).convert("RGB"), size)) for _, content in scenes]
-    captions = tuple(row["caption"] or "object" for row, _ in fronts)
+    names = [row["caption"] or "object" for row, _ in fronts]
+    captions = tuple(Caption(name, name, synthetic.dominant_color(x)) for name, x in zip(names, layers, strict=True))
     places = tuple(row["caption"] or "a place" for row, _ in scenes)
-    return Bank(_planes(np.stack(layers)), captions, colors, _planes(np.stack(behind)), places)
+    return Bank(_planes(np.stack(layers)), captions, _planes(np.stack(behind)), places)
 
 
 def _rows(manifest: Path, split: str) -> list[tuple[dict[str, str], bytes]]:

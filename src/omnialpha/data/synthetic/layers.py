@@ -1,4 +1,4 @@
-"""Procedural RGBA layers and backgrounds with captions: soft alpha without end, from a seed alone."""
+"""Procedural RGBA layers and backgrounds with captions, any number of them from a seed alone."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from omnialpha.data.records import split as splits
+from omnialpha.data.scene import Caption
 from omnialpha.data.synthetic.backgrounds import BACKGROUNDS
 from omnialpha.data.synthetic.colors import COLORS, color_name, dominant_color
 from omnialpha.data.synthetic.shapes import OUTLINES, Array, draw_solid, pick
-from omnialpha.data.synthetic.thin_structures import FIBRES
-from omnialpha.data.synthetic.translucent import SOFT
+from omnialpha.data.synthetic.thin_structures import THIN_STRUCTURES
+from omnialpha.data.synthetic.translucent import TRANSLUCENT
 from omnialpha.errors import InputError
 
 __all__ = ["BACKGROUNDS", "COLORS", "KINDS", "SOLID", "background", "backgrounds", "bank", "color_name",
            "dominant_color", "draw"]  # fmt: skip
 
 SOLID = tuple(OUTLINES)
-_DRAWERS = {**FIBRES, **SOFT}
+_DRAWERS = {**THIN_STRUCTURES, **TRANSLUCENT}
 KINDS = (*SOLID, *_DRAWERS)
 
 
@@ -26,7 +27,7 @@ def _bytes(values: Array) -> NDArray[np.uint8]:
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def draw(kind: str, rng: Generator, size: int) -> tuple[NDArray[np.uint8], str]:
+def draw(kind: str, rng: Generator, size: int) -> tuple[NDArray[np.uint8], Caption]:
     """One layer (size, size, 4) uint8, straight alpha, that fills the square, and its caption."""
     if kind not in KINDS:
         raise InputError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
@@ -36,7 +37,7 @@ def draw(kind: str, rng: Generator, size: int) -> tuple[NDArray[np.uint8], str]:
     return _bytes(np.concatenate([rgb, alpha[..., None]], axis=-1)), caption
 
 
-def bank(count: int, size: int, seed: int, split: str = "train") -> tuple[NDArray[np.uint8], list[str]]:
+def bank(count: int, size: int, seed: int, split: str = "train") -> tuple[NDArray[np.uint8], list[Caption]]:
     """count layers (count, size, size, 4) of a split, evenly over KINDS, and captions. A layer depends on the seed and
     its number alone, and so does which split it is in: see `data.split.numbers`.
     """

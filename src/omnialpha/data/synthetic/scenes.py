@@ -1,43 +1,33 @@
-"""Layered records made in batches: foregrounds of a bank placed on its backgrounds, with the words to speak of them."""
+"""Scenes composed in batches: foregrounds of a bank placed on its backgrounds, with captions."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from omnialpha import rgba
+from omnialpha.data.scene import Caption, Scene
 from omnialpha.data.synthetic.bank import Bank
 
 PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """B layered records of one size. layers (B, K, 4, H, W) straight, back to front; background and composite (B, 4, H,
-    W).
-    """
-
-    layers: Tensor
-    background: Tensor
-    composite: Tensor
-    captions: list[list[str]]  # [B][K], one wording each, drawn anew
-    scene_captions: list[str]
-
-    def full_caption(self, index: int) -> str:
-        return f"{' and '.join(self.captions[index])} in front of {self.scene_captions[index]}"
-
-
 def compose(
     bank: Bank, count: int, objects: int, size: tuple[int, int], generator: torch.Generator, apart: bool = False
-) -> Scenes:
-    """Draw `count` scenes of `objects` layers each at (height, width). `apart` keeps layers in cells of their own."""
+) -> list[Scene]:
+    """Draw scenes of one size.
+
+    Args:
+        objects: layers of each.
+        size: (height, width) in pixels.
+        apart: keep layers in cells of their own.
+    """
     device = bank.foregrounds.device
     picks = torch.randint(len(bank.captions), (count, objects), generator=generator)
-    places = torch.randint(len(bank.scenes), (count,), generator=generator)
+    places = torch.randint(len(bank.background_captions), (count,), generator=generator)
     centers, scales = _placements(count, objects, generator, apart)
     flat = bank.foregrounds[picks.flatten().to(device)].float() / 255
     matrices = _affine(centers.flatten(0, 1), scales.flatten(), size, generator).to(device)
@@ -46,12 +36,20 @@ def compose(
     background = _background(bank.backgrounds[places.to(device)].float() / 255, size, generator)
     composite = rgba.recompose([background, *layers.unbind(1)])
     composite[:, 3] = 1.0
-    words = [
-        [_caption(bank, int(picks[b, k]), centers[b, k], objects, generator) for k in range(objects)]
+    return [
+        Scene(
+            layers[b],
+            background[b],
+            composite[b],
+            tuple(
+                _worded(bank.captions[int(picks[b, k])], place(centers[b, k]) if objects > 1 else "", generator)
+                for k in range(objects)
+            ),
+            _article(bank.background_captions[int(places[b])]),
+            items=tuple(picks[b].tolist()),
+        )
         for b in range(count)
     ]
-    scenes = [_article(bank.scenes[int(i)]) for i in places]
-    return Scenes(layers, background, composite, words, scenes)
 
 
 def _placements(count: int, objects: int, generator: torch.Generator, apart: bool) -> tuple[Tensor, Tensor]:
@@ -109,14 +107,16 @@ def _background(pictures: Tensor, size: tuple[int, int], generator: torch.Genera
     return torch.cat([rgb.clamp(0, 1), torch.ones_like(rgb[:, :1])], dim=1)
 
 
-def _caption(bank: Bank, index: int, center: Tensor, objects: int, generator: torch.Generator) -> str:
-    """A wording: with the colour where it is known, and in scenes of several objects often with the place."""
-    words, color = bank.captions[index], bank.colors[index]
+def _worded(caption: Caption, where: str, generator: torch.Generator) -> Caption:
+    """A wording drawn anew: often with the colour where it is known, and with the place where that is given."""
+    text = caption.text
     a, b = torch.rand(2, generator=generator).tolist()
-    if color and a < 0.6 and color not in words:
-        words = f"{color} {words}"
-    words = _article(words)
-    return f"{words} at the {place(center)}" if objects > 1 and b < 0.6 else words
+    if caption.color and a < 0.6 and caption.color not in text:
+        text = f"{caption.color} {text}"
+    text = _article(text)
+    if where and b < 0.6:
+        return caption._replace(text=f"{text} at the {where}", place=where)
+    return caption._replace(text=text)
 
 
 def place(center: Tensor) -> str:

@@ -6,6 +6,7 @@ never mixes with black, and the colour under alpha 0 is the object's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from omnialpha.data.scene import Caption
 from omnialpha.data.synthetic.colors import COLORS, NAMES, color_name, oklab
 
 Array = NDArray[np.floating[Any]]  # float32 wherever it is cheap to keep so
-Drawn = tuple[Array, Array, str]  # colour (n, n, 3), alpha (n, n), both [0, 1]; caption
+Drawn = tuple[Array, Array, Caption]  # colour (n, n, 3), alpha (n, n), both [0, 1]
 SUPERSAMPLE = 4
 NEUTRAL = ("white", "grey", "black")  # the eye forgives them no tint
 MARGIN = 0.94  # half the side of the drawing, where the square's is 1
@@ -92,6 +94,22 @@ def contrasting(rng: Generator, name: str) -> str:
 
 def article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def describe(rng: Generator, wordings: Iterable[str], color: str, an: bool = False, **words: str) -> Caption:
+    """A caption in a drawn wording.
+
+    Args:
+        wordings: templates with `{c}` for the colour; the name of what is drawn stands in [brackets].
+        color: the main colour, by its name in COLORS.
+        an: put an article in front.
+        **words: for the other fields of the templates.
+    """
+    text = pick(rng, wordings).format(c=color, **words)
+    found = re.search(r"\[(.+)\]", text)
+    assert found, text
+    text = text.replace("[", "").replace("]", "")
+    return Caption(article(text) if an else text, found[1], color)
 
 
 # --- outlines: unit polygons, (points (m, 2), fill) in drawing order -------------------------------------------------
@@ -252,19 +270,19 @@ def _pattern(rng: Generator, n: int, kind: str) -> Array:
 
 
 PATTERNS: dict[str, tuple[str, ...]] = {
-    "stripes": ("{a} striped {kind}", "{a} {kind} with {b} stripes", "{a} and {b} striped {kind}"),
-    "dots": ("{a} dotted {kind}", "{a} {kind} with {b} dots", "{a} {kind} with {b} polka dots"),
-    "plaid": ("{a} plaid {kind}", "{a} {kind} with {b} plaid"),
-    "marbled": ("{a} marbled {kind}", "{a} {kind} with {b} veins"),
-    "fading": ("{a} {kind} fading to {b}", "{a} and {b} {kind}"),
-    "plain": ("{a} {kind}", "plain {a} {kind}"),
-    "mottled": ("{a} {kind}", "rough {a} {kind}", "mottled {a} {kind}"),
+    "stripes": ("{c} striped [{kind}]", "{c} [{kind}] with {b} stripes", "{c} and {b} striped [{kind}]"),
+    "dots": ("{c} dotted [{kind}]", "{c} [{kind}] with {b} dots", "{c} [{kind}] with {b} polka dots"),
+    "plaid": ("{c} plaid [{kind}]", "{c} [{kind}] with {b} plaid"),
+    "marbled": ("{c} marbled [{kind}]", "{c} [{kind}] with {b} veins"),
+    "fading": ("{c} [{kind}] fading to {b}", "{c} and {b} [{kind}]"),
+    "plain": ("{c} [{kind}]", "plain {c} [{kind}]"),
+    "mottled": ("{c} [{kind}]", "rough {c} [{kind}]", "mottled {c} [{kind}]"),
 }
 
 
 def textured(
     rng: Generator, n: int, kind: str, names: tuple[str, ...] = NAMES, patterns: tuple[str, ...] = (*PATTERNS, "plain")
-) -> tuple[Array, str]:
+) -> tuple[Array, Caption]:
     """A colour field (n, n, 3) with one main colour, and its caption."""
     a = pick(rng, names)
     b, pattern = contrasting(rng, a), pick(rng, patterns)
@@ -275,7 +293,7 @@ def textured(
         rgb = base * (0.84 + 0.28 * noise(rng, n, rng.uniform(4, 16)))[..., None]
     else:
         rgb = blend(base, tint(rng, b), _pattern(rng, n, pattern))
-    return rgb, article(pick(rng, PATTERNS[pattern]).format(a=a, b=b, kind=kind))
+    return rgb, describe(rng, PATTERNS[pattern], a, an=True, b=b, kind=kind)
 
 
 def relief(rng: Generator, rgb: Array, alpha: Array) -> Array:

@@ -16,7 +16,7 @@ from omnialpha.data.synthetic.shapes import (
     SUPERSAMPLE,
     Array,
     Drawn,
-    article,
+    describe,
     grid,
     lit,
     noise,
@@ -68,10 +68,10 @@ def _shades(rng: Generator, base: Array, k: int, spread: float) -> Array:
 
 def _hair(rng: Generator, n: int) -> Drawn:
     name, (wording, fan, root_width, wave) = pick(rng, HAIR), [
-        (("a tuft of {} hair", "{} hair"), 0.7, 0.12, 0.25),
-        (("a lock of {} hair", "long {} hair", "a lock of wavy {} hair"), 0.2, 0.2, 0.8),
-        (("messy {} hair", "a tangle of {} hair"), 1.2, 0.3, 0.7),
-        (("a strand of thin {} hairs", "a few loose {} hairs"), 0.5, 0.1, 0.5),
+        (("a tuft of {c} [hair]", "{c} [hair]"), 0.7, 0.12, 0.25),
+        (("a lock of {c} [hair]", "long {c} [hair]", "a lock of wavy {c} [hair]"), 0.2, 0.2, 0.8),
+        (("messy {c} [hair]", "a tangle of {c} [hair]"), 1.2, 0.3, 0.7),
+        (("a strand of thin {c} [hairs]", "a few loose {c} [hairs]"), 0.5, 0.1, 0.5),
     ][style := int(rng.integers(4))]  # fmt: skip
     base, t = tint(rng, name), np.linspace(0, 1, 14)
     k = int(rng.integers(25, 60) if style == 3 else rng.integers(120, 240))
@@ -87,7 +87,7 @@ def _hair(rng: Generator, n: int) -> Drawn:
     paths = fill_square(rng, grow(root, course, rng.uniform(0.6, 1, k)), 3.1)
     width = rng.uniform(0.7, 1.6) * rng.uniform(0.5, 1.3, k) * np.where(astray, 0.6, 1) * n / 96
     rgb, alpha = strands(paths, width, _shades(rng, base, k, 0.26), base, n)
-    return rgb, alpha, pick(rng, wording).format(name)
+    return rgb, alpha, describe(rng, wording, name)
 
 
 def _fur(rng: Generator, n: int) -> Drawn:
@@ -109,9 +109,9 @@ def _fur(rng: Generator, n: int) -> Drawn:
     light = np.clip(rng.uniform(0.8, 1.14, k) - 0.14 * root[:, 1], 0.6, 1.3)
     colors = (base * light[:, None]).astype(np.float32)
     rgb, hairs = strands(paths, thick * n * rng.uniform(0.7, 1.3, k), colors, base, n)
-    form = pick(rng, ("furry {c} {k}", "fluffy {c} {k}", "{k} of {c} fur", "{c} fur {k}"))
-    phrase = article(form.format(c=name, k="ball" if kind == "circle" else kind))
-    return rgb, np.maximum(hairs, rasterize(shape, n)), phrase
+    forms = ("furry {c} [{k}]", "fluffy {c} [{k}]", "[{k}] of {c} fur", "{c} fur [{k}]")
+    caption = describe(rng, forms, name, an=True, k="ball" if kind == "circle" else kind)
+    return rgb, np.maximum(hairs, rasterize(shape, n)), caption
 
 
 def _feather(rng: Generator, n: int) -> Drawn:
@@ -130,7 +130,8 @@ def _feather(rng: Generator, n: int) -> Drawn:
     width = np.append(rng.uniform(0.012, 0.024) * n * rng.uniform(0.7, 1.2, k), 0.035 * n)
     colors = np.concatenate([_shades(rng, base, k, 0.12), base[None] * 0.8 + 0.12])
     rgb, alpha = strands(paths, width, colors, base, n)
-    return rgb, alpha, article(pick(rng, ("{} feather", "soft {} feather", "bird's feather in {}")).format(name))
+    forms = ("{c} [feather]", "soft {c} [feather]", "bird's [feather] in {c}")
+    return rgb, alpha, describe(rng, forms, name, an=True)
 
 
 def _grass(rng: Generator, n: int) -> Drawn:
@@ -142,7 +143,7 @@ def _grass(rng: Generator, n: int) -> Drawn:
     paths = fill_square(rng, paths, 0.05)
     colors = _shades(rng, base, k, 0.2)
     rgb, alpha = strands(paths, rng.uniform(0.015, 0.05) * n * rng.uniform(0.6, 1.3, k), colors, base, n)
-    return rgb, alpha, pick(rng, ("{} grass", "blades of {} grass", "a patch of {} grass")).format(name)
+    return rgb, alpha, describe(rng, ("{c} [grass]", "blades of {c} [grass]", "a patch of {c} [grass]"), name)
 
 
 def _branches(rng: Generator, n: int) -> Drawn:
@@ -163,7 +164,7 @@ def _branches(rng: Generator, n: int) -> Drawn:
     everything = fill_square(rng, np.concatenate(paths), 0.3)
     width = np.concatenate(widths) * n * rng.uniform(0.7, 1.3)
     rgb, alpha = strands(everything, width, _shades(rng, base, len(width), 0.15), base, n)
-    return rgb, alpha, pick(rng, ("a bare {} tree", "{} branches", "thin {} twigs")).format(name)
+    return rgb, alpha, describe(rng, ("a bare {c} [tree]", "{c} [branches]", "thin {c} [twigs]"), name)
 
 
 def _net(rng: Generator, n: int) -> Drawn:
@@ -176,7 +177,7 @@ def _net(rng: Generator, n: int) -> Drawn:
     threads = np.clip((half - saw) * n / (2 * f) + 0.5, 0, 1)
     outline = OUTLINES[pick(rng, ("square", "circle", "blob"))][0](rng)
     rgb = np.clip(tint(rng, name) * (1.05 - 0.25 * np.clip(saw / half, 0, 1))[..., None], 0, 1)
-    caption = article(pick(rng, ("{} net", "piece of {} mesh", "net of {} threads")).format(name))
+    caption = describe(rng, ("{c} [net]", "piece of {c} [mesh]", "[net] of {c} threads"), name, an=True)
     return rgb.astype(np.float32), threads * rasterize(place(rng, outline, 3.1), n), caption
 
 
@@ -190,7 +191,7 @@ def _lace(rng: Generator, n: int) -> Drawn:
     thread = np.clip((rng.uniform(0.3, 0.55) - holes) * n / (4 + rings) + 0.5, 0, 1)
     veil = rng.uniform(0, 0.35)  # the fine tulle between the threads
     rgb = np.clip(tint(rng, name) * (0.95 + 0.07 * np.cos(20 * r))[..., None], 0, 1).astype(np.float32)
-    caption = article(pick(rng, ("{} lace doily", "round piece of {} lace", "doily of {} lace")).format(name))
+    caption = describe(rng, ("{c} lace [doily]", "round piece of {c} [lace]", "[doily] of {c} lace"), name, an=True)
     return rgb, edge * (veil + (1 - veil) * thread), caption
 
 
@@ -220,11 +221,11 @@ def _scatter(rng: Generator, n: int) -> Drawn:
     alpha = np.asarray(image.reduce(SUPERSAMPLE), np.float32) / 255
     if blur:
         alpha = ndimage.gaussian_filter(alpha, blur * n / 96)
-    form = pick(rng, ("{c} {w}", "falling {c} {w}", "scattered {c} {w}"))
-    return lit(tint(rng, name), 0.85 + 0.3 * noise(rng, n, 12, 2)), alpha, form.format(c=name, w=what)
+    caption = describe(rng, ("{c} [{w}]", "falling {c} [{w}]", "scattered {c} [{w}]"), name, w=what)
+    return lit(tint(rng, name), 0.85 + 0.3 * noise(rng, n, 12, 2)), alpha, caption
 
 
-FIBRES: dict[str, Callable[[Generator, int], Drawn]] = {
+THIN_STRUCTURES: dict[str, Callable[[Generator, int], Drawn]] = {
     "hair": _hair, "fur": _fur, "feather": _feather, "grass": _grass, "branches": _branches, "net": _net, "lace": _lace,
     "scatter": _scatter,
 }  # fmt: skip

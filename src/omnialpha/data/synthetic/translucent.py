@@ -18,6 +18,7 @@ from omnialpha.data.synthetic.shapes import (
     Outline,
     article,
     blend,
+    describe,
     grid,
     lit,
     noise,
@@ -45,7 +46,7 @@ def flat(color: Array, n: int) -> Array:
 
 
 def frame(n: int) -> Array:
-    """1 inside, falling to 0 at the square's border, so that no soft layer is cut off."""
+    """1 inside, falling to 0 at the square's border, so that no layer is cut off."""
     x, y = grid(n)
     return smoothstep(1.0, 0.8, np.maximum(np.abs(x), np.abs(y)))
 
@@ -56,14 +57,14 @@ def _smoke(rng: Generator, n: int) -> Drawn:
     flow_x, flow_y = (noise(rng, n, rng.uniform(2, 4), 3) - 0.5 for _ in range(2))
     wisps = warp(noise(rng, n, rng.uniform(2.5, 5), 5, 0.55), 0.7 * flow_x, 0.7 * flow_y)
     if rng.random() < 0.6:  # a plume that rises and widens
-        wording = ("a plume of {} smoke", "a wisp of {} smoke", "{} smoke")
+        wording = ("a plume of {c} [smoke]", "a wisp of {c} [smoke]", "{c} [smoke]")
         envelope = np.exp(-(((x + 0.9 * flow_x) / (0.32 + 0.35 * (1 - y) / 2)) ** 2))
     else:
-        wording = ("a puff of {} smoke", "{} mist", "a cloud of {} vapour")
+        wording = ("a puff of {c} [smoke]", "{c} [mist]", "a [cloud] of {c} vapour")
         envelope = smoothstep(1.1, 0.1, np.hypot(x + 0.5 * flow_x, y + 0.5 * flow_y))
     alpha = envelope * frame(n) * smoothstep(0.25, 0.8, wisps + 0.2 * envelope)
     alpha = alpha * (rng.uniform(0.6, 0.8) / max(float(alpha.max()), 1e-3))
-    return lit(tint(rng, name), 0.85 + 0.3 * wisps), alpha, pick(rng, wording).format(name)
+    return lit(tint(rng, name), 0.85 + 0.3 * wisps), alpha, describe(rng, wording, name)
 
 
 def _cloud(rng: Generator, n: int) -> Drawn:
@@ -76,8 +77,8 @@ def _cloud(rng: Generator, n: int) -> Drawn:
         field = np.maximum(field, 1 - np.hypot(x - cx, y - cy) / r)
     rough = noise(rng, n, 4, 5, 0.6)
     alpha = smoothstep(-0.3, 0.3, field + 1.1 * (rough - 0.5)) * frame(n) * rng.uniform(0.8, 1)
-    form = pick(rng, ("fluffy {} cloud", "{} cloud", "soft {} cloud"))
-    return lit(tint(rng, name), 0.96 - 0.1 * y + 0.2 * (rough - 0.5)), alpha, article(form.format(name))
+    caption = describe(rng, ("fluffy {c} [cloud]", "{c} [cloud]", "soft {c} [cloud]"), name, an=True)
+    return lit(tint(rng, name), 0.96 - 0.1 * y + 0.2 * (rough - 0.5)), alpha, caption
 
 
 def _turned(right: list[list[float]]) -> Outline:
@@ -122,8 +123,9 @@ def _glass(rng: Generator, n: int) -> Drawn:
     shine = np.clip(0.85 * spot + 0.6 * rim * smoothstep(0.1, 0.7, -x - y), 0, 1)
     alpha = mask * np.clip(body + 0.28 * rim + 0.5 * shine, 0, 0.9)
     rgb = blend(flat(tint(rng, name), n), np.ones(3, np.float32), np.clip(0.85 * shine + 0.1 * rim, 0, 1))
-    form = pick(rng, ("{c} glass {k}", "see-through {c} glass {k}", "transparent {c} {k}", "{k} of {c} glass"))
-    return rgb, alpha, article(form.format(c=name, k=kind))
+    what = "[glass {k}]" if kind == "ball" else "glass [{k}]"
+    forms = (f"{{c}} {what}", f"see-through {{c}} {what}", "transparent {c} [{k}]", "[{k}] of {c} glass")
+    return rgb, alpha, describe(rng, forms, name, an=True, k=kind)
 
 
 def _bubble(rng: Generator, n: int) -> Drawn:
@@ -137,8 +139,8 @@ def _bubble(rng: Generator, n: int) -> Drawn:
     swirl = 0.5 + 0.5 * np.sin(np.arctan2(y, x) * 2 + 5 * noise(rng, n, 2, 2))
     rgb = blend(flat(tint(rng, name), n), tint(rng, pick(rng, VIVID)), 0.3 * swirl)
     alpha = inside * np.clip(rng.uniform(0.06, 0.16) + 0.55 * rim + 0.7 * spot, 0, 0.95)
-    form = pick(rng, ("{c} bubble", "{c} soap bubble", "transparent bubble with {c} reflections"))
-    return blend(rgb, np.ones(3, np.float32), 0.9 * spot), alpha, article(form.format(c=name))
+    forms = ("{c} [bubble]", "{c} soap [bubble]", "transparent [bubble] with {c} reflections")
+    return blend(rgb, np.ones(3, np.float32), 0.9 * spot), alpha, describe(rng, forms, name, an=True)
 
 
 FLAMES = {  # core, middle and edge
@@ -166,7 +168,7 @@ def _flame(rng: Generator, n: int) -> Drawn:
     core, middle, edge = (np.array(c, np.float32) for c in FLAMES[name])
     hot = smoothstep(0.7, 1.2, heat - 0.4 * up + 0.2)
     rgb = blend(blend(flat(edge, n), middle, smoothstep(0.05, 0.5, heat)), core, hot)
-    return rgb, alpha, article(pick(rng, ("{} flame", "burning {} flame", "{} fire")).format(name))
+    return rgb, alpha, describe(rng, ("{c} [flame]", "burning {c} [flame]", "{c} [fire]"), name, an=True)
 
 
 def _shadow(rng: Generator, n: int) -> Drawn:
@@ -178,7 +180,8 @@ def _shadow(rng: Generator, n: int) -> Drawn:
         u, v = x * np.cos(angle) + y * np.sin(angle), (y * np.cos(angle) - x * np.sin(angle)) / squash
         alpha = smoothstep(MARGIN, rng.uniform(-0.3, 0.6), np.hypot(u, v))
     rgb = flat(np.full(3, rng.uniform(0, 0.06), np.float32), n)
-    caption = pick(rng, ("a soft black shadow", "a blurred black shadow", "a black drop shadow"))
+    forms = ("a soft {c} [shadow]", "a blurred {c} [shadow]", "a {c} drop [shadow]")
+    caption = describe(rng, forms, "black")
     return rgb, alpha * np.float32(rng.uniform(0.3, 0.8)), caption
 
 
@@ -198,7 +201,7 @@ def _blur(rng: Generator, n: int) -> Drawn:
         word, axis = "motion-blurred", int(rng.integers(2))
         alpha = ndimage.uniform_filter1d(alpha, int(n * rng.uniform(0.15, 0.3)), axis=axis, mode="constant") * frame(n)
     rgb = ndimage.gaussian_filter(rgb, (sigma * n / 2, sigma * n / 2, 0))
-    return rgb, alpha, article(f"{word} {caption.split(' ', 1)[1]}")
+    return rgb, alpha, caption._replace(text=article(f"{word} {caption.text.split(' ', 1)[1]}"))
 
 
 def _fade(rng: Generator, n: int) -> Drawn:
@@ -209,7 +212,8 @@ def _fade(rng: Generator, n: int) -> Drawn:
     outline, turn = OUTLINES[kind]
     rgb, caption = textured(rng, n, kind)
     form = pick(rng, ("{} that fades to transparent", "{} with fading opacity", "{} that fades away"))
-    return rgb, rasterize(place(rng, outline(rng), turn), n) * ramp, form.format(caption)
+    faded = caption._replace(text=form.format(caption.text))
+    return rgb, rasterize(place(rng, outline(rng), turn), n) * ramp, faded
 
 
 def _glow(rng: Generator, n: int) -> Drawn:
@@ -220,7 +224,7 @@ def _glow(rng: Generator, n: int) -> Drawn:
     falloff = np.exp(-((r / rng.uniform(0.4, 0.65)) ** rng.uniform(1, 2)) / rays)
     alpha = falloff * smoothstep(1.0, 0.6, r) * rng.uniform(0.7, 1)
     rgb = blend(flat(tint(rng, name), n), np.ones(3, np.float32), 0.8 * smoothstep(0.35, 0.0, r))
-    return rgb, alpha, article(pick(rng, ("{} glow", "soft {} glow", "{} light flare")).format(name))
+    return rgb, alpha, describe(rng, ("{c} [glow]", "soft {c} [glow]", "{c} [light flare]"), name, an=True)
 
 
 def _veil(rng: Generator, n: int) -> Drawn:
@@ -230,8 +234,9 @@ def _veil(rng: Generator, n: int) -> Drawn:
     phase = (x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(5, 12) + 6 * (noise(rng, n, 2, 2) - 0.5)
     folds = 0.5 + 0.5 * np.sin(phase)
     mask = rasterize(place(rng, OUTLINES["blob"][0](rng), 3.1), n)
-    form = pick(rng, ("sheer {} fabric", "a translucent {} veil", "a piece of see-through {} cloth"))
-    return lit(tint(rng, name), 0.85 + 0.25 * folds), mask * (rng.uniform(0.2, 0.4) + 0.4 * folds**2), form.format(name)
+    forms = ("sheer {c} [fabric]", "a translucent {c} [veil]", "a piece of see-through {c} [cloth]")
+    caption = describe(rng, forms, name)
+    return lit(tint(rng, name), 0.85 + 0.25 * folds), mask * (rng.uniform(0.2, 0.4) + 0.4 * folds**2), caption
 
 
 def _paint(rng: Generator, n: int) -> Drawn:
@@ -245,13 +250,13 @@ def _paint(rng: Generator, n: int) -> Drawn:
         body = smoothstep(0.0, 0.15, rng.uniform(0.3, 0.6) - np.abs(v) + 0.2 * edge)
         dry = smoothstep(-0.3, 0.2, streaks - 0.25 - 0.45 * u + edge * 0.4)
         alpha: Array = body * dry * smoothstep(0.95, 0.85, np.abs(u) + 0.2 * edge)
-        wording = ("a {} brush stroke", "a stroke of {} paint")
+        wording = ("a {c} [brush stroke]", "a stroke of {c} [paint]")
     else:  # watercolour: thin in the middle, pigment dries at the rim
         level = 0.75 - np.hypot(x, y) + 0.8 * edge
         rim = np.exp(-(((level - 0.04) / 0.06) ** 2))
         alpha = smoothstep(0.0, 0.06, level) * (rng.uniform(0.3, 0.5) + 0.35 * rim + 0.3 * edge)
-        wording = ("a {} watercolour stain", "a splash of {} watercolour")
-    return lit(tint(rng, name), 1 + 0.2 * edge), np.clip(alpha, 0, 1) * frame(n), pick(rng, wording).format(name)
+        wording = ("a {c} [watercolour stain]", "a splash of {c} [watercolour]")
+    return lit(tint(rng, name), 1 + 0.2 * edge), np.clip(alpha, 0, 1) * frame(n), describe(rng, wording, name)
 
 
 @lru_cache(maxsize=1)
@@ -273,10 +278,11 @@ def _word(rng: Generator, n: int) -> Drawn:
     alpha = np.asarray(sheet, np.float32) / 255
     rgb, phrase = textured(rng, n, "letters", patterns=("plain", "plain", "fading", "mottled"))
     form = pick(rng, ("the word '{w}' in {p}", "text that says '{w}' in {p}", "'{w}' written in {p}"))
-    return relief(rng, rgb, alpha), alpha, form.format(w=word, p=phrase.split(" ", 1)[1])
+    caption = phrase._replace(text=form.format(w=word, p=phrase.text.split(" ", 1)[1]))
+    return relief(rng, rgb, alpha), alpha, caption
 
 
-SOFT: dict[str, Callable[[Generator, int], Drawn]] = {
+TRANSLUCENT: dict[str, Callable[[Generator, int], Drawn]] = {
     "word": _word, "smoke": _smoke, "cloud": _cloud, "glass": _glass, "bubble": _bubble, "flame": _flame,
     "shadow": _shadow, "blur": _blur, "fade": _fade, "glow": _glow, "veil": _veil, "paint": _paint,
 }  # fmt: skip

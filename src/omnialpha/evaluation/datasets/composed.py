@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from omnialpha.data.records import folders
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.folder_datasets import by_name, existing, inside, listed, matting, partial, unlike
 from omnialpha.evaluation.datasets.samples import Sample, digest
+from omnialpha.files import sha256
 from omnialpha.tasks import Role
 from omnialpha.tasks import task as find_task
 
@@ -59,7 +59,7 @@ class Composed:
         return file.getvalue()
 
     def digest(self) -> str:
-        return sha256("".join(map(digest, (self.front, self.alpha, self.back))).encode()).hexdigest()
+        return sha256(*map(digest, (self.front, self.alpha, self.back)))
 
     def __str__(self) -> str:
         return f"{self.front} on {self.back.name}"

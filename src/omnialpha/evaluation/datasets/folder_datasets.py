@@ -5,7 +5,6 @@ Names of folders and files are compared without regard to letter case and format
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from omnialpha.data.records import folders
 from omnialpha.data.records.pictures import Handle, read, shown
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.samples import Sample, digest, png
+from omnialpha.files import sha256
 from omnialpha.tasks import Role
 from omnialpha.tasks import task as find_task
 
@@ -84,7 +84,7 @@ class DrawnTrimap:
         return png(masks.as_picture(masks.trimap(alpha, RIM * min(alpha.shape))))
 
     def digest(self) -> str:
-        return hashlib.sha256(f"trimap {RIM} {digest(self.matte)}".encode()).hexdigest()
+        return sha256(f"trimap {RIM} {digest(self.matte)}")
 
     def __str__(self) -> str:
         return f"the trimap drawn from {self.matte}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
+from omnialpha.files import sha256
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Held:
         return self.data
 
     def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+        return sha256(self.data)
 
     def __str__(self) -> str:
         return self.name

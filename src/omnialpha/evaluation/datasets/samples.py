@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -15,34 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.data.records.pictures import Handle, Size, levels, opaque, read, read_all, shown
+from omnialpha.data.records.pictures import Handle, Size, levels, read, read_all, shown
 from omnialpha.data.records.records import Layered, Record
+from omnialpha.data.scene import opaque
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.files import sha256
 from omnialpha.tasks import Example, Role
 from omnialpha.tasks import task as find_task
 
 BLANK = 1024  # px a side of a picture that is made from text alone and has no truth
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """truths: (4, H, W) in the order of the example's targets, None where it is not known. trimap: (H, W). prompt: what
-    a text asks for, without the wording around it.
-    """
-
-    example: Example
-    truths: tuple[Tensor | None, ...]
-    trimap: Tensor | None = None
-    prompt: str = ""
-
-    def given(self, role: Role) -> Tensor | None:
-        """The first input of that role."""
-        return next((p for r, p in zip(self.example.roles, self.example.inputs, strict=True) if r is role), None)
-
-    def truth(self, role: Role) -> Tensor | None:
-        """Of the first target of that role."""
-        return self.truths[self.example.targets.index(role)]
 
 
 @dataclass(frozen=True)
@@ -109,15 +90,20 @@ class Sample:
     def identity(self, longer: int | None) -> str:
         """The same for the same pictures and words, measured at the same size."""
         told = [self.key, self.task, self.instruction, longer, [digest(handle) for handle in self.handles]]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return sha256(json.dumps(told))
 
-    def load(self, longer: int | None = None) -> Loaded:
-        """longer: of the larger side in px, to which all pictures are resized. InputError for pictures that are not
-        what they should be.
+    def load(self, longer: int | None = None) -> Example:
+        """The example, with its truths.
+
+        Args:
+            longer: of the larger side in px, to which all pictures are resized.
+
+        Raises:
+            InputError: for pictures that are not what they should be.
         """
         return self._of_files(longer) if self.record is None else self._of_record(self.record, longer)
 
-    def _of_files(self, longer: int | None) -> Loaded:
+    def _of_files(self, longer: int | None) -> Example:
         inputs = [(role, handle) for role, handles in self.inputs.items() for handle in handles]
         truths = [handle for handle in self.truths if handle is not None]
         others = truths + [h for h in [self.trimap] if h is not None]
@@ -136,14 +122,11 @@ class Sample:
         if self.grey:
             colour = example.inputs[0][:3]
             true = [None if t is None else torch.cat([colour, shown(t, Role.ALPHA)[None]]) for t in true]
-        return Loaded(self._asking(example), tuple(true), trimap, self.prompt)
+        return self._asking(replace(example, truths=tuple(true), trimap=trimap))
 
-    def _of_record(self, record: Record, longer: int | None) -> Loaded:
+    def _of_record(self, record: Record, longer: int | None) -> Example:
         size = sized(shape(read(self.handles[0])), longer)
-        example, layers = record.example(self.task, generator(self.key), size)
-        loaded = Loaded(self._asking(example), tuple(layers), prompt=self.prompt)
-        trimap = loaded.given(Role.TRIMAP)
-        return loaded if trimap is None else replace(loaded, trimap=trimap[0])
+        return self._asking(record.example(self.task, generator(self.key), size))
 
     def _asking(self, example: Example) -> Example:
         """In the words that `asked` keeps."""
@@ -163,7 +146,7 @@ def of_record(record: Record, task: str, key: str) -> Sample:
 
 def generator(key: str) -> torch.Generator:
     """Draws what a record leaves open, the same for the same sample."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]))
+    return torch.Generator().manual_seed(int(sha256(key)[:8], 16))
 
 
 def shape(picture: Tensor) -> Size:
@@ -191,7 +174,7 @@ def digest(handle: Handle) -> str:
         data = handle.read_bytes() if hasattr(handle, "read_bytes") else handle.read()
     except OSError as error:
         raise InputError(f"{handle} cannot be read ({error.strerror or error}): check the data set.") from error
-    return hashlib.sha256(data).hexdigest()
+    return sha256(data)
 
 
 @dataclass(frozen=True)
@@ -206,7 +189,7 @@ class Flattened:
         return png(opaque(rgba.flatten(rgba.recompose(read_all(self.layers)))))
 
     def digest(self) -> str:
-        return hashlib.sha256("".join(map(digest, self.layers)).encode()).hexdigest()
+        return sha256(*map(digest, self.layers))
 
     def __str__(self) -> str:
         return f"{self.layers[0]} and what lies before it"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, Message, Un
 from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, Pair, Shown, check_ground
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
+from omnialpha.files import sha256
 
 if TYPE_CHECKING:
     import httpx2
@@ -61,7 +61,7 @@ class Question:
         """The same for the same model, order, words and pictures, and for nothing else."""
         pictures = [(label, shown.digest) for label, shown in self.pictures]
         told = json.dumps([model, SIDES.index(self.first), self.text, FORM, pictures])
-        return hashlib.sha256(told.encode()).hexdigest()
+        return sha256(told)
 
     def messages(self) -> list[Message]:
         parts: list[Message] = [{"type": "text", "text": self.text}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.files import sha256
 from omnialpha.io import read_image
 
 SIDES = ("A", "B")
@@ -80,7 +80,7 @@ class Shown:
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+        return sha256(repr(self.pixels.shape), self.pixels.tobytes())
 
     def png(self) -> bytes:
         file = io.BytesIO()

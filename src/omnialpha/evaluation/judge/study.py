@@ -6,7 +6,6 @@ FOLDER/study.json who made what: stays with whoever runs the study
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, Pair, Pairs, Shown, check_ground
 from omnialpha.evaluation.judge.study_page import FORMAT, VERSION, page
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
-from omnialpha.io import atomic_write, read_image
+from omnialpha.files import atomic_write, sha256
+from omnialpha.io import read_image
 
 STUDY, PAGE, PICTURES = "study.json", "page", "pictures"
 TITLE = "Which result is better?"
@@ -81,7 +81,7 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
     if not samples:
         raise InputError(f"no sample can be asked about {', '.join(aspects)}: ask about overall or quality too.")
     data: dict[str, Any] = {"samples": shown, "questions": {name: ASPECTS[name].question for name in aspects}}
-    name = hashlib.sha256(json.dumps([data, [s.order for s in samples]]).encode()).hexdigest()[:12]
+    name = sha256(json.dumps([data, [s.order for s in samples]]))[:12]
     if (folder / STUDY).is_file() and read(folder).id != name:
         raise InputError(f"{folder} holds another study, whose answers would be lost: choose another folder.")
     study = Study(name, pairs.names, aspects, ground, WORDING, pairs.missing, samples)

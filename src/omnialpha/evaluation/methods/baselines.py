@@ -5,7 +5,6 @@ Each answers in the task's layers (m, 4, H, W) at the size that came in, and say
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +26,7 @@ from omnialpha.evaluation.methods.classical import (
     telea,
 )
 from omnialpha.evaluation.methods.method import Method, digests
+from omnialpha.files import sha256
 from omnialpha.refine import foreground
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
@@ -242,5 +242,5 @@ def finder(path: str | Path, name: str = "") -> Method:
         return F.interpolate(alpha[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
 
     made = _method(name or place.stem, _matting(cut), _rows("matting", "auto"), COLOUR, "onnxruntime")
-    identity = hashlib.sha256("\n".join(digests(place)).encode()).hexdigest()[:16]
+    identity = sha256("\n".join(digests(place)))[:16]
     return replace(made, identity=f"{made.identity} {identity}")

@@ -58,11 +58,6 @@ def has_anchors(trimap: Tensor) -> bool:
     return bool((trimap > FOREGROUND).any()) and bool((trimap < BACKGROUND).any())
 
 
-def closed_form(rgb: Tensor, trimap: Tensor) -> Tensor:
-    """pymatting's closed-form matting (Levin et al. 2008): alpha (H, W)."""
-    return solve("cf", rgb, trimap)
-
-
 def solve(kind: str, rgb: Tensor, trimap: Tensor) -> Tensor:
     """Alpha (H, W) by a method of pymatting: "cf", "knn", "lbdm" or "lkm".
 

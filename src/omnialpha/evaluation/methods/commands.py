@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -22,6 +21,7 @@ from omnialpha.data.records.folders import has_alpha
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.baselines import with_colour
 from omnialpha.evaluation.methods.method import Method
+from omnialpha.files import sha256
 from omnialpha.io import FORMATS, read_image, write_image
 from omnialpha.tasks import CATEGORIES, TASKS, Example, Role
 
@@ -180,7 +180,7 @@ def of_command(command: str, timeout: float = TIMEOUT, only: str = "", name: str
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         return [program.answer(example, seed) for example, seed in zip(examples, seeds, strict=True)]
 
-    identity = hashlib.sha256("\0".join((only, *words)).encode()).hexdigest()[:16]
+    identity = sha256("\0".join((only, *words)))[:16]
     return Method(name or program.name, make, program.does, f"command {identity}", told=f"command: {command.strip()}")
 
 

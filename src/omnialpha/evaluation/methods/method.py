@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnialpha.files import sha256
 from omnialpha.models.checkpoints.folders import Parts
 from omnialpha.models.families import FAMILIES
 from omnialpha.pipeline import OmniAlpha
@@ -66,7 +67,7 @@ def identity_of(parts: Parts, **settings: Any) -> str:
     folders = (parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders))
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
         told += [f"{place.name} {weight}", *digests(place)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+    return sha256("\n".join(told))[:32]
 
 
 def digests(place: Path) -> list[str]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from omnialpha.data.records.folders import has_alpha
 from omnialpha.errors import InputError
-from omnialpha.io import FORMATS, Picture, atomic_write, read_image, write_image
+from omnialpha.files import atomic_write
+from omnialpha.io import FORMATS, Picture, read_image, write_image
 
 SAMPLES, PREDICTIONS = "samples.jsonl", "predictions"
 GREY = 0.1  # channels of a grey JPEG differ by less

@@ -5,7 +5,6 @@ Named conventions, what CLIP-FID stands on and known traps: docs/metrics.md.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics.features import Features
+from omnialpha.files import sha256
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -78,12 +78,11 @@ class Clip:
     @cached_property
     def identity(self) -> str:
         """The same for the same weights, tokens and resizing."""
-        done = hashlib.sha256(repr(sorted(self.processor.to_dict().items(), key=lambda pair: pair[0])).encode())
-        done.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        parts: list[Any] = [repr(sorted(self.processor.to_dict().items(), key=lambda pair: pair[0]))]
+        parts.append(repr(sorted(self.tokenizer.get_vocab().items())))
         for name, value in sorted(self.model.state_dict().items()):
-            done.update(name.encode())
-            done.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return done.hexdigest()
+            parts += [name, value.cpu().contiguous().flatten().view(torch.uint8).numpy()]
+        return sha256(*parts)
 
     @property
     def limit(self) -> int:

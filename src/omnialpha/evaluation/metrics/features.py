@@ -5,7 +5,6 @@ An extractor is a function of uint8 pictures (B, 3, H, W), 0 to 255, that answer
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import warnings
 from collections.abc import Callable
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-
-MEBIBYTE = 2**20
+from omnialpha.files import sha256
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def load_features(spec: str, device: torch.device | str = "cpu") -> Features:
     """
     path = Path(spec).expanduser()
     if path.is_file():
-        return Features(path.name, _hash(path), _scripted(path, device))
+        return Features(path.name, sha256(path), _scripted(path, device))
     module, colon, name = spec.partition(":")
     if not colon or path.suffix in (".pt", ".pth"):
         raise InputError(f"{spec!r} is neither a TorchScript file nor package.module:function: check the path.")
@@ -68,11 +66,3 @@ def _scripted(path: Path, device: torch.device | str) -> Callable[[Tensor], Tens
     arguments = [argument.name for argument in module.forward.schema.arguments]
     more = {"return_features": True} if "return_features" in arguments else {}  # else it answers class scores
     return lambda pictures: module(pictures, **more)
-
-
-def _hash(path: Path) -> str:
-    done = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(MEBIBYTE):
-            done.update(part)
-    return done.hexdigest()

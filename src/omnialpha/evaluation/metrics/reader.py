@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,6 @@ from omnialpha.evaluation.metrics.matting import soft_iou
 SIDE = 32  # pixels a side of a normalised mask
 DRAWINGS = 48  # references a shape: they turn freely
 SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
-BY_LENGTH = sorted(synthetic.COLORS, key=len, reverse=True)  # "dark green" before "green"
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ def requests(n: int, seed: int, size: int) -> list[Request]:
     for i in range(n):
         kind = synthetic.SOLID[i % len(synthetic.SOLID)]
         pixels, caption = synthetic.draw(kind, np.random.default_rng((seed, i, 2)), size)
-        first = min((caption.find(c), -len(c), c) for c in BY_LENGTH if re.search(rf"\b{c}\b", caption))[2]
-        made.append(Request(first, kind, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255))
+        made.append(Request(caption.color, kind, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255))
     return made
 
 

@@ -227,12 +227,12 @@ def _pictures(runner: Runner, samples: Mapping[Entrant, Sample]) -> dict[str, Te
     made: dict[str, Tensor] = {}
     loaded = {sample.task: sample.load(runner.settings.size) for sample in samples.values()}
     for one in loaded.values():
-        made |= _named("given", one.example.roles, one.example.inputs)
+        made |= _named("given", one.roles, one.inputs)
     for one in loaded.values():
-        made |= _named("true", one.example.targets, one.truths)
+        made |= _named("true", one.targets, one.truths)
     for entrant, sample in samples.items():
         one = loaded[sample.task]
-        made |= _named(entrant.name, one.example.targets, tuple(runner.load(entrant, sample, one)))
+        made |= _named(entrant.name, one.targets, tuple(runner.load(entrant, sample, one)))
     return made
 
 

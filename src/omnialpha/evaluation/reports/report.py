@@ -24,7 +24,7 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write
 
 Row = dict[str, Any]  # figures are floats; None: there is none
 

@@ -120,8 +120,8 @@ def _case(suite: Suite, part: Part, model: Contestant, b: int, title: str, note:
     example = part.examples[b]
     pictures = {str(role): p for role, p in zip(example.roles, example.inputs, strict=True)}
     layers = dict(zip(model.names, suite.answers(part, model, b), strict=True))
-    if part.truth:
-        layers = {"true": part.truth(b), **layers}
+    if example.truths:
+        layers = {"true": example.true_layers(), **layers}
     for name, each in layers.items():
         pictures |= {f"{name}: {role}": layer for role, layer in zip(example.targets, each, strict=True)}
     return Case(f"{title}: picture {b}, {example.instruction}", note, pictures)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from omnialpha import config
 from omnialpha.canvas import Grid
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints import releases
 from omnialpha.sampling import Shift
 from omnialpha.tasks import TASKS, Example, Role
@@ -77,12 +77,12 @@ class Card:
     adapters: dict[str, float] = field(default_factory=dict)  # LoRA files of the folder to apply, and their weights
 
     def defaults(self, task: str) -> Defaults:
-        """Of a task by its name: its own, or its category's, or "*"."""
+        """Steps and guidance of a task by its name: its own, or its category's, or those of "*"."""
         keys = (task, TASKS[task].category, "*")
         return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
 
     def text(self, example: Example) -> str:
-        """What the model reads of an example. InputError for a task that it cannot do."""
+        """The instruction that the model reads of an example. Raises InputError for a task that it cannot do."""
         self.check_task(example.task)
         text, prompt = self.instructions.get(example.task), example.prompt
         own = prompt is not None and TASKS[example.task].text is None
@@ -123,13 +123,26 @@ class Card:
 
     @classmethod
     def read(cls, folder: Path) -> Card:
+        """Read the card of a model folder of ours. Raises InputError where there is none."""
         if not (folder / CARD).is_file():
             raise InputError(f"{folder} has no {CARD}: it is not a model folder of ours.")
         return config.build(cls, read_json(folder / CARD))
 
     @classmethod
     def of_diffusers(cls, folder: Path, name: str, license: str) -> Card:
-        """Of a diffusers pipeline, from its own files; what they do not say is as the published code has it."""
+        """Make the card of a diffusers pipeline from its files.
+
+        Args:
+            folder: of the pipeline.
+            name: of the model.
+            license: of the model.
+
+        Returns:
+            The card; what the files do not say is as the published code has it.
+
+        Raises:
+            InputError: a pipeline of another class.
+        """
         pipeline = read_json(folder / INDEX).get("_class_name")
         if pipeline not in PIPELINES:
             raise InputError(f"{folder / INDEX} is of a {pipeline}: use the folder of a {' or '.join(PIPELINES)}.")
@@ -145,6 +158,7 @@ class Card:
         return cls(name, license, values.pop("grid", RELEASED_GRID), shift=shift, **values)
 
     def write(self, folder: Path) -> None:
+        """Write the card into a folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CARD, dataclasses.asdict(self))
 
@@ -166,7 +180,7 @@ PIPELINES: dict[str, Mapping[str, Any]] = {
 
 
 def family_of(folder: Path) -> FamilyName | None:
-    """What a model folder says that its parts are of; None where it says nothing, as it holds a part alone."""
+    """The family that a model folder says its parts are of; None where it says nothing, as it holds a part alone."""
     if (folder / CARD).is_file():
         return Card.read(folder).family
     if (folder / INDEX).is_file():
@@ -206,9 +220,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    new = path.with_name(f".{path.name}.part")
-    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    """Write a table as JSON, whole or not at all."""
+    atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
 def forget_origin(path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from omnialpha.errors import InputError
-from omnialpha.io import swap
+from omnialpha.files import atomic_folder
 from omnialpha.models.checkpoints.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checkpoints.checking import check, check_component
 from omnialpha.models.checkpoints.folders import Parts, resolve
@@ -70,10 +70,7 @@ def convert(
     family = FAMILIES[parts.card.family]
     if layout == "diffusers":
         _check_expressible(parts, fuse)
-    new = destination.with_name(f".{destination.name}.part")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
+    with atomic_folder(destination) as new:
         for name in family.text_folders:
             _copy(parts.text / name, new / name, dtype, family.components.get(name))
         say("vae")
@@ -91,9 +88,6 @@ def convert(
         if layout == "diffusers":
             _finish_pipeline(parts.card, new)
         check(resolve(new))
-        swap(new, destination)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return destination
 
 

@@ -54,7 +54,7 @@ class Parts:
 
     @property
     def card(self) -> Card:
-        """With the schedule that few-step adapters bring."""
+        """The model's card with the schedule, steps and guidance that few-step adapters bring."""
         settings, card = sampling_settings(self.adapters), self.own_card
         if settings.shift is not None:
             card = dataclasses.replace(card, shift=settings.shift)
@@ -63,7 +63,7 @@ class Parts:
         return dataclasses.replace(card, sampling=sampling)
 
     def with_lora(self, lora: LoraLike | Iterable[LoraLike] = ()) -> Parts:
-        """With these adapters in the place of the present ones; see `resolve`."""
+        """A copy with these adapters in the place of the present ones; see `resolve`."""
         return dataclasses.replace(self, adapters=_adapters(None, None, lora))
 
 
@@ -166,7 +166,7 @@ def _find(sources: Sequence[Path], *parts: str) -> Path:
 
 
 def vae_folder(where: str | Path) -> Path:
-    """Of a bundled name, a VAE's folder, the folder of a model that has one, or a stored id."""
+    """The folder of a VAE, by a bundled name, its path, the path of a model that has one, or a stored id."""
     return _vae(_folder(where))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints import instructions
 from omnialpha.models.checkpoints.releases import ABOUT, ANY, RELEASES, Release
 
@@ -43,7 +44,7 @@ class Ref:
 
     @property
     def folder(self) -> Path:
-        """Where its repository is stored, or would be."""
+        """The folder where its repository is stored, or would be."""
         return home() / "models" / self.id.replace("/", "--") / self.revision.replace("/", "--")
 
     def __str__(self) -> str:
@@ -85,9 +86,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Put the record into a folder, whole or not at all."""
-        new = folder / f"{RECORD}.part"
-        new.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(new, folder / RECORD)
+        atomic_write(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def home() -> Path:

@@ -17,7 +17,14 @@ from omnialpha.models.transformer.positions import PATCH_SIZE
 
 
 def read_sizes(parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> ModelSizes:
-    """As `ModelSizes.read`. tabulated: no difference, since modulation is computed in the blocks."""
+    """The sizes of a FLUX model, from its folders, without reading weights.
+
+    Args:
+        parts: the folders.
+        vae: the autoencoder.
+        dtype: what the model runs in, by default the card's.
+        tabulated: makes no difference, since modulation is computed in the blocks.
+    """
     components = FAMILIES["flux"].components
     transformer: Any = check_component(parts.transformer, components["transformer"])
     clip, t5 = (check_component(parts.text / n, components[n]) for n in ("text_encoder", "text_encoder_2"))

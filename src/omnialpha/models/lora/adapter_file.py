@@ -19,7 +19,7 @@ from omnialpha.sampling import Shift
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a few-step LoRA was distilled for; None where it says nothing."""
+    """Sampling settings that a few-step LoRA was distilled for; None where it says nothing."""
 
     steps: int | None = None
     guidance: float | None = None
@@ -55,7 +55,7 @@ class AdapterFile(Settings):
 
     @classmethod
     def parse(cls, text: str) -> AdapterFile:
-        """From path[:weight][@preset]. A path that exists is taken whole; other colons and @ stay in the path."""
+        """Read path[:weight][@preset]. A path that exists is taken whole; other colons and @ stay in the path."""
         weight, preset = 1.0, Settings()
         if not Path(text).exists():
             head, _, tail = text.rpartition("@")
@@ -81,7 +81,7 @@ def _usable(name: str) -> str:
 
 
 def describe(file: AdapterFile) -> AdapterFile:
-    """With the path of the file itself, and the settings in its header where none were given. Reads no weights."""
+    """Fill in the path of the file itself and the settings in its header that were not given. Reads no weights."""
     path = lora_files.find_file(file.path)
     try:
         own = config.build(Settings, lora_files.read_settings(path))

@@ -36,7 +36,7 @@ APPLIED = "adapters"  # the attribute of a transformer that holds what is on it:
 
 
 def applied(transformer: nn.Module) -> tuple[AdapterFile, ...]:
-    """What is on the model, in order; the path of one that was added for training is empty."""
+    """The adapters on the model, in order; the path of one that was added for training is empty."""
     return tuple(_files(transformer).values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints.headers import read_header
 from omnialpha.models.lora.names import Modules, split, unfused
 
@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, int]]  # of a model's linear modules by name: (
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one weight W (out, in): W + alpha / r * up @ down, with down (r, in), up (out, r).
+    """The low-rank change of one weight W (out, in): W + alpha / r * up @ down, with down (r, in), up (out, r).
 
     magnitude (out,), for DoRA: the lengths that the rows of that sum are given.
     """
@@ -41,7 +41,7 @@ class Factors:
         return self.down.shape[0]
 
     def delta(self, weight: Tensor, scale: float = 1.0) -> Tensor:
-        """What so much of it adds to the weight W (out, in), where that is and in its dtype."""
+        """The change (out, in) that is added to the weight W (out, in), on its device and in its dtype, times scale."""
         down, up = self.down.to(weight), self.up.to(weight)
         low_rank = scale * self.alpha / self.rank * (up @ down)
         if self.magnitude is None:
@@ -216,10 +216,6 @@ def write(path: Path, factors: Mapping[str, Factors], settings: Mapping[str, Any
         state |= {f"transformer.{module}.lora_A.weight": own.down, f"transformer.{module}.lora_B.weight": own.up}
         if own.magnitude is not None:
             state[f"transformer.{module}.lora_magnitude_vector"] = own.magnitude
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, temporary, header)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    atomic_write(path, lambda temporary: save_file(state, temporary, header))
     return path

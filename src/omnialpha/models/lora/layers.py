@@ -21,8 +21,9 @@ T = TypeVar("T")
 
 
 def with_all_modules(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
-    """Of a function of a transformer: meanwhile a table of modulation gives back the modules it has taken, and all
-    that was computed from the weights is forgotten.
+    """Decorate a function of a transformer, so that it meets all modules.
+
+    Meanwhile a table of modulation gives back those it has taken, and what was computed from the weights is forgotten.
     """
 
     @wraps(function)
@@ -103,7 +104,7 @@ def unused_parameters(transformer: nn.Module) -> frozenset[str]:
 
 
 def delta(layer: LoraLayer, name: str, weight: Tensor) -> Tensor:
-    """What an adapter, as it is weighed, adds to the weight (out, in), in its dtype."""
+    """The change (out, in) that an adapter, as it is weighed, makes to a weight (out, in), in its dtype."""
     lengths, alpha = layer.lora_magnitude_vector, layer.scaling[name] * layer.r[name]
     magnitude = lengths[name].weight if name in lengths else None
     return Factors(layer.lora_A[name].weight, layer.lora_B[name].weight, alpha, magnitude).delta(weight)

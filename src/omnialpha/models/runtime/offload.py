@@ -44,7 +44,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Streams:
-    """Of an instruction encoder: models whose blocks move, modules that stay on the device, the word embedding."""
+    """What of a text encoder moves: models whose blocks do, modules that stay on the device, the word embedding."""
 
     groups: tuple[nn.Module, ...]
     small: tuple[nn.Module, ...]

@@ -4,7 +4,6 @@ Lengths are in tokens, sizes are (height, width). The wording around an instruct
 """
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -18,6 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qw
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_folder
 from omnialpha.models.runtime.offload import Streams
 from omnialpha.models.text_encoder.vision import patchify_all, speed_up, tower_inputs
 
@@ -228,11 +228,8 @@ def save_parts(folder: str | Path, parts: Mapping[str, Any], dtype: torch.dtype 
     for name, part in parts.items():
         if isinstance(part, nn.Module) and dtype not in (None, part.dtype):
             part = copy.deepcopy(part).to(dtype)
-        new = Path(folder) / f".{name}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        part.save_pretrained(new)
-        shutil.rmtree(new.with_name(name), ignore_errors=True)
-        new.rename(new.with_name(name))
+        with atomic_folder(Path(folder) / name) as new:
+            part.save_pretrained(new)
 
 
 def _join(row: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:

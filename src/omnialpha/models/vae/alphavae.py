@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.files import atomic_write
 from omnialpha.models.checkpoints.card import forget_origin
 from omnialpha.models.flux import vae as flux_vae
 from omnialpha.models.flux.vae import FluxVAE
@@ -137,10 +138,8 @@ class AlphaVAE(Autoencoder):
         statistics = {k: self.config[k] for k in ("latents_mean", "latents_std")}  # training may have moved them
         config |= {k: list(v) for k, v in statistics.items() if v is not None}
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(unfold(self.state_dict(), template), folder / f"{WEIGHTS}.part")
-        (folder / "config.json.part").write_text(json.dumps(config, indent=2) + "\n")
-        for name in (WEIGHTS, "config.json"):
-            os.replace(folder / f"{name}.part", folder / name)
+        atomic_write(folder / WEIGHTS, partial(save_file, unfold(self.state_dict(), template)))
+        atomic_write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
     @torch.no_grad()
     def widened(self) -> Self:

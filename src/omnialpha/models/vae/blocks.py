@@ -30,6 +30,7 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         channels = self.gamma.shape[0]
         y = F.rms_norm(x.movedim(1, -1), (channels,), self.gamma.flatten(), NORM_FLOOR**2 / channels)
         return y.movedim(-1, 1)
@@ -56,7 +57,7 @@ def convolved(norm: RMSNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = No
 
 
 class ResidualBlock(nn.Module):
-    """Of the chain in which each block alone reads what the one before it made: its input may be overwritten."""
+    """Two convolutions with norm and SiLU before each, and a shortcut. Its input may be overwritten."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -118,6 +119,8 @@ class Resample(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """A residual block, attention and a residual block, at the lowest resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([AttentionBlock(channels)])
@@ -136,6 +139,7 @@ class Chain(nn.Module):
     _gradient_checkpointing_func: Callable[[nn.Module, Tensor], Tensor]
 
     def through(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Run the layers one after the other, with checkpointing where it is on."""
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer in layers:
             x = self._gradient_checkpointing_func(layer, x) if again else layer(x)
@@ -143,6 +147,8 @@ class Chain(nn.Module):
 
 
 class UpBlock(Chain):
+    """Residual blocks of one resolution, and the doubling behind them."""
+
     def __init__(self, channels_in: int, channels_out: int, blocks: int, up: bool) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks

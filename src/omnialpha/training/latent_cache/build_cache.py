@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.stream.stream import Stream
 from omnialpha.errors import InputError
-from omnialpha.io import atomic_write
+from omnialpha.files import atomic_write
 from omnialpha.models.runtime.placement import DTYPES
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.latent_cache import cache
@@ -128,15 +127,12 @@ def _write(
     records: list[cache.Json] = []
     tensors: cache.Tensors = {}
     for place, index in enumerate(indexes):
-        record, made = cache.encode(model, identity, mixture.batch(index), dtype)
+        record, made = cache.encode(model, identity, mixture.batch(index), mixture.weight(index), dtype)
         records.append(record)
         tensors |= {f"{place}.{name}": value for name, value in made.items()}
         watch(index + 1, total)
-    part = path.with_name(f".{path.name}.part")
+    header = {"batches": json.dumps(records)}  # one entry: their order is not kept
     try:
-        save_file(tensors, part, {"batches": json.dumps(records)})  # one entry: their order is not kept
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, header))
+    except SafetensorError as error:
         raise InputError(f"{path} could not be written ({error}); free space and run it again.") from error
-    finally:
-        part.unlink(missing_ok=True)

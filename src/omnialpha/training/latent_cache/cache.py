@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnialpha.condition import Condition, pad
 from omnialpha.data.records.pictures import Size
-from omnialpha.data.stream.batches import Batch
 from omnialpha.errors import InputError
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example, Role
@@ -36,15 +35,17 @@ STREAM = 0x2545F491  # between the numbers that order batches and those that oth
 
 
 @torch.no_grad()
-def encode(model: OmniAlpha, identity: str, batch: Batch, dtype: torch.dtype) -> tuple[Json, Tensors]:
-    """A batch as it is stored: its record, and rows of all samples one behind the other, without padding.
+def encode(
+    model: OmniAlpha, identity: str, batch: list[Example], weight: float, dtype: torch.dtype
+) -> tuple[Json, Tensors]:
+    """A batch of a mixture and its weight as they are stored: the record, and rows of all samples without padding.
 
     inputs (sum Li, C), targets (sum Lt, C), text (sum T, D), and blank: the text of an empty instruction without the
     tokens that it begins with as the other does, which a causal encoder makes the same of; pooled (2, B, P).
     """
-    cond = model.condition(batch.examples, guided=True)
-    blank = cond.negative or model.condition([replace(e, instruction="") for e in batch.examples])
-    x0 = model.encode_targets(batch.targets, cond)
+    cond = model.condition(batch, guided=True)
+    blank = cond.negative or model.condition([replace(e, instruction="") for e in batch])
+    x0 = model.encode_targets([e.true_layers() for e in batch], cond)
     counts = [(layout.input_tokens, layout.target_tokens) for layout in cond.layouts]
     text, other = (
         [row[:length].to(dtype) for row, length in zip(c.text, c.lengths, strict=True)] for c in (cond, blank)
@@ -61,7 +62,7 @@ def encode(model: OmniAlpha, identity: str, batch: Batch, dtype: torch.dtype) ->
     tensors = {name: value.to("cpu", dtype).contiguous() for name, value in tensors.items()}
     record = {
         "key": key(identity, batch),
-        "weight": batch.weight,
+        "weight": weight,
         "examples": plain(list(cond.examples)),
         "counts": counts,
         "lengths": [len(row) for row in text],
@@ -242,7 +243,7 @@ class CachedBatches:
         return decode(model, record, tensors, self.dropped(index, len(record["examples"])))
 
     def weight(self, index: int) -> float:
-        """As of `Batch`."""
+        """As of a mixture."""
         path, at = self._where(index)
         return float(records(path)[at]["weight"])
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnialpha.data.stream.batches import Batch
 from omnialpha.models.checkpoints.folders import Card, Parts
 from omnialpha.models.families import FAMILIES
 from omnialpha.pipeline import OmniAlpha
@@ -61,10 +60,10 @@ def files(parts: Parts) -> Json:
     return json.loads(as_bytes(_settings(parts.card) | {"dtype": parts.card.dtype, "files": found}))
 
 
-def key(model: str, batch: Batch) -> str:
+def key(model: str, batch: list[Example]) -> str:
     """Of what is encoded, for a model of this identity: pixels, instructions, tasks."""
-    made = hashlib.sha256(as_bytes([model, plain(batch.examples)]))
-    for tensor in (*(p for e in batch.examples for p in e.inputs), *batch.targets):
+    made = hashlib.sha256(as_bytes([model, plain(batch)]))
+    for tensor in (*(p for e in batch for p in e.inputs), *(e.true_layers() for e in batch)):
         made.update(as_bytes(list(tensor.shape)))
         made.update(_contents(tensor))
     return made.hexdigest()

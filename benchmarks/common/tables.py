@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from omnialpha.files import atomic_write
 
 Cell = str | float | int | bool | None
 
@@ -80,12 +81,6 @@ def save(tables: Sequence[Table], settings: dict[str, Any], as_json: Path | None
     """Write the files that were asked for, each under a temporary name first."""
     if as_json:
         tree = {"settings": settings, "tables": [t.tree() for t in tables]}
-        _write(as_json, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+        atomic_write(as_json, json.dumps(tree, indent=2, allow_nan=False) + "\n")
     if as_markdown:
-        _write(as_markdown, "\n\n".join(t.markdown() for t in tables) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        atomic_write(as_markdown, "\n\n".join(t.markdown() for t in tables) + "\n")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from _report import Cell, Table
-from _runs import example
-from _timing import in_turn, medians
 from torch import Tensor
 
+from common.runs import example
+from common.tables import Cell, Table
+from common.timing import in_turn, medians
 from omnialpha import pipeline as pipelines
 from omnialpha.condition import Condition
 from omnialpha.models.transformer.model import MultiImageTransformer, Shared

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _released import LOADERS
-from _timing import now, peak_bytes
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as published
 from PIL import Image
 from torch import Tensor
 
+from common.released_layout import LOADERS
+from common.timing import now, peak_bytes
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import sample, schedule
 from omnialpha.tasks import TASKS, Example

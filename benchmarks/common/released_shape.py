@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from _runs import example
-from _savings import TIME, Make, WholeLastBlock, branches
-from _timing import now
 from diffusers import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from torch import Tensor, nn
 
+from common.runs import example
+from common.savings import TIME, Make, WholeLastBlock, branches
+from common.timing import now
 from omnialpha.condition import Condition
 from omnialpha.models.checkpoints.card import RELEASED_GRID, Card
 from omnialpha.models.runtime.quantize import quantize

@@ -10,12 +10,12 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-from _report import Cell, Table
-from _savings import Bench, spread
-from _timing import in_turn, medians
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from common.savings import Bench, spread
+from common.tables import Cell, Table
+from common.timing import in_turn, medians
 from omnialpha import rgba
 from omnialpha.evaluation.datasets import heldout
 from omnialpha.evaluation.datasets.heldout import HeldOut
@@ -96,7 +96,7 @@ def quantized(model: OmniAlpha, kind: str) -> OmniAlpha:
 
 def examples_of(task: str, held: HeldOut, size: tuple[int, int]) -> list[Example]:
     if task == "text_to_image":
-        return [TASKS[task].example(prompt=row[0], size=size) for row in held.captions]
+        return [TASKS[task].example(prompt=scene.captions[0].text, size=size) for scene in held.scenes]
     return [TASKS[task].example(image=one) for one in held.composite]
 
 

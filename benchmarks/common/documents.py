@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from _report import Table
+from common.tables import Table
+from omnialpha.files import atomic_write
 
 
 def grown(tables: Sequence[Table], table: Table) -> list[Table]:
@@ -23,6 +23,4 @@ def write_block(path: Path, name: str, tables: Sequence[Table], command: str) ->
     text = path.read_text(encoding="utf-8")
     marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     new, found = marked.subn(lambda _: block, text, count=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(new if found else f"{text}\n{block}\n", encoding="utf-8")
-    os.replace(temporary, path)
+    atomic_write(path, new if found else f"{text}\n{block}\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,12 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import Cell, Table
-from _savings import Make, adopt
-from _shape import METHODS, STEPS, Case, Method, prepare, published, random_transformer, request, stepper, wrap
-from _timing import now, peak_bytes, surroundings
 from torch import Tensor
 
+from common.released_shape import (
+    METHODS,
+    STEPS,
+    Case,
+    Method,
+    prepare,
+    published,
+    random_transformer,
+    request,
+    stepper,
+    wrap,
+)
+from common.savings import Make, adopt
+from common.tables import Cell, Table
+from common.timing import now, peak_bytes, surroundings
+from omnialpha.files import atomic_write
 from omnialpha.models.runtime.quantize import KINDS
 from omnialpha.pipeline import OmniAlpha
 
@@ -59,9 +70,7 @@ class Rows:
 
     def add(self, key: str, **figures: float | None) -> None:
         self.rows[key] = figures
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"settings": self.settings, "rows": self.rows}, indent=2) + "\n")
-        os.replace(temporary, self.path)
+        atomic_write(self.path, json.dumps({"settings": self.settings, "rows": self.rows}, indent=2) + "\n")
         print(key, {name: value if value is None else round(value, 4) for name, value in figures.items()}, flush=True)
 
 
