@@ -461,6 +461,8 @@ def test_cards_round_trip(tiny_model_folder, tmp_path):
 def test_places_that_hold_no_model(tmp_path):
     with pytest.raises(InputError, match="neither bundled .nano.* nor a folder"):
         load("no-such-model")
+    with pytest.raises(InputError, match="lacks transformer/"):
+        load(tmp_path)
     for part in ("vae", "transformer", "text_encoder", "tokenizer", "processor"):
         (tmp_path / part).mkdir()
     with pytest.raises(InputError, match="has no omnialpha.json"):

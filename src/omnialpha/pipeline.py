@@ -26,13 +26,11 @@ from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.runtime.placement import Placed, Portable
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
-from omnialpha.models.transformer.positions import Layout, Positions
+from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.pretrained import Pretrained
 from omnialpha.sampling import Interval, Step, Velocity, sample, schedule
 from omnialpha.tasks import Example
-
-PATCH = 2  # latents a transformer token spans, each way
 
 
 class OmniAlpha(Portable, Pretrained, TaskMethods):
@@ -134,7 +132,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """
         canvases, layouts = tuple(self.canvas(e) for e in examples), []
         for example, canvas in zip(examples, canvases, strict=True):
-            size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
+            size = (canvas.size[0] // (self.vae.ratio * PATCH_SIZE), canvas.size[1] // (self.vae.ratio * PATCH_SIZE))
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.roles)))
         lengths = tuple(mask.sum(dim=1).tolist())
         positions = self._positions(layouts, lengths)
@@ -144,7 +142,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        return FAMILIES[self.card.family].positions(layouts, lengths, self.card.target_order, axes, self.device)
+        positions = FAMILIES[self.card.family].load("positions")
+        return positions(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
@@ -162,7 +161,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         rows, seeds = [], check_seeds(seed, len(cond.examples))
         for layout, own in zip(cond.layouts, seeds, strict=True):
             generator = torch.Generator().manual_seed(own)
-            shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
+            shapes = [(self.vae.config.z_dim, h * PATCH_SIZE, w * PATCH_SIZE) for h, w in layout.targets]
             rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator))[0] for shape in shapes]))
         return pad(rows, rows[0].shape[-1]).to(self.device)
 
@@ -229,7 +228,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets
             parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
-            latents = [unpack(p[None], h * PATCH, w * PATCH) for p, (h, w) in zip(parts, sizes, strict=True)]
+            latents = [unpack(p[None], h * PATCH_SIZE, w * PATCH_SIZE) for p, (h, w) in zip(parts, sizes, strict=True)]
             order = self.card.order(example.targets)
             made.append(self.vae.decode(torch.cat([latents[order.index(k)] for k in range(len(order))])))
         return made

@@ -53,20 +53,17 @@ class Pretrained:
         Raises:
             InputError: A part is damaged.
         """
-        card, kind = parts.card, FAMILIES[parts.card.family]
+        card, family = parts.card, FAMILIES[parts.card.family]
+        network = family.load("transformer")
         if whole:
-            transformer = kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
+            transformer = network.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
         else:
             with torch.device("meta"):
-                transformer = kind.transformer.from_config(kind.transformer.load_config(parts.transformer))
-        settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
-        text_encoder: Any = kind.text_encoder.from_pretrained if reads else nn.Identity
-        model: Any = cls(
-            load_vae(parts.vae, dtype, widen=True),
-            transformer,
-            text_encoder(parts.text, dtype, **settings),
-            card,
-        )
+                transformer = network.from_config(network.load_config(parts.transformer))
+        settings = {name: value for name in family.card_settings if (value := getattr(card, name)) is not None}
+        read: Any = family.load("text_encoder").from_pretrained if reads else nn.Identity
+        text_encoder = read(parts.text, dtype, **settings)
+        model: Any = cls(load_vae(parts.vae, dtype, widen=True), transformer, text_encoder, card)
         model.use_finder(open_finder(parts.finder) if parts.finder else None)
         return model.eval().requires_grad_(False)
 

@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 
 def quantization() -> dict[str, str]:
-    """What each kind needs: its package with the version that is here, or how to get it."""
+    """For each kind of quantisation its package, with the version that is here or how to get it."""
     from omnialpha.models.runtime.quantize import KINDS
 
     packages = {name: kind.package for name, kind in KINDS.items()} | {"gguf": "gguf"}
@@ -82,7 +82,7 @@ def attention(device: str) -> list[str]:
 
 
 def cache() -> dict[str, Any]:
-    """Where models are stored, and which are."""
+    """The folder where models are stored, and which are."""
     from omnialpha.models.checkpoints import hub
 
     stored = []

@@ -30,10 +30,10 @@ def pull(
     from huggingface_hub.utils import disable_progress_bars
 
     from omnialpha.models.checkpoints import hub
-    from omnialpha.models.checkpoints import instructions as words
+    from omnialpha.models.checkpoints import instructions as instruction_files
     from omnialpha.models.checkpoints.releases import RELEASES
 
-    texts = None if instructions is None else words.read(instructions)
+    texts = None if instructions is None else instruction_files.read(instructions)
     began, talk = time.monotonic(), Messages(quiet)
     ref = hub.Ref.parse(text)
     if ref is None:
@@ -57,7 +57,7 @@ def pull(
         raise KeyboardInterrupt("stopped, whole files are kept: run it again to go on") from None
 
     row = RELEASES.get(ref.id)
-    if lacking := words.store(folder, row, texts, online=not (offline or hub.offline_by())):
+    if lacking := instruction_files.store(folder, row, texts, online=not (offline or hub.offline_by())):
         talk.note(lacking)
     if row and row.base and not (hub.Ref(row.base).folder / hub.RECORD).is_file():
         talk.note(f"it stands on {row.base}: run `omnialpha pull {row.base}` too")

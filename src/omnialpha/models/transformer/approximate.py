@@ -31,7 +31,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Approximations:
-    """What is asked for. None: exact."""
+    """The approximations that are asked for. None: exact."""
 
     first_block: float | None = None
     taylor: int | None = None
@@ -45,7 +45,7 @@ class Approximations:
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Approximations:
-        """From NAMES and values as text, "" for the value that NAMES states."""
+        """Read names of NAMES and values as text, "" for the value that NAMES states."""
         made = {}
         for name, value in given.items():
             if name not in READERS:
