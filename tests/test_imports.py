@@ -21,7 +21,7 @@ ORDER = (
     ("fidelity", "sampling", "api"),
     ("models",),
     ("hints",),
-    ("condition", "pipeline", "loading"),
+    ("condition", "pretrained", "pipeline", "loading"),
     ("data",),
     ("evaluation",),
     ("training",),

@@ -136,7 +136,7 @@ def test_the_finder_of_a_model_has_a_row(call: Call, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "omnialpha.models.checkpoints.folders._finder", lambda sources, card, other: sources[0] / "finder"
     )
-    monkeypatch.setattr("omnialpha.pipeline.open_finder", lambda path: Red())
+    monkeypatch.setattr("omnialpha.pretrained.open_finder", lambda path: Red())
     told = json.loads(call(*arguments, "-o", "with").stdout)
     rows = {(row["part"], row["method"]): row for row in told["summary"]}
     assert Path(opened[-1]).name == "finder" and len(opened) == 3

@@ -46,6 +46,7 @@ def overrides(released_base: Path, released_omnialpha: Path, tmp_path_factory: p
         "fit.save_every=1",
         "fit.log_every=1",
         "fit.device=cpu",
+        "fit.workers=1",
         "fit.trackers=[]",
         "fit.lr=0.01",
         'card.sampling={"*"={steps=2, guidance=4.0}}',

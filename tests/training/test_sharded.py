@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnialpha.errors import InputError
-from processes import checkpoint, in_this_process, run_two
+from processes import checkpoint, in_this_process, one_thread, run_two  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is not built for it")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from processes import checkpoint, in_this_process, run_two
+from processes import checkpoint, in_this_process, one_thread, run_two  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is not built for it")
 
@@ -23,7 +23,7 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.loop import FitSettings, Objective, fit
 from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.training.sft import FlowLoss, SFTObjective
-from omnialpha.training.sources import scene_pictures
+from omnialpha.training.sources import ScenePictures
 from omnialpha.training.vae import DiscriminatorSettings, VAELoss, VAEObjective
 
 class Branches(Objective):
@@ -56,7 +56,7 @@ def vae(folder):
     """All terms, the discriminator from the second step on."""
     torch.manual_seed(0)
     autoencoder = AlphaVAE(base_dim=8, z_dim=8, dim_mult=[1, 2], num_res_blocks=1, patch_size=2)
-    pictures = scene_pictures(banks.procedural(12, 4, 16, 3), 2, [(16, 16)], 5)
+    pictures = ScenePictures(banks.procedural(12, 4, 16, 3), 2, [(16, 16)], 5)
     small = DiscriminatorSettings(width=8, layers=2)
     weights = VAELoss(perceptual=0.2, reference=1e-4, adversarial=0.5, adversarial_from=1)
     return VAEObjective(autoencoder, pictures, pictures, weights, discriminator=small)

@@ -13,7 +13,7 @@ from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.training.discriminator import Discriminator, adaptive_weight, hinge, pull
 from omnialpha.training.loop import fit
 from omnialpha.training.perceptual import pyramid
-from omnialpha.training.sources import scene_pictures
+from omnialpha.training.sources import ScenePictures
 from omnialpha.training.vae import (
     Background,
     DiscriminatorSettings,
@@ -70,8 +70,8 @@ FULL = VAELoss(perceptual=0.2, reference=1e-4, adversarial=0.5, adversarial_from
 
 def vae_objective(bank, held_out, weights=NANO, **changes):
     vae = small_vae(**changes)
-    pictures, held = (scene_pictures(b, 4, [(16, 16), (16, 24)], 2) for b in (bank, held_out))
-    fit_linear_autoencoder(vae, torch.cat([pictures(100 + i * 2) for i in range(8)]))
+    pictures, held = (ScenePictures(b, 4, [(16, 16), (16, 24)], 2) for b in (bank, held_out))
+    fit_linear_autoencoder(vae, torch.cat([pictures[100 + i * 2] for i in range(8)]))
     return VAEObjective(vae, pictures, held, weights, discriminator=DiscriminatorSettings(width=8, layers=2))
 
 
@@ -145,7 +145,7 @@ def test_the_linear_codec_is_the_best_one(bank, held_out):
 
 def test_calibration(bank, held_out):
     objective = vae_objective(bank, held_out)
-    batches = [objective.pictures(i) for i in (0, 2, 4)]
+    batches = [objective.pictures[i] for i in (0, 2, 4)]
 
     def normalised():
         with torch.no_grad():
@@ -176,7 +176,7 @@ def test_the_vae_resumes_bit_for_bit_and_exports(bank, held_out, tmp_path, weigh
 
 
 def test_the_vae_learns(bank, held_out, tmp_path):
-    sources = [scene_pictures(b, 4, [(16, 16)], 2) for b in (bank, held_out)]
+    sources = [ScenePictures(b, 4, [(16, 16)], 2) for b in (bank, held_out)]
     objective = VAEObjective(small_vae(), *sources, NANO)
     before = objective.validate(tmp_path, 0)
     fit(objective, settings(tmp_path, steps=60, lr=3e-3, save_every=1000, validate_every=60), quiet=True)

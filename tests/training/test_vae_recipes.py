@@ -58,7 +58,8 @@ def small(out, vae, pictures, **changes):
     base = {
         "start": vae, "batch": 2, "sizes": [[16, 16], [24, 16]], "fit.steps": 2, "fit.output": out, "fit.warmup": 1,
         "fit.device": "cpu", "fit.trackers": [], "fit.log_every": 1, "fit.precision": "no", "fit.lr": 1e-3,
-        "fit.validate_every": 2, "discriminator.width": 8, "discriminator.layers": 1, "loss.adversarial_from": 1,
+        "fit.workers": 0, "fit.validate_every": 2,
+        "discriminator.width": 8, "discriminator.layers": 1, "loss.adversarial_from": 1,
         "pictures.folders": [str(pictures)], "pictures.held_out": 0.4,
     }  # fmt: skip
     words = {k: f'"{v}"' if isinstance(v, str | Path) else str(v).lower() for k, v in (base | changes).items()}

@@ -120,9 +120,9 @@ class BenchmarkOptions:
 
 def evaluate(benchmark: Benchmark, options: Options, asked: BenchmarkOptions, backbones: Backbones) -> None:
     """The whole command."""
-    from omnialpha.cli.progress import Talk, hush
+    from omnialpha.cli.progress import Messages, silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.methods.method import check
     from omnialpha.evaluation.reports.benchmark_report import report
     from omnialpha.evaluation.reports.report import markdown_table
@@ -150,7 +150,7 @@ def evaluate(benchmark: Benchmark, options: Options, asked: BenchmarkOptions, ba
     out, rows = asked.output or default_output(benchmark, asked.data, task, asked.size), {}
     runner = Runner(out, settings)
     for method in methods:
-        Talk(options.quiet).say(f"{method.name}: {len(samples[task])} samples, {method.task}")
+        Messages(options.quiet).say(f"{method.name}: {len(samples[task])} samples, {method.task}")
         rows[method.name] = measure(runner, method, parts[method.task], method.name, options.quiet)
     data = Path(asked.data).expanduser().resolve().name
     made = report(benchmark, runner, parts, methods, rows, device, data)
@@ -201,10 +201,10 @@ def _task(benchmark: Benchmark, asked: BenchmarkOptions, task: str, method: Meth
 def _model(options: Options, batch: int) -> Method:
     from dataclasses import asdict
 
-    from omnialpha.cli.run_task import load, settle
+    from omnialpha.cli.run_task import build_setup, load
     from omnialpha.evaluation.methods.method import identity_of, of_model
 
-    setup = settle(options)
+    setup = build_setup(options)
     how = asdict(setup.placement) | {"approximate": asdict(setup.approximate)}
     how |= {"raw": options.raw, "steps": options.steps, "guidance": options.guidance}
     identity = identity_of(setup.parts, **{k: v for k, v in how.items() if k not in ("device", "offload", "compile")})

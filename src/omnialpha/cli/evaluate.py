@@ -53,9 +53,9 @@ def vae(
     skip_bad: SkipBad = False,
 ) -> None:
     """Encode and decode pictures with alpha, and compare them on nine backgrounds; goes on where it was stopped."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation import reconstruction
     from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
     from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS

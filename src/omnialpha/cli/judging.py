@@ -150,11 +150,11 @@ def _key(variable: str | None) -> str:
 
 
 def _note_missing(pairs: Pairs, quiet: bool) -> None:
-    from omnialpha.cli.progress import Talk
+    from omnialpha.cli.progress import Messages
 
     for side, keys in pairs.missing.items():
         if keys:
-            Talk(quiet).note(f"{pairs.names[side]} lacks {len(keys)} of the samples, which are left out")
+            Messages(quiet).note(f"{pairs.names[side]} lacks {len(keys)} of the samples, which are left out")
 
 
 def _ask(judge: Judge, pairs: Pairs, folder: Path, quiet: bool) -> list[Answer]:

@@ -100,9 +100,9 @@ def write_report(
 
     began: `time.monotonic()` at the start of the command. bad: method -> sample -> why it was passed over.
     """
-    from omnialpha.cli.progress import Talk, duration
+    from omnialpha.cli.progress import Messages, duration
 
-    talk, files = Talk(options.quiet), made.write(folder)
+    talk, files = Messages(options.quiet), made.write(folder)
     for name, why in made.skipped.items():
         talk.note(f"{name} skipped, {why}")
     for name, of in (bad or {}).items():

@@ -57,9 +57,9 @@ def suite(
     timeout: Timeout = 600.0,
 ) -> None:
     """Measure a model and simple methods on held-out layers, all categories; goes on where it was stopped."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.datasets import heldout
     from omnialpha.evaluation.reports.report import markdown_table
     from omnialpha.evaluation.suite.report import report
@@ -114,9 +114,9 @@ def default_output(scenes: Scenes, data: Path | None) -> Path:
 
 def measure(suite: Suite, out: Path, quiet: bool) -> list[Row]:
     """All rows, with a bar on a terminal, otherwise a line a section."""
-    from omnialpha.cli.progress import Talk, collect
+    from omnialpha.cli.progress import Messages, collect
 
-    say = Talk(quiet or sys.stderr.isatty()).say
+    say = Messages(quiet or sys.stderr.isatty()).say
     return collect(suite.rows(say), len(suite), "predictions", "predictions", out, "the device", quiet)
 
 

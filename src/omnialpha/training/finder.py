@@ -8,7 +8,7 @@ import copy
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class FinderObjective(Objective):
         self.bank, self.held_out, self.photographs = bank, held_out, photographs
         self._teacher = (copy.deepcopy(net).eval().requires_grad_(False),)  # not a submodule: neither trained nor kept
 
-    def forward(self, index: int) -> dict[str, Tensor]:
+    def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         photographs = self.batch // 4 if self.photographs else 0
         pairs = self.batch // 4

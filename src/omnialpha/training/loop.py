@@ -9,18 +9,20 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omnialpha.errors import InputError
 from omnialpha.training import parallel, state
 from omnialpha.training.exports import Exports
+from omnialpha.training.loader import batches
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.state import Average, Checkpoint
 
@@ -62,20 +64,29 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
                 objective.export(target)
 
     kept = Exports(folder, settings.keep, settings.keep_best, main, export)
-    began, figures = time.monotonic(), dict[str, float]()
-    with _stop_flag() as stop, closing(_Reporter(folder, settings, accelerator, quiet)) as reporter:
+    began, world = time.monotonic(), accelerator.num_processes
+    begin, end = (settings.accumulate * world * at + accelerator.process_index for at in (step, settings.steps))
+    indices, pinned = range(begin, end, world), accelerator.device.type == "cuda"
+    loaded = batches(objective.data, indices, settings.workers, settings.prefetch, pinned)
+    numbers = iter(indices)
+    with _stop_flag() as stop, closing(loaded), closing(_Reporter(folder, settings, accelerator, quiet)) as reporter:
         while step < settings.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group.get("pace", 1.0)
             objective.step = step
-            figures = _step(model, optimizer, settings, accelerator, step)
+            now = zip(islice(numbers, settings.accumulate), loaded, strict=False)
+            norms = _backward(model, optimizer, settings, accelerator, now, reporter.seen)
+            _check_gradients(norms, reporter.seen["loss"][-settings.accumulate :], settings, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             step += 1
             if average:
                 average.update(step)
-            reporter.log(step, figures)
             late = bool(settings.minutes) and time.monotonic() - began > settings.minutes * 60
-            ended = any(parallel.everywhere([late or bool(stop)]))  # one that stopped alone would leave others waiting
+            # one that stopped alone would leave others waiting
+            ended = parallel.any_process(late or bool(stop), accelerator)
             last = ended or step == settings.steps
+            reporter.step(step, last)
             if step % settings.save_every == 0 or last:
                 checkpoint.save(step)
             if step % settings.save_every == 0:
@@ -83,50 +94,67 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
             if settings.validate_every and not ended and (step % settings.validate_every == 0 or last):
                 with _averaged(average), state.gathered(model, accelerator):
                     unseen = _validated(objective, accelerator, folder, step)
-                reporter.log(step, unseen, always=True)
+                reporter.write(step, unseen)
                 kept.best(step, unseen)
             if last:
                 break
         export(folder / "model")
-    return figures
+    return reporter.figures
 
 
 def _averaged(average: Average | None) -> AbstractContextManager[None]:
     return average.applied() if average else torch.no_grad()
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, settings: FitSettings, accelerator: Accelerator, step: int
-) -> dict[str, float]:
-    """One optimiser step over `accumulate` micro-batches. Returns the means of all that all processes saw."""
-    seen: dict[str, list[float]] = {}
-    world, rank = accelerator.num_processes, accelerator.process_index
-    for micro in range(settings.accumulate):
-        index = (step * settings.accumulate + micro) * world + rank
+def _backward(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: FitSettings,
+    accelerator: Accelerator,
+    loaded: Iterable[tuple[int, Any]],
+    seen: dict[str, list[Tensor]],
+) -> list[float]:
+    """Gradients of one step over its micro-batches, clipped.
+
+    Args:
+        loaded: index and batch of each micro-batch.
+        seen: takes the losses.
+
+    Returns:
+        The norm of each group before it was clipped, the same in all processes.
+    """
+    for index, batch in loaded:
         with accelerator.accumulate(model):  # gradients are exchanged after the last one
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                losses = model(index)
+                losses = model(index) if batch is None else model(index, batch)
             accelerator.backward(losses["loss"])
         for name, value in losses.items():
-            seen.setdefault(name, []).append(float(value.detach()))
-    figures = parallel.means(parallel.everywhere([seen]))
-    _check_finite("loss", figures["loss"], settings, step)
+            seen.setdefault(name, []).append(value.detach())
     limit = settings.grad_clip or math.inf
     norms = [parallel.clip(group["params"], limit) for group in optimizer.param_groups]
-    for norm in norms:
-        _check_finite("gradient", norm, settings, step)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return figures | {"grad_norm": norms[0]}
+    seen.setdefault("grad_norm", []).append(torch.tensor(norms[0]))
+    return norms
+
+
+def _check_gradients(norms: list[float], losses: list[Tensor], settings: FitSettings, step: int) -> None:
+    """InputError, in all processes, where a gradient is not finite."""
+    bad = [norm for norm in norms if not math.isfinite(norm)]
+    if bad:
+        _check_finite("loss", parallel.means(parallel.everywhere([values({"loss": losses})]))["loss"], settings, step)
+        _check_finite("gradient", bad[0], settings, step)
 
 
 def _check_finite(what: str, value: float, settings: FitSettings, step: int) -> None:
-    """`value` is the same in all processes: all of them stop."""
     if not math.isfinite(value):
         raise InputError(
             f"the {what} became {value} at step {step}: lower lr; "
             f"the last good checkpoint is kept in {settings.output}."
         )
+
+
+def values(seen: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+    """Scalars by name as numbers: the one time that the device is waited for."""
+    return {name: torch.stack([value.float() for value in found]).tolist() for name, found in seen.items()}
 
 
 def _validated(objective: Objective, accelerator: Accelerator, folder: Path, step: int) -> dict[str, float]:
@@ -142,22 +170,30 @@ class _Reporter:
     def __init__(self, folder: Path, settings: FitSettings, accelerator: Accelerator, quiet: bool) -> None:
         from tqdm import tqdm
 
-        self.every, self.main, self.accelerator = settings.log_every, accelerator.is_main_process, accelerator
+        self.main, self.accelerator = accelerator.is_main_process, accelerator
         self.file = open(folder / "log.jsonl", "a") if self.main else None  # noqa: SIM115 - lives as long as the run
         accelerator.init_trackers("omnialpha", init_kwargs={"wandb": {"name": folder.name}})
         self.bar = tqdm(total=settings.steps, disable=quiet or not self.main, dynamic_ncols=True, mininterval=5)
-        self.seen: dict[str, list[float]] = {}  # since the last logged step; not every figure comes with every step
+        self.settings, self.seen = settings, dict[str, list[Tensor]]()  # since the last report
+        self.figures: dict[str, float] = {}
 
-    def log(self, step: int, figures: dict[str, float], always: bool = False) -> None:
+    def step(self, step: int, last: bool) -> None:
+        """All processes call it; every `log_every` steps, and after the last one, their figures are put together."""
+        if self.main:
+            self.bar.update(step - self.bar.n)
+        if not last and step % self.settings.log_every:
+            return
+        self.figures = parallel.means(parallel.everywhere([values(self.seen)]))
+        self.seen.clear()
+        _check_finite("loss", self.figures["loss"], self.settings, step - 1)
+        if step % self.settings.log_every == 0:
+            self.write(step, self.figures)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """A line of figures."""
         if not self.main:
             return
-        if not always:
-            self.bar.update(step - self.bar.n)
-            for name, value in figures.items():
-                self.seen.setdefault(name, []).append(value)
-            if step % self.every:
-                return
-            figures, self.seen = parallel.means([self.seen]), {}
+        if "loss" in figures:
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "grad_norm")})
         assert self.file
         self.file.write(json.dumps({"step": step, "time": round(time.time(), 1)} | figures) + "\n")

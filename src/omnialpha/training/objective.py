@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
+from omnialpha.training.loader import IndexedDataset
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class FitSettings:
     """How long and how fast. `minutes` ends a run early (0: never); `precision` is that of the forward pass.
 
     keep: the exports of so many saves stay, by number. keep_best: and the best one by this held-out figure.
+    workers: processes that make batches beside the step, each `prefetch` ahead; 0: the step waits for its batch.
     """
 
     steps: int
@@ -34,6 +36,8 @@ class FitSettings:
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
+    workers: int = 0
+    prefetch: int = 2
     minutes: float = 0.0
     save_every: int = 500
     log_every: int = 20
@@ -45,6 +49,8 @@ class FitSettings:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"] if find_spec("tensorboard") else [])
 
     def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise InputError(f"fit.workers={self.workers}, fit.prefetch={self.prefetch}: use 0 and 1 or more.")
         if self.keep < 0:
             raise InputError(f"fit.keep={self.keep} is out of range: use 0 or more.")
         if self.keep_best and not self.validate_every:
@@ -52,14 +58,27 @@ class FitSettings:
 
 
 class Objective(nn.Module):
-    """What is trained. Its parameters with requires_grad are optimised; `forward(index)` must depend on nothing but
-    them, the index and `step`.
+    """What is trained. Its parameters with requires_grad are optimised; `forward` must depend on nothing but them, the
+    index and `step`.
+
+    Attributes:
+        data: what is loaded beside the step; None where `forward` makes its batch from the index.
+        step: the optimiser step that is being made; `fit` sets it.
     """
 
-    step: int = 0  # the optimiser step that is being made; `fit` sets it
+    data: IndexedDataset | None = None
+    step: int = 0
 
-    def forward(self, index: int) -> dict[str, Tensor]:
-        """Losses of micro-batch `index` (counted over the whole run and all processes); the key "loss" is minimised."""
+    def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
+        """Losses of a micro-batch.
+
+        Args:
+            index: its number, counted over the whole run and all processes.
+            batch: `data[index]`, where that has been loaded.
+
+        Returns:
+            Scalars by name; "loss" is minimised, the others are logged.
+        """
         raise NotImplementedError
 
     def groups(self) -> list[dict[str, Any]]:

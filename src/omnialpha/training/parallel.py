@@ -120,6 +120,13 @@ def everywhere(values: list[Any]) -> list[Any]:
     return gather_object(values)
 
 
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether it is so in any process; all of them call it."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.gather(torch.tensor([flag], device=accelerator.device)).any())
+
+
 def clip(parameters: list[nn.Parameter], limit: float) -> float:
     """Scale gradients down to a norm of at most `limit`; returns what it was."""
     norm: Any = nn.utils.clip_grad_norm_(parameters, limit)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,20 +77,21 @@ class SFTObjective(Objective):
         """tasks: that are validated, by default one of every category that is trained."""
         super().__init__()
         self.model, self.mixture, self.held_out = model, mixture, HeldOut(held_out)
+        self.data = mixture
         self.settings, self.validation, self.tasks = loss, validation, tasks
         self.model.vae.requires_grad_(False)
 
     def compile_parts(self) -> None:
         self.model.transformer.compile_repeated_blocks(dynamic=True)
 
-    def forward(self, index: int) -> dict[str, Tensor]:
-        return self.losses(self.mixture, index)
+    def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
+        return self.losses(self.mixture, index, batch)
 
-    def losses(self, mixture: Batches, index: int) -> dict[str, Tensor]:
-        """Of batch `index` of a mixture, all together, and those of each task under its name."""
+    def losses(self, mixture: Batches, index: int, batch: Any = None) -> dict[str, Tensor]:
+        """Of batch `index` of a mixture, all together, and those of each task under its name. batch: if it is there."""
         # far from the mixture's own seeds: the same numbers would tie t to the task that they chose
         generator = torch.Generator().manual_seed(mixture.seed * 7_919 + index + TIME_STREAM)
-        cond, x0, share = self.drawn(mixture, index)
+        cond, x0, share = self.encoded(mixture, index, batch)
         t = draw_times(self.settings, len(x0), generator).to(x0.device)
         noise = self.model.noise(cond, [int(s) for s in torch.randint(1 << 62, (len(x0),), generator=generator)])
         x_t = torch.lerp(x0, noise, t.view(-1, 1, 1))
@@ -103,15 +104,15 @@ class SFTObjective(Objective):
         named = {f"loss/{name}": found.detach()[rows].mean() for name, rows in tasks.items()}
         return {"loss": found.mean() * share} | named
 
-    def drawn(self, mixture: Batches, index: int) -> tuple[Condition, Tensor, float]:
+    def encoded(self, mixture: Batches, index: int, batch: Any = None) -> tuple[Condition, Tensor, float]:
         """Of batch `index`, its condition, its clean latents (B, Lt, C), and its weight: encoded now, or read."""
         if isinstance(mixture, CachedBatches):
-            cond, x0 = mixture.draw(index, self.model)
+            cond, x0 = mixture.encoded(index, self.model, batch)
             return cond, x0.float(), mixture.weight(index)
-        batch = mixture.batch(index)
-        cond = self.model.condition(batch)
-        x0 = self.model.encode_targets([example.true_layers() for example in batch], cond)
-        return cond, x0.float(), mixture.weight(index)
+        examples, weight = batch or (mixture.batch(index), mixture.weight(index))
+        cond = self.model.condition(examples)
+        x0 = self.model.encode_targets([example.true_layers() for example in examples], cond)
+        return cond, x0.float(), weight
 
     def validated(self) -> list[str]:
         """The tasks that `validate` looks at; InputError where none can be."""
@@ -191,9 +192,9 @@ class LoraObjective(SFTObjective):
             part.eval()
         return self
 
-    def forward(self, index: int) -> dict[str, Tensor]:
+    def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         torch.manual_seed(self.mixture.seed * 104_729 + index)  # of dropout: a resumed run draws the same
-        return super().forward(index)
+        return super().forward(index, batch)
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         with self._encoders():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,12 @@ from omnialpha.data.synthetic import bank as banks
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
 
-Pictures = Callable[[int], Tensor]  # index of a batch -> (B, 4, H, W)
+
+class Pictures(Protocol):
+    """Batches of pictures by number, each of the settings and its number alone."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(B, 4, H, W) float32 in [0, 1], straight alpha."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +60,55 @@ class FolderSettings:
     crop: float = 0.5
     flip: float = 0.5
     opaque: bool = False
-    workers: int = 4
     seed: int = 0
 
 
-def folder_pictures(settings: FolderSettings, batch: int, sizes: list[tuple[int, int]]) -> tuple[Pictures, Pictures]:
-    """(train, held out). Batch i has the size sizes[i mod their number]."""
+def folder_pictures(
+    settings: FolderSettings, batch: int, sizes: Sequence[tuple[int, int]]
+) -> tuple[Pictures, Pictures]:
+    """(train, held out)."""
     train, test = split(settings.folders, settings.held_out, settings.opaque)
-    shares = {name: getattr(settings, name) for name in ("crop", "flip", "workers", "seed")} | {"flatten": 0.0}
+    shares = {name: getattr(settings, name) for name in ("crop", "flip", "seed")} | {"flatten": 0.0}
     streams = FolderPictures(tuple(train), **shares), FolderPictures(tuple(test), **shares).unchanged()
-
-    def of(stream: FolderPictures) -> Pictures:
-        return lambda index: stream.pictures(index, batch, sizes[index % len(sizes)])
-
-    return of(streams[0]), of(streams[1])
+    return FolderBatches(streams[0], batch, sizes), FolderBatches(streams[1], batch, sizes)
 
 
-def flattened(pictures: Pictures, share: float, seed: int) -> Pictures:
-    """A share of them opaque, on colours of {0, .5, 1}^3: see `flatten_some`."""
+@dataclass(frozen=True)
+class FolderBatches:
+    """Pictures of folders. Batch i has the size sizes[i mod their number]."""
 
-    def some(index: int) -> Tensor:
-        return flatten_some(pictures(index), share, torch.Generator().manual_seed(seed * 1_000_003 + index))
+    stream: FolderPictures
+    batch: int
+    sizes: Sequence[tuple[int, int]]
 
-    return some
+    def __getitem__(self, index: int) -> Tensor:
+        return self.stream.pictures(index, self.batch, self.sizes[index % len(self.sizes)])
 
 
-def scene_pictures(bank: Bank, batch: int, sizes: list[tuple[int, int]], seed: int) -> Pictures:
+@dataclass(frozen=True)
+class Flattened:
+    """A share of pictures opaque, on colours of {0, .5, 1}^3: see `flatten_some`."""
+
+    pictures: Pictures
+    share: float
+    seed: int
+
+    def __getitem__(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return flatten_some(self.pictures[index], self.share, generator)
+
+
+@dataclass(frozen=True)
+class ScenePictures:
     """Composites of a bank's layers and scenes, and as many of the layers alone."""
 
-    def pictures(index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        scenes = compose(bank, batch // 2, 1, sizes[index % len(sizes)], generator)
+    bank: Bank
+    batch: int
+    sizes: Sequence[tuple[int, int]]
+    seed: int
+
+    def __getitem__(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        scenes = compose(self.bank, self.batch // 2, 1, self.sizes[index % len(self.sizes)], generator)
         whole = [scene.composite for scene in scenes if scene.composite is not None]
         return torch.stack(whole + [scene.layers[0] for scene in scenes])
-
-    return pictures

@@ -107,6 +107,7 @@ class VAEObjective(Objective):
         super().__init__()
         self.vae, self.weights, self.background, self.distance, self.source = vae, weights, background, distance, source
         self.pictures, self.held_out, self.settings = pictures, held_out, discriminator
+        self.data = pictures
         self.discriminator = (
             Discriminator(vae.config.channels, discriminator.width, discriminator.layers)
             if weights.adversarial
@@ -122,8 +123,8 @@ class VAEObjective(Objective):
             groups.append({"params": list(self.discriminator.parameters())} | own)
         return groups
 
-    def forward(self, index: int) -> dict[str, Tensor]:
-        x = self.pictures(index).to(self.vae.device)
+    def forward(self, index: int, batch: Tensor | None = None) -> dict[str, Tensor]:
+        x = (self.pictures[index] if batch is None else batch).to(self.vae.device, non_blocking=True)
         mean, logvar = (t.float() for t in self.vae.moments(x[:, : self.vae.config.channels]))
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(index)).to(mean.device)
         out = self.vae.reconstruct(mean + torch.exp(0.5 * logvar) * noise)
@@ -186,7 +187,7 @@ class VAEObjective(Objective):
         """Held-out figures of fixed pictures: PSNR over nine backgrounds, alpha MAD; and a sheet of the first ones."""
         figures: dict[str, list[float]] = {"val_psnr": [], "val_alpha_mad": []}
         for index in range(4):
-            x = self.held_out(index).to(self.vae.device)
+            x = self.held_out[index].to(self.vae.device)
             out = self._reconstructed(x)
             each = [rgba.psnr(rgba.flatten(x, c), rgba.flatten(out, c)) for c in BACKGROUNDS.values()]
             figures["val_psnr"].append(sum(each) / len(each))
@@ -204,7 +205,7 @@ class VAEObjective(Objective):
     def export(self, folder: Path) -> None:
         if isinstance(self.vae, AlphaVAE) and not self.source:
             channels = self.vae.config.channels
-            calibrate(self.vae, [self.pictures(i)[:, :channels].to(self.vae.device) for i in range(16)])
+            calibrate(self.vae, [self.pictures[i][:, :channels].to(self.vae.device) for i in range(16)])
         write(self.vae, folder / "vae", self.source)
 
 

@@ -13,11 +13,12 @@ from omnialpha.training.loop import FitSettings, Objective
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.sources import (
     DataSettings,
+    Flattened,
     FolderSettings,
-    flattened,
+    Pictures,
+    ScenePictures,
     folder_pictures,
     load_banks,
-    scene_pictures,
 )
 from omnialpha.training.vae import Background, DiscriminatorSettings, VAELoss, VAEObjective, fit_linear_autoencoder
 
@@ -63,15 +64,17 @@ class VAERecipe:
             if height % vae.ratio or width % vae.ratio:
                 raise InputError(f"sizes has [{height}, {width}]: this VAE takes multiples of {vae.ratio}.")
         sizes = [(h, w) for h, w in self.sizes]
+        train: Pictures
+        test: Pictures
         if self.pictures.folders:
             train, test = folder_pictures(self.pictures, self.batch, sizes)
         else:
             held = load_banks(self.data)
-            train, test = (scene_pictures(bank, self.batch, sizes, self.fit.seed) for bank in held)
+            train, test = (ScenePictures(bank, self.batch, sizes, self.fit.seed) for bank in held)
         shares = (1.0, 1.0) if vae.config.channels == 3 else (self.flatten, 0.0)
-        train, test = (flattened(p, share, self.fit.seed) for p, share in zip((train, test), shares, strict=True))
+        train, test = (Flattened(p, share, self.fit.seed) for p, share in zip((train, test), shares, strict=True))
         if isinstance(vae, AlphaVAE) and vae.config.linear_skip and not self.start:
-            first = torch.cat([train(-i * len(sizes)) for i in range(1, 25)])
+            first = torch.cat([train[-i * len(sizes)] for i in range(1, 25)])
             fit_linear_autoencoder(vae, first[:, : vae.config.channels])
         if self.checkpointing:
             vae.enable_gradient_checkpointing()

@@ -46,7 +46,7 @@ def numbers(x):
 
 def test_a_batch_depends_on_seed_and_index_alone(folder):
     first, other = stream(folder, crop=0.5, flip=0.5, flatten=0.3), stream(folder, seed=1)
-    again = stream(folder, crop=0.5, flip=0.5, flatten=0.3, workers=1)
+    again = stream(folder, crop=0.5, flip=0.5, flatten=0.3)
     wanted = [first.pictures(i, 4, (16, 16)) for i in (0, 1, 2)]
     assert wanted[0].shape == (4, 4, 16, 16) and wanted[0].dtype == torch.float32
     assert all(torch.equal(again.pictures(i, 4, (16, 16)), wanted[i]) for i in (2, 0, 1))

@@ -46,13 +46,13 @@ def mixture(bank, **changes):
     return Mixture(bank, **settings)
 
 
-def stream(data, budget=BUDGET, seed=5, dropout=0.0, a_step=1, workers=2, **settings):
+def stream(data, budget=BUDGET, seed=5, dropout=0.0, a_step=1, **settings):
     sets = [
         DatasetSettings(str(data / "layers.jsonl")),
         DatasetSettings(str(data / "pairs.jsonl"), task="matting_rough"),
     ]
     settings = settings if "curriculum" in settings else {"tasks": WEIGHTS} | settings
-    return open_stream(StreamSettings(sets, **settings), SIZES, 1, seed, dropout, a_step, workers, budget)
+    return open_stream(StreamSettings(sets, **settings), SIZES, 1, seed, dropout, a_step, budget)
 
 
 def same(a, b):
@@ -179,7 +179,7 @@ def test_a_batch_is_the_same_whoever_draws_it(bank, data, kind):
     def made(**changes):
         return mixture(bank, prompt_dropout=0.5) if kind == "scenes" else stream(data, dropout=0.5, **changes)
 
-    walked, fresh = made(), made(workers=1)
+    walked, fresh = made(), made()
     straight = [walked.batch(index) for index in range(12)]
     torch.rand(7)
     assert all(same(fresh.batch(index), straight[index]) for index in (11, 3, 7)), "resumed in the middle, and back"

@@ -2,7 +2,6 @@
 
 import pickle
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def data(tmp_path_factory):
 
 
 def opened(*datasets, sizes=SIZES, batch=1, seed=5, dropout=0.0, a_step=1, **settings):
-    return open_stream(StreamSettings(list(datasets), **settings), sizes, batch, seed, dropout, a_step, workers=2)
+    return open_stream(StreamSettings(list(datasets), **settings), sizes, batch, seed, dropout, a_step)
 
 
 def one(data, **settings):
@@ -162,7 +161,6 @@ def test_index_500_alone_is_index_500_in_sequence(data):
     fresh = opened(one(data), many(data), **settings)
     assert same(fresh.batch(500), in_turn) and fresh.plan(500) == plans[500]
     assert [fresh.plan(i) for i in reversed(range(501))] == plans[::-1]
-    assert same(replace(fresh, workers=1).batch(500), in_turn)
     assert same(pickle.loads(pickle.dumps(fresh)).batch(500), in_turn)
     assert not same(opened(one(data), many(data), **settings, seed=6).batch(500), in_turn)
 

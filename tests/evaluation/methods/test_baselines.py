@@ -15,7 +15,7 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import baselines, classical
 from omnialpha.evaluation.methods.baselines import BASELINES
 from omnialpha.evaluation.metrics.matting import measure
-from omnialpha.fidelity import hole
+from omnialpha.fidelity import removal_mask
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 pytest.importorskip("cv2")
@@ -222,7 +222,7 @@ def test_mattes_have_the_subjects_own_colours() -> None:
 def test_a_removal_touches_only_the_hole(name: str, role: Role) -> None:
     rgb, alpha = scene(soft=1)
     made = answer(name, f"removal_{role}", rgb, alpha)[0, :3]
-    where = hole(maps(alpha)[role], role)
+    where = removal_mask(maps(alpha)[role], role)
     assert torch.equal(made[:, ~where], rgb[:, ~where])
     assert float(made[0, 30, 34]) < 0.3 < float(rgb[0, 30, 34])  # the red is gone
 

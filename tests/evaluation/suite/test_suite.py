@@ -117,7 +117,7 @@ def test_the_truth_has_no_error(scenes: Scenes, tmp_path: Path) -> None:
 def test_pooled_and_mean_errors_in_the_hole(scenes: Scenes, tmp_path: Path) -> None:
     _, rows = run(scenes, tmp_path, "removal", peers=["telea", "unchanged", "blank"])
     held = scenes.ones
-    hole = torch.stack([fidelity.hole(m, Role.ROUGH) for m in held.rough])
+    hole = torch.stack([fidelity.removal_mask(m, Role.ROUGH) for m in held.rough])
     made = figures(rows, "removal_rough", "input unchanged")
     true, seen = held.background[:, :3], held.composite[:, :3]
     grey = rgba.psnr(torch.full_like(true, 0.5), true, hole)  # wrong outside the hole too, which does not count

@@ -162,7 +162,7 @@ def test_a_damaged_shard_is_refused_and_made_anew(tmp_path, whole, tiny_model, b
     with pytest.raises(InputError, match="00001.safetensors is damaged: run `omnialpha data cache` again"):
         cached = opened(folder, tiny_model)
         for index in range(BATCHES):
-            cached.draw(index, tiny_model)
+            cached.encoded(index, tiny_model)
     made = filled(folder, tiny_model, bank)
     assert (made.kept, made.redone) == (2, 1) and contents(folder) == contents(whole)
 
@@ -242,7 +242,7 @@ def test_the_order(whole, tiny_model):
 def test_two_readers_see_what_one_sees(whole, tiny_model):
     alone, pair = opened(whole, tiny_model, dropout=0.3), [opened(whole, tiny_model, dropout=0.3) for _ in range(2)]
     for index in (*range(0, 16, 2), *range(1, 16, 2)):
-        (cond, x0), (other, same) = alone.draw(index, tiny_model), pair[index % 2].draw(index, tiny_model)
+        (cond, x0), (other, same) = alone.encoded(index, tiny_model), pair[index % 2].encoded(index, tiny_model)
         assert torch.equal(x0, same) and torch.equal(cond.text, other.text) and torch.equal(cond.inputs, other.inputs)
 
 
@@ -252,7 +252,7 @@ def test_instructions_are_dropped_as_often_as_asked(whole, tiny_model):
     assert sum(map(sum, draws)) / 12000 == pytest.approx(0.15, abs=0.013)  # four standard errors
     assert draws[:50] == [opened(whole, tiny_model, dropout=0.15).dropped(index, 3) for index in range(50)]
     assert draws[:50] != [opened(whole, tiny_model, seed=6, dropout=0.15).dropped(index, 3) for index in range(50)]
-    words = [e.instruction for e in cached.draw(11, tiny_model)[0].examples]
+    words = [e.instruction for e in cached.encoded(11, tiny_model)[0].examples]
     assert [not w for w in words] == draws[11]
 
 
@@ -442,7 +442,7 @@ def test_flux_keeps_its_pooled_vectors(tmp_path, flux_folder, bank):
     drawn = Mixture(bank, {"text_to_image": 1.0}, [(32, 32)], 2, 5)
     build_cache.fill(tmp_path / "out", model, drawn, RECIPE, 1, 1, "float32")
     for dropout in (0.0, 1.0):
-        cond, x0 = opened(tmp_path / "out", model, dropout=dropout).draw(0, model)
+        cond, x0 = opened(tmp_path / "out", model, dropout=dropout).encoded(0, model)
         batch = drawn.batch(0)
         words = [replace(e, instruction="") for e in batch] if dropout else batch
         wanted = model.condition(words)

@@ -37,10 +37,9 @@ class FolderPictures:
     crop: float = 0.5
     flip: float = 0.5
     flatten: float = 0.3
-    workers: int = 4  # threads that decode; no number of them changes a picture
 
     def __post_init__(self) -> None:
-        assert self.files and self.seed >= 0 and self.workers > 0
+        assert self.files and self.seed >= 0
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)} is not a share of the pictures: use 0 to 1.")
@@ -49,10 +48,8 @@ class FolderPictures:
         """(batch, 4, *size) float32 in [0, 1], straight alpha."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         draws = torch.rand(batch, 4, generator=generator).tolist()
-        files = [self._file(index * batch + k) for k in range(batch)]
-        with ThreadPoolExecutor(self.workers) as pool:
-            made = pool.map(lambda file, draw: self._picture(file, size, *draw), files, draws)
-            return flatten_some(torch.stack(list(made)), self.flatten, generator)
+        made = [self._picture(self._file(index * batch + k), size, *draw) for k, draw in enumerate(draws)]
+        return flatten_some(torch.stack(made), self.flatten, generator)
 
     def unchanged(self) -> Self:
         """The same files, whole, neither flipped nor flattened: for validation."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
@@ -37,27 +36,18 @@ class Blob(Protocol):
 Handle = Path | Blob
 
 
-@contextmanager
-def on_disk(handle: Handle) -> Iterator[Path]:
-    """A path of the picture's file, for as long as it is read; mistakes are told of the place it really lies in."""
+def opened(handle: Handle) -> Path | BytesIO:
+    """What a picture is decoded from; mistakes in it are told by the handle's own name."""
     if isinstance(handle, Path):
-        yield handle
-        return
-    descriptor, name = tempfile.mkstemp(handle.suffix)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(handle.read())
-        yield Path(name)
-    except InputError as error:
-        raise InputError(str(error).replace(name, str(handle))) from error
-    finally:
-        os.unlink(name)
+        return handle
+    file = BytesIO(handle.read())
+    file.name = str(handle)  # type: ignore[attr-defined]
+    return file
 
 
 def read(handle: Handle, role: Role | None = None) -> Tensor:
     """RGBA (4, H, W) in [0, 1]; the same values wherever the file lies. A map as opaque grey: see `map_values`."""
-    with on_disk(handle) as path:
-        picture = read_image(path, data=role in MAPS).rgba
+    picture = read_image(opened(handle), data=role in MAPS).rgba
     if role not in MAPS:
         return picture
     with told(str(handle)):

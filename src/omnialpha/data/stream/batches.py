@@ -113,6 +113,10 @@ class Draws:
         """The examples of batch `index`, with their truths."""
         return self.draw(self.members(index))
 
+    def __getitem__(self, index: int) -> tuple[list[Example], float]:
+        """Examples and weight of batch `index`, for a loader."""
+        return self.batch(index), self.weight(index)
+
     def weight(self, index: int) -> float:
         """Of the batch's mean loss, so that each sample counts alike: its samples over what batches have on average."""
         if not self.budget:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
@@ -68,8 +67,7 @@ class Stream(Draws):
     A draw has one task, one size and rows of one source. The task is drawn by its weight, the source among those that
     serve it by its own; a source shows every row once, in a drawn order, before it shows one again.
     weights: of the tasks. stages: weights by step instead, where a step takes `batches_a_step`; between two stages they
-    change linearly, within a budget block by block. workers: threads that read pictures; no number of them changes a
-    batch.
+    change linearly, within a budget block by block.
     """
 
     sources: tuple[Source, ...]
@@ -80,7 +78,6 @@ class Stream(Draws):
     prompt_dropout: float = 0.0
     stages: tuple[Stage, ...] = ()
     batches_a_step: int = 1
-    workers: int = 4
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
@@ -95,9 +92,7 @@ class Stream(Draws):
         self.check()
 
     def draw(self, numbers: Sequence[int]) -> list[Example]:
-        jobs = [job for number in numbers for job in self._jobs(number)]
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._example, jobs))
+        return [self._example(job) for number in numbers for job in self._jobs(number)]
 
     def shape(self, number: int) -> Shape:
         task, place, _ = self.plan(number)
@@ -255,7 +250,6 @@ def open_stream(
     seed: int,
     prompt_dropout: float = 0.0,
     batches_a_step: int = 1,
-    workers: int = 4,
     budget: Budget | None = None,
 ) -> Stream:
     """The stream of a recipe's datasets, every row of which is checked first. InputError says what is wrong."""
@@ -280,9 +274,7 @@ def open_stream(
     able = {name for source in sources for name in source.tasks if source.total}
     tasks = settings.tasks or {name: 1.0 for name in TASKS if name in able}
     stages = tuple(settings.curriculum)
-    return Stream(
-        tuple(sources), tasks, sizes, batch_size, seed, prompt_dropout, stages, batches_a_step, workers, budget
-    )
+    return Stream(tuple(sources), tasks, sizes, batch_size, seed, prompt_dropout, stages, batches_a_step, budget)
 
 
 def weigh(settings: StreamSettings, loaded: Sequence[Sequence[Checked]]) -> list[float]:

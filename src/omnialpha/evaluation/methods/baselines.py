@@ -73,7 +73,7 @@ def _grabcut(rgb: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
     if guide is None:
         return grabcut_rectangle(rgb)
     if role is Role.PRECISE:  # sure inside, and unknown as far as `fidelity` lets such a subject reach
-        guide = (guide.float() + fidelity.hole(guide, role).float()) / 2
+        guide = (guide.float() + fidelity.removal_mask(guide, role).float()) / 2
     elif role is Role.ROUGH:
         guide = guide / 2
     return grabcut_trimap(rgb, guide)
@@ -108,7 +108,7 @@ def _removal(fill: Fill) -> Callable[[Example], Tensor]:
     def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         assert guide is not None
-        return solid(_filled(fill, rgb, fidelity.hole(guide, role)))[None]
+        return solid(_filled(fill, rgb, fidelity.removal_mask(guide, role)))[None]
 
     return make_one
 
@@ -119,7 +119,7 @@ def _both(cut: Cut, fill: Fill = telea) -> Callable[[Example], Tensor]:
     def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         alpha = cut(rgb, guide, role)
-        touched = masks.dilate(alpha > masks.PRESENT, fidelity.RIM * min(alpha.shape))  # a binary matte has no rim
+        touched = masks.dilate(alpha > masks.PRESENT, fidelity.SOFT_EDGE * min(alpha.shape))
         behind = solid(_filled(fill, rgb, touched))
         return torch.stack([behind] if len(example.targets) == 1 else [behind, with_colour(rgb, alpha)])
 
@@ -178,7 +178,7 @@ KINDS = {"closed-form": "cf", "knn": "knn", "lbdm": "lbdm", "lkm": "lkm"}
 WORDS = {"closed-form": "closed form", "knn": "KNN matting", "lbdm": "learning-based matting", "lkm": "large kernels"}
 COLOUR = "colours by pymatting's estimate_foreground_ml"
 BORDER = f"without a map: that {FRAME:.0%} of each side is background"
-BOTH = f"what its matte touches, {fidelity.RIM:.1%} wider, is filled by Telea"
+BOTH = f"what its matte touches, {fidelity.SOFT_EDGE:.1%} wider, is filled by Telea"
 
 # By the name that `--peer` takes. given: what it is given beside the example, and what is added to it.
 BASELINES: dict[str, Method] = {

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.files import sha256
-from omnialpha.models.checkpoints.folders import TEXT, Parts
+from omnialpha.models.checkpoints.folders import Parts
+from omnialpha.models.families import FAMILIES
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
@@ -125,7 +126,7 @@ def identity_of(parts: Parts, **settings: Any) -> str:
         A hash, the same for the same pictures.
     """
     parts_of = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
-    folders = (parts.transformer, parts.vae, *(parts.text / name for name in TEXT[parts.card.family]))
+    folders = (parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders))
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
         parts_of += [f"{place.name} {weight}", *digests(place)]
     return sha256("\n".join(parts_of))[:32]

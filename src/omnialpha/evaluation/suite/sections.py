@@ -67,7 +67,7 @@ def removal(scenes: Scenes) -> Iterable[Section]:
         examples = held.examples(name)
         # without a map nothing says where the hole is
         guides = held.rough if role is None else [example.inputs[1][0] for example in examples]
-        holes = torch.stack([fidelity.hole(guide, role or Role.ROUGH) for guide in guides])
+        holes = torch.stack([fidelity.removal_mask(guide, role or Role.ROUGH) for guide in guides])
 
         def score(which: range, out: Tensor, holes: Tensor = holes) -> Figures:
             picks, rgb = list(which), out[:, 0, :3]
@@ -137,7 +137,7 @@ def _keeps_background(held: HeldOutScenes, picks: list[int], out: Tensor) -> dic
     given = held.background[picks]
     apart = (out[:, :3] - given[:, :3]).abs().mean(dim=1)
     better = apart <= apart.flatten(1).median(dim=1).values[:, None, None]
-    changed = torch.stack([fidelity.changed(a, b) for a, b in zip(out, given, strict=True)])
+    changed = torch.stack([fidelity.removal_mask_of_change(a, b) for a, b in zip(out, given, strict=True)])
     return error("kept", out[:, :3], given[:, :3], better) | {"changed": 100 * changed.float().mean(dim=(1, 2))}
 
 

@@ -92,8 +92,8 @@ def decode(model: OmniAlpha, record: Json, tensors: Tensors, dropped: list[bool]
     mask = torch.arange(text.shape[1]) < lengths[:, None]
     pooled = None
     if "pooled" in tensors:
-        own, blank = tensors["pooled"]
-        pooled = torch.where(torch.tensor(dropped)[:, None], blank, own).to(model.device)
+        own, blank = tensors["pooled"].to(model.device)
+        pooled = torch.where(torch.tensor(dropped, device=model.device)[:, None], blank, own)
     cond = model.assemble(examples, inputs, text.to(model.device), mask, pooled)
     return cond, pad(targets, targets[0].shape[-1])
 
@@ -166,7 +166,7 @@ def read_settings(folder: Path) -> Json:
 class CachedBatches:
     """The batches of a cache as an endless stream: every one once, in a drawn order, before one comes again.
 
-    `draw(i)` depends on the first `count` batches, the seed and i alone, so that a cache may grow beside a run.
+    Batch i depends on the first `count` batches, the seed and i alone, so that a cache may grow beside a run.
     prompt_dropout: share of samples without their instruction.
     """
 
@@ -237,9 +237,15 @@ class CachedBatches:
         draws = np.random.default_rng((self.seed, index, STREAM, 1)).random(count)
         return list((draws < self.prompt_dropout).tolist())
 
-    def draw(self, index: int, model: OmniAlpha) -> tuple[Condition, Tensor]:
-        """Condition and clean latents (B, Lt, C) at `index`, on the model's device."""
-        record, tensors = read(*self._where(index))
+    def __getitem__(self, index: int) -> tuple[Json, Tensors]:
+        """Record and tensors at `index`, read and checked."""
+        return read(*self._where(index))
+
+    def encoded(
+        self, index: int, model: OmniAlpha, batch: tuple[Json, Tensors] | None = None
+    ) -> tuple[Condition, Tensor]:
+        """Condition and clean latents (B, Lt, C) at `index`, on the model's device. batch: where it has been read."""
+        record, tensors = batch or self[index]
         return decode(model, record, tensors, self.dropped(index, len(record["examples"])))
 
     def weight(self, index: int) -> float:
