@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from omnialpha.data.synthetic import layers as synthetic
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
+from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, PUBLISHED, TOTAL, WEIGHTED
 from omnialpha.evaluation.datasets.rgba_pictures import TASK, rgba_pictures
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.reconstruction import as_jpeg, kind, of_autoencoder, reconstruct
-from omnialpha.evaluation.reports.benchmark_report import PUBLISHED, TOTAL, WEIGHTED, report, summarise
+from omnialpha.evaluation.reports.benchmark_report import report, summarise
 from omnialpha.evaluation.reports.report import Report, Row
 from omnialpha.evaluation.runner import ROWS, EvaluationSettings, Runner, SampleSet
 from omnialpha.evaluation.scoring import Figures, Networks

@@ -12,12 +12,12 @@ from torch import Tensor
 import benchmark_trees as trees
 from layered import manifest
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
+from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, PUBLISHED
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.methods.method import Method, check, identity_of, of_folder
 from omnialpha.evaluation.metrics.features import Features
-from omnialpha.evaluation.reports.benchmark_report import PUBLISHED, common, report
+from omnialpha.evaluation.reports.benchmark_report import common, report
 from omnialpha.evaluation.reports.report import Report, Row
 from omnialpha.evaluation.runner import MADE, ROWS, EvaluationSettings, Runner, SampleSet
 from omnialpha.evaluation.scoring import SCORINGS, Networks

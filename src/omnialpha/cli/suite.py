@@ -17,7 +17,7 @@ from omnialpha.errors import InputError
 if TYPE_CHECKING:
     from omnialpha.evaluation.methods.method import Method
     from omnialpha.evaluation.reports.report import Row
-    from omnialpha.evaluation.suite import Scenes, Suite
+    from omnialpha.evaluation.suite.suite import Scenes, Suite
     from omnialpha.pipeline import OmniAlpha
 
 NONE = "none"
@@ -62,9 +62,9 @@ def suite(
     silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.datasets import heldout
     from omnialpha.evaluation.reports.report import markdown_table
-    from omnialpha.evaluation.reports.suite_report import report
-    from omnialpha.evaluation.suite import Scenes, Suite, of_model
-    from omnialpha.evaluation.suite_parts import CATEGORIES
+    from omnialpha.evaluation.suite.report import report
+    from omnialpha.evaluation.suite.sections import CATEGORIES
+    from omnialpha.evaluation.suite.suite import Scenes, Suite, of_model
     from omnialpha.loading import load
 
     check_counts(batch=batch)

@@ -21,11 +21,12 @@ from omnialpha import rgba
 from omnialpha.canvas import Canvas
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.rgba_pictures import TASK
-from omnialpha.evaluation.methods.method import Method, digest_of_weights
+from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.metrics.features import digest_of_weights
 from omnialpha.evaluation.reports.report import Column
-from omnialpha.evaluation.scoring import LPIPS_, PSNR, SSIM, Figures, Networks, Scoring, similarity
+from omnialpha.evaluation.scoring import LPIPS_COLUMN, PSNR, SSIM, Figures, Networks, Scoring, similarity
 from omnialpha.files import sha256
 from omnialpha.tasks import Example
 
@@ -112,7 +113,7 @@ def kind(compat: str | None = None) -> Scoring:
         raise InputError(f"compat={compat!r} is not known: use alphavae, or leave it out.")
     return Scoring(
         " ".join((TASK, *([compat] if compat else []))),
-        (PSNR, SSIM, LPIPS_, *WHOLE),
+        (PSNR, SSIM, LPIPS_COLUMN, *WHOLE),
         partial(score, compat=compat),
         SETS,
         partial(composites, compat=compat),

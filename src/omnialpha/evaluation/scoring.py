@@ -11,12 +11,11 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.methods.method import digest_of_weights
 from omnialpha.evaluation.metrics import crello, image, matting
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.clip import Clip
 from omnialpha.evaluation.metrics.components import opencv
-from omnialpha.evaluation.metrics.features import Features
+from omnialpha.evaluation.metrics.features import Features, digest_of_weights
 from omnialpha.evaluation.metrics.lpips import LPIPS
 from omnialpha.evaluation.reports.report import Column
 from omnialpha.tasks import MAPS, Example, Role
@@ -30,7 +29,7 @@ SAD, MSE, MAD, GRAD, GRAD_AIM, CONN = (
     Column("grad", "GRAD", 3, "lower"), Column("grad_aim", "GRAD (aim)", 3, "lower"),
     Column("conn", "CONN", 3, "lower"),
 )  # fmt: skip
-PSNR, SSIM, LPIPS_ = (
+PSNR, SSIM, LPIPS_COLUMN = (
     Column("psnr", "PSNR (dB)", 2, "higher"), Column("ssim", "SSIM", 4, "higher"),
     Column("lpips", "LPIPS", 4, "lower"),
 )  # fmt: skip
@@ -48,7 +47,9 @@ SETS: Mapping[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {  # column 
 
 @dataclass(frozen=True)
 class Networks:
-    """What some figures need, and nothing brings by itself."""
+    """Networks that some figures need, each with weights of the user's: `lpips` for LPIPS, `features` for FID and KID,
+    `clip` for the CLIP score and CLIP-FID.
+    """
 
     lpips: LPIPS | None = None
     features: Features | None = None
@@ -208,7 +209,7 @@ def see_generated(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | Non
 SCORINGS: dict[str, Scoring] = {
     "matting": Scoring("matting", (SAD, MSE, MAD, GRAD, GRAD_AIM, CONN), score_matting, mattes=True),
     "removal": Scoring(
-        "removal", (PSNR, SSIM, LPIPS_, Column("hole_psnr", "PSNR in the mask (dB)", 2, "higher")),
+        "removal", (PSNR, SSIM, LPIPS_COLUMN, Column("hole_psnr", "PSNR in the mask (dB)", 2, "higher")),
         score_removal, (FID, KID, CLIP_FID), see_background,
     ),
     "decomposition": Scoring(

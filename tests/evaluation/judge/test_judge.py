@@ -361,7 +361,7 @@ def test_missing_samples_are_named(tmp_path: Path) -> None:
     a, b = two(tmp_path, KEYS, {"A": ["two"]})
     write_requests(b, [one for one in read_requests(b).values() if one.key != "one"])
     pairs = match(a, b)
-    assert [pair.asked.key for pair in pairs.pairs] == ["deep/three"]
+    assert [pair.request.key for pair in pairs.pairs] == ["deep/three"]
     assert pairs.missing == {"A": ["two"], "B": ["one"]} and pairs.names == {"A": "heron", "B": "otter"}
 
 

@@ -13,6 +13,10 @@ from omnialpha.tasks import TASKS
 if TYPE_CHECKING:
     pass
 
+TOTAL, WEIGHTED = "total", "published weighting"  # of summaries: the rows of all pictures, in whatever category
+# AlphaVAE's categories of text to image: one weighs half, the others share the other half.
+PUBLISHED = ("animal", "fruit", "furniture", "mixed", "plant", "portrait", "toy", "transparent")
+HALF = "mixed"
 THOUSANDS = "SAD, GRAD and CONN in thousands, so they grow with the picture (GRAD as AIM: / 10); MSE, MAD are means"
 PLAIN = "PSNR in dB, at most 100"
 

@@ -81,7 +81,7 @@ class Question:
 def questions(pair: ComparedPair, aspects: Sequence[str], ground: str) -> list[Question]:
     """Each aspect that applies, in both orders; the pictures are read once."""
     asks: list[Question] = []
-    asked, (given, made) = pair.asked, pair.shown(ground)
+    asked, (given, made) = pair.request, pair.shown(ground)
     request = f"The request: {asked.instruction}" + (f"\nThe text: {asked.prompt}" if asked.prompt else "")
     seen = TRANSPARENT.get(ground, TRANSPARENT[""]).format(ground=ground)
     for aspect in (name for name in aspects if pair.applies(name)):

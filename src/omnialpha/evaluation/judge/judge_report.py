@@ -46,14 +46,14 @@ class Comparison:
 
 def of_judge(judge: Judge, pairs: Pairs, seed: int = 0) -> Comparison:
     def pictures(key: str) -> dict[str, Tensor]:
-        pair = next(pair for pair in pairs.pairs if pair.asked.key == key)
+        pair = next(pair for pair in pairs.pairs if pair.request.key == key)
         made = {f"{side}: {label}": pixels for side in SIDES for label, pixels in pair.made(side).items()}
         return pair.given() | made
 
     return Comparison(
         title="Comparison by a judge",
         names=pairs.names,
-        samples=[pair.asked.key for pair in pairs.pairs],
+        samples=[pair.request.key for pair in pairs.pairs],
         aspects=judge.aspects,
         missing=pairs.missing,
         raters=judge.endpoint.model,

@@ -92,24 +92,24 @@ class RenderedPicture:
 class ComparedPair:
     """A sample that both runs have. folders: by side."""
 
-    asked: PredictionRequest
+    request: PredictionRequest
     folders: Mapping[str, Path]
 
     def applies(self, aspect: str) -> bool:
         needs = ASPECTS[aspect].needs
-        return not needs or bool(getattr(self.asked, needs))
+        return not needs or bool(getattr(self.request, needs))
 
     def given(self) -> dict[str, Tensor]:
         """The pictures that were given, RGBA (4, H, W) in [0, 1], by their label."""
-        named = [(role, path) for role, paths in self.asked.inputs.items() for path in paths]
+        named = [(role, path) for role, paths in self.request.inputs.items() for path in paths]
         return {
             _numbered(role, [r for r, _ in named], k): read_image(path).rgba for k, (role, path) in enumerate(named)
         }
 
     def made(self, side: str) -> dict[str, Tensor]:
         """What a side made, RGBA (4, H, W) in [0, 1], by its label, back to front."""
-        roles = self.asked.targets
-        layers = predictions.read(self.folders[side] / predictions.PREDICTIONS, self.asked.key, len(roles), None)
+        roles = self.request.targets
+        layers = predictions.read(self.folders[side] / predictions.PREDICTIONS, self.request.key, len(roles), None)
         return {_numbered(role, roles, k): layers[k] for k, role in enumerate(roles)}
 
     def shown(self, ground: str, side: int = SIDE) -> tuple[list[RenderedPicture], dict[str, list[RenderedPicture]]]:
@@ -134,30 +134,35 @@ class Pairs:
 
 
 def match(a: Path, b: Path, limit: int | None = None) -> Pairs:
-    """The samples of two run folders in the order of the first, at most `limit`.
+    """The samples that two runs have in common.
 
-    InputError where a folder is no run, a sample was not the same request on both sides, or no sample is on both.
+    Args:
+        a, b: folders of one method each, as `omnialpha eval` writes them.
+        limit: of samples, the first ones of `a`; None: all.
+
+    Raises:
+        InputError: a folder is no run, a sample was not the same request on both sides, or none is on both.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} is out of range: use 1 or more.")
     folders = dict(zip(SIDES, (a, b), strict=True))
-    asked = {side: predictions.read_requests(folder) for side, folder in folders.items()}
-    keys = list(dict.fromkeys((*asked["A"], *asked["B"])))
-    missing = {side: [k for k in keys if not _has(folders[side], asked[side].get(k))] for side in SIDES}
+    requests = {side: predictions.read_requests(folder) for side, folder in folders.items()}
+    keys = list(dict.fromkeys((*requests["A"], *requests["B"])))
+    missing = {side: [k for k in keys if not _has(folders[side], requests[side].get(k))] for side in SIDES}
     lacking = {*missing["A"], *missing["B"]}
     common = [key for key in keys if key not in lacking][:limit]
     for key in common:
-        _same(asked["A"][key], asked["B"][key])
+        _same(requests["A"][key], requests["B"][key])
     if not common:
         raise InputError(f"{a} and {b} have pictures of no sample in common: give two runs of one benchmark.")
     names = {side: folder.resolve().name for side, folder in folders.items()}
     if len(set(names.values())) == 1:
         names = {side: str(folder) for side, folder in folders.items()}
-    return Pairs(names, [ComparedPair(asked["A"][key], folders) for key in common], missing)
+    return Pairs(names, [ComparedPair(requests["A"][key], folders) for key in common], missing)
 
 
-def _has(folder: Path, asked: PredictionRequest | None) -> bool:
-    return asked is not None and predictions.exists(folder, asked.key, len(asked.targets))
+def _has(folder: Path, request: PredictionRequest | None) -> bool:
+    return request is not None and predictions.exists(folder, request.key, len(request.targets))
 
 
 def _same(a: PredictionRequest, b: PredictionRequest) -> None:

@@ -77,7 +77,7 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
         if asked:
             given, made = pair.shown(ground)
             results = [_listed(made[side], files) for side in order]
-            samples.append(StudySample(f"s{number:04}", pair.asked.key, asked, order, _listed(given, files), results))
+            samples.append(StudySample(f"s{number:04}", pair.request.key, asked, order, _listed(given, files), results))
             shown.append(_for_page(samples[-1], pair))
     if not samples:
         raise InputError(f"no sample can be asked about {', '.join(aspects)}: ask about overall or quality too.")
@@ -106,7 +106,7 @@ def _listed(pictures: Sequence[RenderedPicture], files: dict[str, RenderedPictur
 
 def _for_page(sample: StudySample, pair: ComparedPair) -> dict[str, Any]:
     """Nothing here may tell which side a result is of."""
-    asked = pair.asked
+    asked = pair.request
     lines = [asked.instruction] + ([asked.prompt] if asked.prompt not in asked.instruction else [])
     text = "\n".join(line for line in lines if line)
     stored = {"id": sample.id, "text": text, "aspects": sample.aspects}

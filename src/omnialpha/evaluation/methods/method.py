@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.files import sha256
@@ -93,7 +93,16 @@ def of_model(
     steps: int | None = None,
     guidance: float | None = None,
 ) -> Method:
-    """raw: without what `fidelity` copies from the input. steps, guidance: the model's own if None."""
+    """A model as it runs for users.
+
+    Args:
+        model: loaded.
+        name: in tables.
+        identity: see `identity_of`.
+        raw: without what `fidelity` copies from the input.
+        batch: examples at once.
+        steps, guidance: of sampling; the model's own if None.
+    """
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         stacks = model.run(examples, seed=seeds, raw=raw, steps=steps, guidance=guidance)
@@ -106,8 +115,15 @@ def of_model(
 
 
 def identity_of(parts: Parts, **settings: Any) -> str:
-    """Of a model by its files and what it runs with: the same for the same pictures. Of a large file its size and some
-    of its blocks count, as weights that differ do so everywhere.
+    """A model by its files and what it runs with. Of a large file its size and some of its blocks count,
+    as weights that differ do so everywhere.
+
+    Args:
+        parts: the folders of its networks.
+        settings: all else that changes its pictures.
+
+    Returns:
+        A hash, the same for the same pictures.
     """
     parts_of = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
     folders = (parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders))
@@ -130,12 +146,3 @@ def _digest(path: Path) -> str:
             file.seek(start)
             done.update(file.read(BLOCK))
     return done.hexdigest()
-
-
-def digest_of_weights(module: nn.Module) -> str:
-    """Of all weights and buffers of a network."""
-    parts: list[Any] = []
-    for name, tensor in sorted(module.state_dict().items()):
-        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
-        parts += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
-    return sha256(*parts)[:16]

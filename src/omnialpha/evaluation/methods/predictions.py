@@ -27,8 +27,14 @@ GREY = 0.1  # channels of a grey JPEG differ by less
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """A sample as it was asked for. key: its file name, which may have folders (`/`). inputs: paths by role, truths: in
-    the order of targets, the roles to make; pictures that lie in no file have none.
+    """What a prediction was asked for, as `samples.jsonl` keeps it.
+
+    Args:
+        key: its file name, which may have folders (`/`).
+        task, instruction, prompt, category: in words.
+        inputs: paths by role; pictures that lie in no file have none.
+        truths: paths in the order of targets, "" where there is none.
+        targets: the roles to make.
     """
 
     key: str
@@ -75,10 +81,20 @@ def exists(folder: Path, key: str, count: int) -> bool:
 
 
 def read(folder: Path, key: str, count: int, size: tuple[int, int] | None, grey_is_alpha: bool = False) -> Tensor:
-    """Predicted layers (m, 4, H, W) of a folder with KEY.png or KEY/00.png and so on, in any readable format.
+    """Predicted layers of a folder with KEY.png or KEY/00.png and so on, in any readable format.
 
-    size: the truth's; None: any. grey_is_alpha: a grey file without an alpha channel is a matte, as they are published;
-    its colour is 1. InputError where one is missing or of another size.
+    Args:
+        folder: that holds them.
+        key: of the sample.
+        count: of layers.
+        size: (height, width) of the truth; None: any.
+        grey_is_alpha: a grey file without an alpha channel is a matte, as they are published; its colour is 1.
+
+    Returns:
+        (count, 4, H, W) float32 in [0, 1], straight alpha.
+
+    Raises:
+        InputError: one is missing or of another size.
     """
     layers = []
     for path in _paths(folder, key, count):

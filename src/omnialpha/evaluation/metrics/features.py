@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnialpha.errors import InputError
 from omnialpha.files import sha256
@@ -36,7 +37,7 @@ class Features:
 
 
 def load_features(spec: str, device: torch.device | str = "cpu") -> Features:
-    """Of a TorchScript file, or of "package.module:function".
+    """A feature extractor by a TorchScript file, or by "package.module:function".
 
     NVIDIA's inception-2015-12-05.pt, which published FIDs stand on, is such a file; it resizes by itself.
     """
@@ -66,3 +67,12 @@ def _scripted(path: Path, device: torch.device | str) -> Callable[[Tensor], Tens
     arguments = [argument.name for argument in module.forward.schema.arguments]
     more = {"return_features": True} if "return_features" in arguments else {}  # else it answers class scores
     return lambda pictures: module(pictures, **more)
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """Of all weights and buffers of a network."""
+    parts: list[Any] = []
+    for name, tensor in sorted(module.state_dict().items()):
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}"]
+        parts += [tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
+    return sha256(*parts)[:16]

@@ -60,10 +60,14 @@ BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """Of RGB batches (B, 3, H, W) in [-1, 1] -> (B,), 0 for equal ones; differentiable in both.
+    """LPIPS of RGB batches: (B, 3, H, W) twice, in [-1, 1] -> (B,), 0 for equal ones; differentiable in both.
 
-    backbone: a state dict of torchvision's VGG16 or AlexNet, .pth or .safetensors; which of the two, its shapes say.
-    heads: lpips' linear weights for it (lin0.model.1.weight, ...); None: those that torchmetrics comes with.
+    Args:
+        backbone: a state dict of torchvision's VGG16 or AlexNet, .pth or .safetensors; its shapes say which.
+        heads: lpips' linear weights for it (lin0.model.1.weight, ...); None: those that torchmetrics comes with.
+
+    Raises:
+        InputError: weights that are none, or that do not fit.
     """
 
     shift: Tensor

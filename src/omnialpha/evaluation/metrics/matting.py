@@ -213,10 +213,20 @@ def measure(
     mode: str = "dim",
     names: Iterable[str] = POINTWISE,
 ) -> dict[str, Tensor]:
-    """Metrics by name of alphas (H, W) or (B, H, W) in [0, 1]: one float64 value a picture, shape () or (B,).
+    """Matting metrics of alphas.
 
-    mode: "dim", the originals; "aim" takes `grad_aim` for "grad", and is the same in all else. region: "unknown"
-    counts the grey pixels of the trimap alone. Raises InputError for what cannot be measured.
+    Args:
+        predicted, true: (H, W) or (B, H, W) in [0, 1], torch or numpy.
+        trimap: of the same shape, 0, .5 and 1; needed for the region "unknown".
+        region: "whole", or "unknown" for the grey pixels of the trimap alone.
+        mode: "dim", the originals; "aim" takes `grad_aim` for "grad", and is the same in all else.
+        names: of METRICS.
+
+    Returns:
+        By name one float64 value a picture, shape () or (B,).
+
+    Raises:
+        InputError: what cannot be measured.
     """
     if mode not in MODES:
         raise InputError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}.")

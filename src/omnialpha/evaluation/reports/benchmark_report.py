@@ -8,7 +8,7 @@ from statistics import median
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.benchmarks import Benchmark
+from omnialpha.evaluation.datasets.benchmarks import HALF, PUBLISHED, TOTAL, WEIGHTED, Benchmark
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT, best_constants
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Case, Column, Report, Row, Table, mean
@@ -18,10 +18,6 @@ from omnialpha.limits import by
 from omnialpha.tasks import Role
 
 WORST, BEST = 6, 2
-TOTAL, WEIGHTED = "total", "published weighting"
-# AlphaVAE's categories of text to image: one weighs half, the others share the other half.
-PUBLISHED = ("animal", "fruit", "furniture", "mixed", "plant", "portrait", "toy", "transparent")
-HALF = "mixed"
 ABOUT = (
     "key",
     "sample",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
+from omnialpha.evaluation.datasets.benchmarks import TOTAL, WEIGHTED
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.reports import published
-from omnialpha.evaluation.reports.benchmark_report import TOTAL, WEIGHTED
 from omnialpha.evaluation.reports.published import TABLES, Note, Published
 from omnialpha.evaluation.reports.report import FILES, HEADER, Column, Report, Row, Table
 

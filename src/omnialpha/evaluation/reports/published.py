@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from omnialpha.evaluation.reports.report import Column
+from omnialpha.evaluation.scoring import CLIP_FID, CLIP_SCORE, CONN, GRAD, LPIPS_COLUMN, MAD, MSE, PSNR, SAD, SSIM
 
 UNSAID = "not stated"
 V1 = "OmniAlpha, arXiv 2511.20211v1"
@@ -71,23 +72,13 @@ def _rows(columns: Sequence[Column], text: str) -> dict[str, dict[str, Printed]]
 
 # ---- columns --------------------------------------------------------------------------------------------------------
 
-SAD = Column("sad", "SAD", 3, "lower")
-MSE = Column("mse", "MSE", 4, "lower")
-MAD = Column("mad", "MAD", 4, "lower")
-GRAD = Column("grad", "GRAD", 3, "lower")
-CONN = Column("conn", "CONN", 3, "lower")
-PSNR = Column("psnr", "PSNR (dB)", 2, "higher")
-SSIM = Column("ssim", "SSIM", 4, "higher")
-LPIPS = Column("lpips", "LPIPS", 4, "lower")
 FID = Column("fid", "FID", 2, "lower")
-CLIP_FID = Column("clip_fid", "CLIP-FID", 3, "lower")
-CLIP = Column("clip_score", "CLIP score", 4, "higher")
 WINS = (Column("wins", "wins, %", 0), Column("ties", "ties, %", 0), Column("losses", "losses, %", 0))
-GENERATION = (FID, CLIP)
+GENERATION = (FID, CLIP_SCORE)
 REFERRING = (SAD, MSE, GRAD, CONN)
 MATTING = (SAD, MSE, MAD, GRAD, CONN)
-REMOVAL = (PSNR, LPIPS, FID, CLIP_FID)
-RECONSTRUCTION = (PSNR, SSIM, Column("fid", "rFID", 2, "lower"), LPIPS)
+REMOVAL = (PSNR, LPIPS_COLUMN, FID, CLIP_FID)
+RECONSTRUCTION = (PSNR, SSIM, Column("fid", "rFID", 2, "lower"), LPIPS_COLUMN)
 LAYERS = tuple(
     Column(f"{key}_{merges}", f"{title} ({merges})", 4, better)
     for key, title, better in (("rgb_l1", "RGB L1", "lower"), ("alpha_iou", "alpha IoU", "higher"))

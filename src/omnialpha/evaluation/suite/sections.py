@@ -18,9 +18,9 @@ from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.metrics.reader import Reader, Request, requests
-from omnialpha.evaluation.suite import BATCH, Figures, Scenes, Section, identity
-from omnialpha.evaluation.suite_figures import by_picture, error, weighted
-from omnialpha.evaluation.suite_matting import matting
+from omnialpha.evaluation.suite.figures import by_picture, error, weighted
+from omnialpha.evaluation.suite.matting import matting
+from omnialpha.evaluation.suite.suite import BATCH, Figures, Scenes, Section, identity
 from omnialpha.masks import DEFINITE
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
 from omnialpha.evaluation.datasets.heldout import HeldOutScenes, HeldOutSource
-from omnialpha.evaluation.methods.method import Method, digest_of_weights, identity_of
+from omnialpha.evaluation.methods.method import Method, identity_of
+from omnialpha.evaluation.metrics.features import digest_of_weights
 from omnialpha.evaluation.reports.report import Row
 from omnialpha.evaluation.runner import Runner, SampleSet
 from omnialpha.evaluation.scoring import Networks, Scoring
@@ -28,11 +29,18 @@ from omnialpha.tasks import Example
 
 BATCH = 16  # pictures at once
 
-Figures = list[Row]  # of each picture: name -> number; X_sum and X_count are pooled, see `suite_figures`
+Figures = list[Row]  # of each picture: name -> number; X_sum and X_count are pooled, see `figures`
 
 
 class Scenes:
-    """A model and what it is asked about: `ones` with one object, `twos` with two that stand apart."""
+    """Held-out scenes at the size of a model: `ones` with one object, `twos` with two that stand apart.
+
+    Args:
+        model: that is measured.
+        source: of the layers.
+        n: scenes of each kind, 1 or more.
+        seed: of their composition, and of the noise: seed + i for scene i.
+    """
 
     def __init__(self, model: OmniAlpha, source: HeldOutSource, n: int, seed: int) -> None:
         if n < 1:
@@ -143,7 +151,17 @@ class Section:
 
 
 class Suite:
-    """What is asked of whom; what is finished is kept in `out`."""
+    """Sections measured with methods.
+
+    Args:
+        scenes: what the sections are about.
+        sections: with different names.
+        methods: with different names; that of several outputs is the model.
+        out: the folder of the run, where finished rows are kept.
+
+    Raises:
+        InputError: two methods of one name.
+    """
 
     def __init__(self, scenes: Scenes, sections: Sequence[Section], methods: Sequence[Method], out: Path) -> None:
         names = [name for method in methods for name in method.names]

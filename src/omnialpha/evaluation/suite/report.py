@@ -9,8 +9,8 @@ from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.image import PSNR_8_BIT
 from omnialpha.evaluation.reports.benchmark_report import named
 from omnialpha.evaluation.reports.report import Case, Report, Row
-from omnialpha.evaluation.reports.suite_tables import TABLES, SuiteResults, readme, verdict
-from omnialpha.evaluation.suite import Section, Suite
+from omnialpha.evaluation.suite.suite import Section, Suite
+from omnialpha.evaluation.suite.tables import TABLES, SuiteResults, readme, verdict
 from omnialpha.limits import by
 
 FEW = 100  # scenes; below it no figure should be quoted

@@ -10,20 +10,16 @@ from omnialpha.evaluation.methods.baselines import OWN_FINDER
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.reports.report import Column, Row, Table
-from omnialpha.evaluation.suite_figures import summarise
-from omnialpha.evaluation.suite_matting import ANCHORED, TWO, WORDINGS
+from omnialpha.evaluation.scoring import CONN, GRAD, MAD, MSE, SAD
+from omnialpha.evaluation.suite.figures import summarise
+from omnialpha.evaluation.suite.matting import ANCHORED, TWO, WORDINGS
 from omnialpha.tasks import MAPS, Role
 
 AUTOMATIC = 0.05  # MAD of automatic mattes: what is required
 GUIDES = (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA)
 METHOD, GUIDANCE = Column("method", "method"), Column("guidance", "guidance")
-WHOLE = (
-    Column("sad", "SAD", 3, "lower"),
-    Column("mad", "MAD", 4, "lower"),
-    Column("mse", "MSE", 4, "lower"),
-    Column("grad", "GRAD", 3, "lower"),
-    Column("conn", "CONN", 3, "lower"),
-)
+WHOLE = (SAD, MAD, MSE, GRAD, CONN)
+Passes = Callable[[float], bool]
 COMPOSITES = Column("composites", "composites, PSNR (dB)", 2, "higher")
 BAND = tuple(
     Column(f"{m}_unknown", f"{m.upper()}, unknown", d, "lower") for m, d in (("sad", 3), ("mad", 4), ("mse", 4))
@@ -192,7 +188,7 @@ class Requirement:
 
     what: str
     bound: str
-    passes: Callable[[float], bool]
+    passes: Passes
     default: float
     raw: float
 
@@ -222,13 +218,7 @@ def required(results: SuiteResults) -> list[Requirement]:
 
 
 def _of(
-    results: SuiteResults,
-    what: str,
-    part: str,
-    figure: str,
-    bound: str,
-    passes: Callable[[float], bool],
-    less: float = 0.0,
+    results: SuiteResults, what: str, part: str, figure: str, bound: str, passes: Passes, less: float = 0.0
 ) -> list[Requirement]:
     default, raw = (results.number(part, name, figure) for name in (results.default, results.raw))
     return [] if default is None or raw is None else [Requirement(what, bound, passes, default - less, raw - less)]

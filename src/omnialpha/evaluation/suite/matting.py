@@ -15,8 +15,8 @@ from omnialpha.evaluation.methods.classical import has_anchors
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import METRICS, POINTWISE, measure, soft_iou
-from omnialpha.evaluation.suite import Figures, Scenes, Section
-from omnialpha.evaluation.suite_figures import by_picture, error
+from omnialpha.evaluation.suite.figures import by_picture, error
+from omnialpha.evaluation.suite.suite import Figures, Scenes, Section
 from omnialpha.tasks import MAPS, Example, Role
 
 TWO = "two objects"

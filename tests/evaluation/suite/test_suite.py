@@ -19,13 +19,13 @@ from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.image import PSNR_8_BIT, psnr
 from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.reports.report import Row
-from omnialpha.evaluation.reports.suite_report import report
-from omnialpha.evaluation.reports.suite_tables import TABLES, SuiteResults, readme, required, verdict
 from omnialpha.evaluation.runner import ROWS
-from omnialpha.evaluation.suite import Scenes, Section, Suite, of_model
-from omnialpha.evaluation.suite_figures import summarise
-from omnialpha.evaluation.suite_matting import TWO
-from omnialpha.evaluation.suite_parts import CATEGORIES
+from omnialpha.evaluation.suite.figures import summarise
+from omnialpha.evaluation.suite.matting import TWO
+from omnialpha.evaluation.suite.report import report
+from omnialpha.evaluation.suite.sections import CATEGORIES
+from omnialpha.evaluation.suite.suite import Scenes, Section, Suite, of_model
+from omnialpha.evaluation.suite.tables import TABLES, SuiteResults, readme, required, verdict
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Role
 
