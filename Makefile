@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/omnialpha demo -o demo
 
+# One process a core, each with one thread of torch, so that sums are the same everywhere.
 test: setup
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 check-slow: setup
 	$(BIN)/pytest -q -m slow

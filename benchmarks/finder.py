@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from common.tables import Table
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
 
+from omnialpha import masks
 from omnialpha.data.records import hints
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.data.synthetic.scenes import compose
+from omnialpha.hints import click, look
 from omnialpha.io import read_image
 from omnialpha.models.finder import SIDE, U2NetP
+
+WAYS = ("one look", "two looks", "click as a hint", "click followed")
 
 
 def opened(name: str) -> U2NetP:
@@ -52,15 +61,44 @@ def scenes(nets: dict[str, U2NetP], data: Path | None, n: int) -> tuple[dict[str
     return {name: [sum(row[k]) / n for k in hints.KINDS] for name, row in seen.items()}, n
 
 
-def photographs(net: U2NetP, folder: Path) -> tuple[float, int]:
-    """MAD on photographs, and how many there are."""
-    off = []
+def error(found: Tensor, alpha: Tensor) -> float:
+    """MAD of a map (s, s) of a picture stretched to a square, scaled up to the truth (H, W)."""
+    full = F.interpolate(found[None, None], size=alpha.shape, mode="bilinear", align_corners=False)[0, 0]
+    return float((full - alpha).abs().mean())
+
+
+def middle(alpha: Tensor) -> masks.Mark | None:
+    """(x, y) of the pixel farthest inside what is opaque; None where nothing is."""
+    depth = distance_transform_edt(np.pad(alpha.numpy() > 0.9, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return (int(x), int(y)) if depth.max() else None
+
+
+def ways(net: U2NetP, picture: Tensor, alpha: Tensor) -> list[float] | None:
+    """MAD with one look, two looks, a click as a hint and a click that is followed; None without an opaque pixel."""
+    if (point := middle(alpha)) is None:
+        return None
+    size = (int(alpha.shape[0]), int(alpha.shape[1]))
+    hinted = net.find(picture[None], masks.marks(size, [point])[None])[0]
+    followed = click(net, picture, point)
+    found = [net.find(picture[None])[0], look(net, picture), hinted, hinted if followed is None else followed]
+    return [error(one, alpha) for one in found]
+
+
+def pairs(data: Path | None, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Composites of two objects apart, and the alpha of each of the two."""
+    bank = banks.read(data, 256, "test") if data else banks.unseen(256)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(n):
+        (made,) = compose(bank, 1, 2, (SIDE, SIDE), generator, apart=True)
+        assert made.composite is not None
+        yield from ((made.composite, layer[3]) for layer in made.layers)
+
+
+def photographs(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pictures of a folder and their true alphas."""
     for path in sorted((folder / "input").iterdir()):
-        alpha = read_image(folder / "alpha" / path.name, data=True).rgba[0]
-        found = net.find(read_image(path).rgba[None])[0]
-        full = F.interpolate(found[None, None], size=alpha.shape, mode="bilinear", align_corners=False)[0, 0]
-        off.append(float((full - alpha).abs().mean()))
-    return sum(off) / len(off), len(off)
+        yield read_image(path).rgba, read_image(folder / "alpha" / path.name, data=True).rgba[0]
 
 
 def main() -> None:
@@ -74,14 +112,18 @@ def main() -> None:
     nets = {name: opened(name) for name in asked.finders or [str(bundled)]}
     rows, n = scenes(nets, asked.data, asked.n)
     about = f"n={n} held-out scenes of {SIDE}x{SIDE} px, {asked.data or 'drawn'}, whole picture, seed 0, CPU, float32"
-    columns = {"finder": "", **dict.fromkeys(hints.KINDS, ".4f")}
+    table = Table("Alpha MAD by kind of hint", about, {"finder": "", **dict.fromkeys(hints.KINDS, ".4f")})
+    table.rows += [[Path(name).name, *rows[name]] for name in nets]
+    print(table.text())
+    sets = {"one of two objects": list(pairs(asked.data, asked.n))}
     if asked.photographs:
-        columns["photographs"] = ".4f"
-        about += "; photographs as stored"
-    table = Table("Alpha MAD by kind of hint", about, columns)
-    for name, net in nets.items():
-        more = [photographs(net, asked.photographs)[0]] if asked.photographs else []
-        table.rows.append([Path(name).name, *rows[name], *more])
+        sets["photographs, as stored"] = list(photographs(asked.photographs))
+    columns = {"finder": "", "pictures": "", "n": "", **dict.fromkeys(WAYS, ".4f")}
+    about = "whole picture, click: the pixel farthest inside, seed 0, CPU, float32"
+    table = Table("Alpha MAD by way of looking", about, columns)
+    for (name, net), (kind, of) in product(nets.items(), sets.items()):
+        made = [one for picture, alpha in of if (one := ways(net, picture, alpha))]
+        table.rows.append([Path(name).name, kind, len(made), *np.mean(made, axis=0).tolist()])
     print(table.text())
 
 

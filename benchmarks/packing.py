@@ -32,8 +32,8 @@ from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.limits import by
 from omnialpha.models.transformer.model import MultiImageTransformer
-from omnialpha.models.transformer.positions import Layout, Positions, batch_positions
-from omnialpha.pipeline import PATCH, OmniAlpha
+from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions, batch_positions
+from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.sft import flow_losses
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/nano-sft.toml"
@@ -93,7 +93,7 @@ def nano(tokens: int) -> Side:
     """The bundled model with its own tasks, weights and sizes."""
     model = OmniAlpha.from_folder()
     tree = config.load(RECIPE)
-    side = model.vae.ratio * PATCH
+    side = model.vae.ratio * PATCH_SIZE
     budget = Budget(tokens, 32, model.card.grid, side, model.card.picture_pixels)
     transformer = model.transformer.train().requires_grad_(True)
     return Side("nano", transformer, mixture(tree["tasks"], [(h, w) for h, w in tree["sizes"]], budget))

@@ -15,10 +15,12 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from common.documents import grown, write_block
@@ -133,7 +135,6 @@ def task(how: str, size: int, batch: int, threads: int) -> dict[str, int | None]
         vae = set_how(own_vae(vae, "cpu"), how, size)
     for call in calls(vae, 64, 1, "cpu").values():
         call()
-    winograd.kept.clear()  # what is kept of the weights counts, for its size is not known before
     return {what: rise(call, "cpu") for what, call in calls(vae, size, batch, "cpu").items()}
 
 
@@ -151,8 +152,7 @@ def side_by_side(stock: Any, own: Any, sizes: Sequence[int], repeats: int, devic
         notes=[
             "Seconds: medians of n, in turns, after one unmeasured call. difference: of the outputs, root mean square, "
             "relative.",
-            f"MiB: the most that a call needs beyond weights and inputs ({where}); ours holds transformed weights, at "
-            f"most {winograd.LIMIT // 2**20} MiB on a CPU.",
+            f"MiB: the most that a call needs beyond weights and inputs ({where}).",
         ],
     )  # fmt: skip
     for size in sizes:
@@ -224,6 +224,51 @@ def tile_quality(n: int, side: int = 384) -> Iterator[Table]:
     yield table
 
 
+def without(call: Call) -> Call:
+    """The call with torch's own convolutions."""
+
+    def run() -> Tensor:
+        with mock.patch.object(winograd, "convolve", lambda *given, **settings: None):
+            return call()
+
+    return run
+
+
+def winograd_table(sizes: Sequence[int], repeats: int) -> Iterator[Table]:
+    """What Winograd's transforms save on a CPU: nano's whole run, and the released shape; again after each row."""
+    import omnialpha
+    from omnialpha.tasks import TASKS
+
+    model = omnialpha.load(device="cpu")
+    example = TASKS["matting_auto"].example(
+        composite=torch.rand(4, 300, 400, generator=torch.Generator().manual_seed(0))
+    )
+    rows: dict[str, Call] = {"nano, a whole matte of 400 x 300 px": lambda: model.run([example])}
+    own = own_vae(stock_vae("cpu"), "cpu")
+    for size in sizes:
+        rows |= {f"released shape, {what}, {size} px": call for what, call in calls(own, size, 1, "cpu").items()}
+    table = Table(
+        "Winograd's transforms on a CPU, in turn with torch's convolutions",
+        f"random weights of the released shape, seed 0, {surroundings(torch.device('cpu'), torch.float32)}",
+        {"what": "", "n": "d", "with, s": ".2f", "without, s": ".2f", "ratio": ".2f",
+         "with, processor s": ".2f", "without, processor s": ".2f", "processor ratio": ".2f"},
+        notes=["Medians of n after one unmeasured call. Processor: of all threads of this program."],
+    )  # fmt: skip
+    for what, call in rows.items():
+        times: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
+        for number in range(repeats + 1):
+            for name, one in (("with", call), ("without", without(call))):
+                began = time.perf_counter(), time.process_time()
+                one()
+                if number:
+                    times[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+        (fast, light), (slow, heavy) = (
+            [statistics.median(v) for v in zip(*rows, strict=True)] for rows in times.values()
+        )
+        table.rows.append([what, repeats, fast, slow, slow / fast, light, heavy, heavy / light])
+        yield table
+
+
 def measure(devices: Sequence[str], sizes: Sequence[int], repeats: int, pictures: int) -> Iterator[Table]:
     """Tables as soon as they are there, and again when they have more rows."""
     for device in devices:
@@ -246,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", default=16, type=int, help="of the quality of tiles")
     parser.add_argument("--json", type=Path, help="also write the tables here")
     parser.add_argument("--document", type=Path, help=f"where tables go (default: {DOCUMENT.name}, none if --quick)")
+    parser.add_argument("--winograd", action="store_true", help="only what Winograd's transforms save; not documented")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.task:
@@ -256,6 +302,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     document = options.document or (None if options.quick else DOCUMENT)
     torch.set_num_threads(options.threads)
     sizes = [int(size) for size in options.sizes.split(",")]
+    if options.winograd:
+        for table in winograd_table(sizes, options.repeats):
+            print(table.text(), end="\n\n", flush=True)
+        return
     tables: list[Table] = []
     command = shlex.join(["python", "benchmarks/vae.py", *argv])
     for table in measure(options.devices.split(","), sizes, options.repeats, options.pictures):

@@ -42,7 +42,7 @@ class Chat:
 
     def __init__(self, choose: Choose, trouble: Sequence[tuple[int, bytes, dict[str, str]] | float] = ()) -> None:
         self.choose, self.trouble = choose, list(trouble)
-        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []  # path, headers, body
+        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []  # path, headers by lower-case name, body
         self.times: list[float] = []  # seconds
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         chat = self.chat
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with chat.lock:
-            chat.requests.append((self.path, dict(self.headers.items()), body))
+            chat.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
             chat.times.append(time.monotonic())
             trouble = chat.trouble.pop(0) if chat.trouble else None
             chat.under_way += 1

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from omnialpha import io
-from omnialpha.api import choose, completion
+from omnialpha.api import completion_task, select_task
 from omnialpha.errors import InputError
 from omnialpha.io.layers import LayerStack
 from omnialpha.tasks import TASKS, Role
@@ -121,14 +121,14 @@ def test_options_reach_the_run(tiny_model):
     ],
 )
 def test_what_lies_beside_the_picture_chooses_the_task(verb, given, text, task):
-    assert choose(verb, given, text) is TASKS[task]
+    assert select_task(verb, given, text) is TASKS[task]
 
 
 def test_completions():
-    assert completion(1, None, True) is TASKS["foreground_to_full"]
-    assert completion(1, None, False) is TASKS["foreground_to_background"]
-    assert completion(None, 1, True) is TASKS["background_to_full"]
-    assert completion(None, 1, False) is TASKS["background_to_foreground"]
+    assert completion_task(1, None, True) is TASKS["foreground_to_full"]
+    assert completion_task(1, None, False) is TASKS["foreground_to_background"]
+    assert completion_task(None, 1, True) is TASKS["background_to_full"]
+    assert completion_task(None, 1, False) is TASKS["background_to_foreground"]
 
 
 def test_what_cannot_be_chosen(tiny_model):
@@ -137,7 +137,7 @@ def test_what_cannot_be_chosen(tiny_model):
     with pytest.raises(InputError, match="matte got alpha, text together"):
         tiny_model.matte(PIXELS, alpha=MASK, text="the mug")
     with pytest.raises(InputError, match="remove takes no text, but got 'the mug'"):
-        choose("remove", {}, "the mug")
+        select_task("remove", {}, "the mug")
     for sides in ({}, {"foreground": SOLID, "background": PIXELS}):
         with pytest.raises(InputError, match="needs a foreground or a background: give exactly one"):
             tiny_model.complete("a cellar", **sides)

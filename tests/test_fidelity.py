@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omnialpha import masks, rgba
-from omnialpha.fidelity import SNAP, hole, keep, refined, settle, snap
+from omnialpha.fidelity import SNAP, match_composite, refine_foregrounds, removal_mask, restore_unchanged, snap_alpha
 from omnialpha.tasks import MAPS, TASKS, Role
 
 SIZE = (40, 60)
@@ -65,7 +65,7 @@ def example(name, alpha=None, **settings):
 def test_a_matte_has_the_pictures_colour_where_it_is_solid(name):
     request = example(name)
     made = layer(disk(radius=10), 5)
-    (kept,) = keep(request, [made])
+    (kept,) = restore_unchanged(request, [made])
     solid = kept[3] == 1
     assert 100 < solid.sum() < solid.numel() / 2
     assert torch.equal(kept[:3, solid], request.inputs[0][:3, solid])
@@ -77,31 +77,31 @@ def test_a_trimaps_known_regions_are_kept():
     request = example("matting_trimap")
     trimap = request.inputs[1][0]
     made = layer(0.05 + 0.9 * noise(*SIZE, seed=3), 5)
-    (kept,) = keep(request, [made])
+    (kept,) = restore_unchanged(request, [made])
     assert (kept[3][trimap == 1] == 1).all() and (kept[3][trimap == 0] == 0).all()
     unknown = trimap == 0.5
     assert min((trimap == value).sum() for value in (0, 0.5, 1)) > 50
-    assert torch.equal(kept[3][unknown], snap(made)[3][unknown])
+    assert torch.equal(kept[3][unknown], snap_alpha(made)[3][unknown])
     assert torch.equal(kept[:3][:, trimap == 1], request.inputs[0][:3][:, trimap == 1])
 
 
 def test_a_given_alpha_is_the_answer():
     request = example("matting_alpha")
-    (kept,) = keep(request, [layer(noise(*SIZE, seed=3), 5)])
+    (kept,) = restore_unchanged(request, [layer(noise(*SIZE, seed=3), 5)])
     assert torch.equal(kept[3], request.inputs[1][0])
 
 
 def test_nothing_outside_a_rough_mask_and_all_within_is_the_models():
     request = example("matting_rough")
     rough, made = request.inputs[1][0], layer(0.05 + 0.9 * noise(*SIZE, seed=3), 5)
-    (kept,) = keep(request, [made])
+    (kept,) = restore_unchanged(request, [made])
     assert (kept[3][rough == 0] == 0).all()
-    assert torch.equal(kept[3][rough == 1], snap(made)[3][rough == 1])
+    assert torch.equal(kept[3][rough == 1], snap_alpha(made)[3][rough == 1])
 
 
 def test_snap():
     values = torch.tensor([0.0, SNAP, SNAP + 1e-4, 0.5, 1 - SNAP - 1e-4, 1 - SNAP, 1.0])
-    made = snap(torch.cat([noise(3, 1, 7), values.view(1, 1, 7)]))[3, 0]
+    made = snap_alpha(torch.cat([noise(3, 1, 7), values.view(1, 1, 7)]))[3, 0]
     assert made[0] == made[1] == 0 and made[5] == made[6] == 1
     assert 0 < made[2] < 2e-4 and 1 - 2e-4 < made[4] < 1 and made[3] == pytest.approx(0.5)
 
@@ -114,11 +114,11 @@ def test_removal_is_bit_equal_outside_the_hole(role):
     request = example(f"removal_{role}")
     picture, guide = request.inputs[0], request.inputs[1][0]
     made = layer(noise(*SIZE, seed=4), 5)
-    (kept,) = keep(request, [made])
+    (kept,) = restore_unchanged(request, [made])
     reach = guide > masks.PRESENT
     if role is Role.PRECISE:  # it marks the solid part alone: the soft edge around it has to go too
         reach = masks.dilate(reach, 0.025 * 40)
-        assert torch.equal(reach, hole(guide, role)) and reach.sum() > (guide > 0).sum()
+        assert torch.equal(reach, removal_mask(guide, role)) and reach.sum() > (guide > 0).sum()
     assert 200 < reach.sum() < reach.numel() / 2
     assert torch.equal(kept[:, ~reach], picture[:, ~reach])
     assert torch.equal(kept[:3, reach], made[:3, reach]) and (kept[3] == 1).all()
@@ -128,13 +128,13 @@ def test_the_hole_holds_all_of_the_subject():
     """Whatever of the four maps of one alpha is given, no visible part of the subject stays in the picture."""
     alpha = disk(soft=0.8)  # a precise mask of so small a picture has a rim of one pixel
     for role in MAPS:
-        reach = hole(map_of(role, alpha), role)
+        reach = removal_mask(map_of(role, alpha), role)
         assert not ((alpha > masks.PRESENT) & ~reach).any(), role
 
 
 def test_an_automatic_removal_is_opaque():
     made = layer(noise(*SIZE, seed=4), 5)
-    (kept,) = keep(example("removal_auto"), [made])
+    (kept,) = restore_unchanged(example("removal_auto"), [made])
     assert torch.equal(kept[:3], made[:3]) and (kept[3] == 1).all()
 
 
@@ -145,7 +145,7 @@ def test_an_automatic_removal_is_opaque():
 def test_a_decomposition_recomposes_exactly_where_nothing_is_soft(kind):
     request = example(f"decompose_{kind}")
     made = [layer(noise(*SIZE, seed=6), 7), layer(disk(radius=11), 5)]
-    background, foreground = keep(request, made)
+    background, foreground = restore_unchanged(request, made)
     alpha = foreground[3]
     hard = (alpha == 0) | (alpha == 1)
     assert hard.sum() > 1000 and (~hard).sum() > 50
@@ -162,7 +162,7 @@ def test_four_layers_recompose_exactly_too():
     centers = [(14, 20), (20, 30), (26, 40)]
     made = [layer(noise(*SIZE, seed=6), 7)]
     made += [layer(disk(radius=9, center=c), 8 + i) for i, c in enumerate(centers)]
-    kept = keep(request, made)
+    kept = restore_unchanged(request, made)
     alphas = torch.stack([p[3] for p in kept[1:]])
     hard = ((alphas == 0) | (alphas == 1)).all(0)
     assert ((alphas == 1).sum(0) >= 2).any(), "layers overlap"
@@ -174,11 +174,11 @@ def test_four_layers_recompose_exactly_too():
 
 def test_a_decomposition_takes_its_map_seriously():
     request = example("decompose_alpha")
-    kept = keep(request, [layer(torch.ones(SIZE), 7), layer(noise(*SIZE, seed=2), 5)])
+    kept = restore_unchanged(request, [layer(torch.ones(SIZE), 7), layer(noise(*SIZE, seed=2), 5)])
     assert torch.equal(kept[1][3], request.inputs[1][0])
     request = example("decompose_trimap")
     trimap = request.inputs[1][0]
-    kept = keep(request, [layer(torch.ones(SIZE), 7), layer(noise(*SIZE, seed=2), 5)])
+    kept = restore_unchanged(request, [layer(torch.ones(SIZE), 7), layer(noise(*SIZE, seed=2), 5)])
     assert (kept[1][3][trimap == 1] == 1).all() and (kept[1][3][trimap == 0] == 0).all()
 
 
@@ -206,7 +206,7 @@ def of_see_through(name, **settings):
 @pytest.mark.parametrize("kind", AUTO_OR_MAP)
 def test_no_matte_is_more_solid_than_its_picture(kind):
     request, picture = of_see_through(f"matting_{kind}")
-    (kept,) = keep(request, [layer(disk(radius=15, center=(24, 36)), 5)])
+    (kept,) = restore_unchanged(request, [layer(disk(radius=15, center=(24, 36)), 5)])
     assert (kept[3] <= picture[3]).all() and (kept[3] == picture[3]).sum() > 300
     assert (kept[3][picture[3] == 0] == 0).all()
     as_solid = kept[3] == picture[3]
@@ -216,7 +216,7 @@ def test_no_matte_is_more_solid_than_its_picture(kind):
 @pytest.mark.parametrize("kind", AUTO_OR_MAP)
 def test_removal_keeps_the_pictures_alpha_and_what_nobody_sees(kind):
     request, picture = of_see_through(f"removal_{kind}")
-    (kept,) = keep(request, [layer(noise(*SIZE, seed=4), 5)])
+    (kept,) = restore_unchanged(request, [layer(noise(*SIZE, seed=4), 5)])
     assert torch.equal(kept[3], picture[3])
     hidden = picture[3] == 0
     assert torch.equal(kept[:, hidden], picture[:, hidden])
@@ -230,7 +230,7 @@ def test_layers_recompose_to_the_pictures_alpha_and_colour(name, count):
     request, picture = of_see_through(name, **({"layers": count} if count > 2 else {}))
     centers = [(18, 28), (24, 36)][: count - 1]
     made = [layer(noise(*SIZE, seed=6), 7)] + [layer(disk(center=c), 8 + k) for k, c in enumerate(centers)]
-    kept = keep(request, made)
+    kept = restore_unchanged(request, made)
     again, wanted = rgba.premultiply(rgba.recompose(kept)), rgba.premultiply(picture)
     assert (again[3] - wanted[3]).abs().max() <= 1 / 255
     free = unclipped(kept) | (picture[3] == 0)
@@ -256,7 +256,7 @@ def test_colours_settle_by_the_least_change():
     shares = np.array([0.4 * 0.7, 0.4 * 0.3, 0.6])
     missing = picture[:3].numpy().reshape(3) - shares @ colours
     wanted = colours + np.linalg.lstsq(shares[None], missing[None], rcond=None)[0]
-    made = torch.stack(settle(layers, picture)).numpy().reshape(3, 4)
+    made = torch.stack(match_composite(layers, picture)).numpy().reshape(3, 4)
     assert np.abs(made[:, :3] - wanted).max() < 1e-6 and np.abs(wanted - colours).max() > 0.01
     assert made[:, 3].tolist() == pytest.approx(alphas.tolist())
 
@@ -264,7 +264,7 @@ def test_colours_settle_by_the_least_change():
 def test_what_a_colour_cannot_give_stays_missing():
     """A front layer of half a black picture is white: black behind it is as dark as can be."""
     back, front = torch.tensor([0.5, 0.5, 0.5, 1.0]).view(4, 1, 1), torch.tensor([1.0, 1.0, 1.0, 0.5]).view(4, 1, 1)
-    made = settle([back, front], torch.tensor([0.0, 0.0, 0.0, 1.0]).view(4, 1, 1))
+    made = match_composite([back, front], torch.tensor([0.0, 0.0, 0.0, 1.0]).view(4, 1, 1))
     assert made[0][:3].flatten().tolist() == [0, 0, 0] and made[1][:3].flatten().tolist() == pytest.approx([0.25] * 3)
 
 
@@ -274,9 +274,9 @@ def test_what_a_colour_cannot_give_stays_missing():
 @pytest.mark.parametrize("name", [n for n, row in TASKS.items() if row.category in ("generation", "completion")])
 def test_scenes_are_opaque_and_layers_are_snapped(name):
     row, made = TASKS[name], layer(noise(*SIZE, seed=4), 5)
-    (kept,) = keep(example(name), [made])
+    (kept,) = restore_unchanged(example(name), [made])
     assert torch.equal(kept[:3], made[:3])
-    wanted = snap(made)[3] if row.targets == (Role.FOREGROUND,) else torch.ones(SIZE)
+    wanted = snap_alpha(made)[3] if row.targets == (Role.FOREGROUND,) else torch.ones(SIZE)
     assert torch.equal(kept[3], wanted)
 
 
@@ -284,7 +284,7 @@ def test_nothing_is_changed_in_place():
     request = example("decompose_trimap")
     made = [layer(noise(*SIZE, seed=6), 7), layer(noise(*SIZE, seed=8), 5)]
     before = [p.clone() for p in (*made, *request.inputs)]
-    keep(request, made)
+    restore_unchanged(request, made)
     assert all(torch.equal(a, b) for a, b in zip(before, (*made, *request.inputs), strict=True))
 
 
@@ -299,13 +299,13 @@ def test_refined_replaces_foregrounds_that_can_be_seen(monkeypatch):
     made = [layer(torch.ones(SIZE), 7), layer(disk(), 5)]
     coarse = [torch.zeros(5, 5), torch.ones(5, 5)]
     request = example("decompose_rough")
-    background, foreground = refined(request, made, coarse)
+    background, foreground = refine_foregrounds(request, made, coarse)
     assert background is made[0] and (foreground == 0.25).all()
     ((image, alpha, trimap),) = calls
     assert torch.equal(image, request.inputs[0]) and alpha is coarse[1] and trimap is None
-    refined(example("decompose_trimap"), made, coarse)
+    refine_foregrounds(example("decompose_trimap"), made, coarse)
     assert calls.pop()[2].unique().tolist() == [0, 0.5, 1]
     for name in ("decompose_alpha", "background_to_foreground"):  # alpha is known; there is nothing to look at
         row = replace(example(name), targets=(Role.BACKGROUND, Role.FOREGROUND))
-        assert refined(row, made, coarse) == made
+        assert refine_foregrounds(row, made, coarse) == made
     assert len(calls) == 1

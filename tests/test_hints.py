@@ -8,7 +8,7 @@ import torch
 from finders import SIDE, Red
 from omnialpha import fidelity, loading, masks
 from omnialpha.errors import InputError
-from omnialpha.hints import hinted, inputs, look
+from omnialpha.hints import add_hint, count_inputs, look
 from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.models.finder import FINDER, U2NetP, hint_of
 from omnialpha.pipeline import OmniAlpha
@@ -54,7 +54,7 @@ def with_finder(model, finder, **changes):
 @pytest.mark.parametrize("name", TASKS)
 def test_automatic_tasks_alone_get_an_input_more(name, tiny_model):
     request, finder = example(name), Red()
-    made = hinted(request, finder, tiny_model.card)
+    made = add_hint(request, finder, tiny_model.card)
     if name not in AUTOMATIC:
         assert made is request and not finder.asked
         return
@@ -63,39 +63,39 @@ def test_automatic_tasks_alone_get_an_input_more(name, tiny_model):
     assert torch.equal(made.inputs[-1], masks.as_picture(made.found))
     assert (made.instruction, made.targets, made.size) == (request.instruction, request.targets, request.size)
     assert finder.asked == [None, None], "nothing says where to look, and it looks twice"
-    assert hinted(made, finder, tiny_model.card) is made and len(finder.asked) == 2, "and no more"
+    assert add_hint(made, finder, tiny_model.card) is made and len(finder.asked) == 2, "and no more"
 
 
 def test_an_example_is_counted_as_it_will_be():
     request = example("decompose_auto", layers=3)
-    made = hinted(request, Red(), resolve("nano").card)
-    assert [inputs(request, False), inputs(request, True), inputs(made, True)] == [1, 2, 2]
-    assert inputs(example("matting_rough"), True) == 2 and inputs(example("matting_text"), True) == 1
+    made = add_hint(request, Red(), resolve("nano").card)
+    assert [count_inputs(request, False), count_inputs(request, True), count_inputs(made, True)] == [1, 2, 2]
+    assert count_inputs(example("matting_rough"), True) == 2 and count_inputs(example("matting_text"), True) == 1
 
 
 @pytest.mark.parametrize("role", MAPS)
 def test_a_map_says_where_to_look_where_the_card_takes_alpha_from_the_finder(role, tiny_model):
     card = replace(tiny_model.card, alpha_from_finder=[f"matting_{role}"])
     request, finder = example(f"matting_{role}"), Red(hints=True)
-    made = hinted(request, finder, card)
+    made = add_hint(request, finder, card)
     assert made.roles == request.roles and made.inputs is request.inputs, "there is no input more"
     assert made.found.shape == (2 * SIDE, 2 * SIDE)
     assert torch.equal(finder.asked[0], hint_of(role, guide())[None])
     others = (example(f"removal_{role}"), Red(hints=True)), (request, Red())  # other tasks; one that takes no hints
-    assert all(hinted(other, found, card) is other and not found.asked for other, found in others)
+    assert all(add_hint(other, found, card) is other and not found.asked for other, found in others)
 
 
 @pytest.mark.parametrize("shown", ["alpha", "rough"])
 def test_a_hint_may_be_shown_as_a_map_in_the_words_of_its_task(shown, tiny_model):
     card = replace(tiny_model.card, hint_as=shown)
     for name in AUTOMATIC:
-        made = hinted(example(name), Red(), card)
+        made = add_hint(example(name), Red(), card)
         assert made.task == name and made.roles[-1] is Role.HINT
         assert made.instruction == TASKS[name.replace("auto", shown)].instruct()
         values = made.inputs[-1][0]
         assert torch.equal(values, made.found) if shown == "alpha" else values.unique().tolist() == [0, 1]
         assert ((made.found > 0.5) <= (values > 0.5)).all()
-        blank = hinted(replace(example(name), instruction=""), Red(), card)
+        blank = add_hint(replace(example(name), instruction=""), Red(), card)
         assert blank.instruction == "", "an instruction that was left out stays so"
 
 
@@ -147,7 +147,7 @@ def test_alpha_from_the_finder(tiny_model):
         look(Red(), picture())[None, None], size=(H, W), mode="bilinear", antialias=True
     )[0, 0]
     (matte,), (_, front) = (own.run([example(name)])[0] for name in names[:2])
-    wanted = fidelity.snap(torch.cat([picture()[:3], found[None]]))[3]
+    wanted = fidelity.snap_alpha(torch.cat([picture()[:3], found[None]]))[3]
     assert torch.equal(matte.rgba[3], wanted) and torch.equal(front.rgba[3], wanted)
     (rough,) = own.run([example("matting_rough")])[0]
     assert torch.equal(rough.rgba[3], torch.where(guide() < fidelity.SNAP, 0, wanted))
@@ -164,7 +164,7 @@ def test_layers_that_the_finder_does_not_tell_apart_keep_their_own_alphas(tiny_m
 
 def test_automatic_removal_leaves_all_but_the_found_subject_bit_equal(tiny_model):
     (made,) = with_finder(tiny_model, Red()).run([example("removal_auto")])[0]
-    where = fidelity.found_hole(look(Red(), picture()), (H, W))
+    where = fidelity.removal_mask_of_finder(look(Red(), picture()), (H, W))
     assert torch.equal(made.rgba[:, ~where], picture()[:, ~where])
     assert (picture()[0] == 1)[where].any() and not (picture()[0] == 1)[~where].any()
     assert not torch.equal(made.rgba[:, where], picture()[:, where])
@@ -204,7 +204,7 @@ def test_a_finder_is_saved_and_loaded_with_its_model(folder, tiny_model):
 def test_another_finder_takes_the_place_of_the_cards(folder, tiny_model_folder, tmp_path, monkeypatch):
     other = tmp_path / "other.onnx"
     opened, stand_in = [], Red()
-    monkeypatch.setattr("omnialpha.pipeline.open_finder", lambda path: opened.append(path) or stand_in)
+    monkeypatch.setattr("omnialpha.pretrained.open_finder", lambda path: opened.append(path) or stand_in)
     assert resolve(folder, finder=str(other)).finder == other
     model = loading.load(folder, finder=other, device="cpu")
     assert opened == [other] and model.finder is stand_in
@@ -227,7 +227,7 @@ def test_a_finder_that_is_missing_is_named(folder, tmp_path):
 def test_marks_are_read_by_a_finder_that_takes_hints(tiny_model):
     own, deaf = Red(hints=True), Red()
     made = with_finder(tiny_model, own).outline(picture(), [(20, 12)], [])
-    assert made.shape == (H, W) and made[12, 20] == 1 and made[0, 0] == 0 and len(own.asked) == 2
+    assert made.shape == (H, W) and made[12, 20] == 1 and made[0, 0] == 0 and len(own.asked) == 1
     with_finder(tiny_model, deaf).outline(picture(), [(20, 12)], [])
     assert not deaf.asked, "the bundled one reads them where the model's own cannot"
     own.asked.clear()

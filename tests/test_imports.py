@@ -14,14 +14,14 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config", "files"),
-    ("rgba", "limits", "kernels"),
+    ("rgba", "limits", "kernels", "templates"),
     ("io",),
     ("canvas", "masks", "refine"),
     ("tasks",),
     ("fidelity", "sampling", "api"),
     ("models",),
     ("hints",),
-    ("condition", "pipeline", "loading"),
+    ("condition", "pretrained", "pipeline", "loading"),
     ("data",),
     ("evaluation",),
     ("training",),

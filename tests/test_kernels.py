@@ -76,16 +76,16 @@ def test_other_faults_of_an_import_are_not_hidden(tmp_path: Path) -> None:
 def test_the_folder_for_code_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(kernels, "mkdtemp", lambda prefix: str(tmp_path / "fresh"))
-    own = kernels.folder()
-    assert own.parent == tmp_path and stat.S_IMODE(own.stat().st_mode) == 0o700 and kernels.folder() == own
+    own = kernels.cache_folder()
+    assert own.parent == tmp_path and stat.S_IMODE(own.stat().st_mode) == 0o700 and kernels.cache_folder() == own
     own.chmod(0o777)  # somebody may have put code there
-    assert kernels.folder() == tmp_path / "fresh"
+    assert kernels.cache_folder() == tmp_path / "fresh"
     own.rmdir()
     own.symlink_to(tmp_path)
-    assert kernels.folder() == tmp_path / "fresh"
+    assert kernels.cache_folder() == tmp_path / "fresh"
     monkeypatch.setattr(kernels, "gettempdir", lambda: str(tmp_path / "none"))
     with pytest.raises(InputError, match="set NUMBA_CACHE_DIR"):
-        kernels.folder()
+        kernels.cache_folder()
 
 
 def test_quiet_commands_do_not_announce(tmp_path: Path) -> None:

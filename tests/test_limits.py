@@ -99,7 +99,7 @@ def test_the_command_line_says_the_same():
     with pytest.raises(InputError, match="seed=-1 is out of range: use 0 to 9223372036854775807"):
         Options(seed=-1)
     with pytest.raises(InputError, match="steps=0 is out of range: use 1 to 1000"):
-        sampling.check(0, None)
+        sampling.check_settings(0, None)
     with pytest.raises(InputError, match=r"--size 20000x9 is out of range: use sides of 1 to 16384 px\."):
         Options(size="20000x9").height_width(TASKS["text_to_image"])
     assert Options(size="30x20").height_width(TASKS["text_to_image"]) == (20, 30)

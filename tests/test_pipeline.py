@@ -155,7 +155,7 @@ def test_every_task_runs(model, name):
     assert [layer.role for layer in stack] == [str(r) for r in TASKS[name].targets]
     assert [layer.name for layer in stack] == [str(r) for r in TASKS[name].targets]
     assert stack.size == (24, 40) and all(layer.rgba.isfinite().all() for layer in stack)
-    kept = fidelity.keep(request, [layer.rgba for layer in model.run([request], raw=True)[0]])
+    kept = fidelity.restore_unchanged(request, [layer.rgba for layer in model.run([request], raw=True)[0]])
     assert all(torch.equal(a, b.rgba) for a, b in zip(kept, stack, strict=True))
 
 
@@ -270,7 +270,7 @@ def test_each_sample_has_the_schedule_of_its_own_length(model):
 
 @pytest.mark.parametrize("together", [0, 10_000])
 def test_guidance_runs_the_empty_instruction_too_and_only_when_asked(model, monkeypatch, together):
-    monkeypatch.setattr(pipeline, "TOGETHER", together)
+    monkeypatch.setattr(pipeline.sampling, "MAX_PAIRED_TOKENS", together)
     calls = []
     hook = model.transformer.register_forward_pre_hook(lambda module, args: calls.append(args[2].shape[:2]))
     request = [example("matting_text", seed=2)]
@@ -291,7 +291,7 @@ def test_guidance_runs_the_empty_instruction_too_and_only_when_asked(model, monk
 def test_guidance_in_one_batch_equals_guidance_in_two(model, monkeypatch):
     made = []
     for together in (0, 10_000):
-        monkeypatch.setattr(pipeline, "TOGETHER", together)
+        monkeypatch.setattr(pipeline.sampling, "MAX_PAIRED_TOKENS", together)
         made.append(model.run(mixed(), steps=2, guidance=3.0, raw=True))
     for a, b in zip(*map(pictures, made), strict=True):
         assert distance(a, b) <= 1e-4
@@ -461,6 +461,8 @@ def test_cards_round_trip(tiny_model_folder, tmp_path):
 def test_places_that_hold_no_model(tmp_path):
     with pytest.raises(InputError, match="neither bundled .nano.* nor a folder"):
         load("no-such-model")
+    with pytest.raises(InputError, match="lacks transformer/"):
+        load(tmp_path)
     for part in ("vae", "transformer", "text_encoder", "tokenizer", "processor"):
         (tmp_path / part).mkdir()
     with pytest.raises(InputError, match="has no omnialpha.json"):

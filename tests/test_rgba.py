@@ -98,11 +98,11 @@ def test_psnr() -> None:
 def test_cover_takes_the_middle_in_the_shape_that_is_wanted() -> None:
     picture = torch.ones(4, 40, 40)
     picture[0] = torch.arange(40) / 40
-    made = rgba.cover(picture, (40, 20))
+    made = rgba.crop_to_fill(picture, (40, 20))
     assert torch.equal(made, picture[:, :, 10:30])
-    assert torch.equal(rgba.cover(picture, (40, 40)), picture)
-    assert rgba.cover(picture, (7, 300)).shape == (4, 7, 300)
-    halved = rgba.cover(picture, (10, 20))  # rows 10 to 30, at half the scale
+    assert torch.equal(rgba.crop_to_fill(picture, (40, 40)), picture)
+    assert rgba.crop_to_fill(picture, (7, 300)).shape == (4, 7, 300)
+    halved = rgba.crop_to_fill(picture, (10, 20))  # rows 10 to 30, at half the scale
     assert halved[0, 5].tolist() == pytest.approx([(k * 2 + 0.5) / 40 for k in range(20)], abs=0.01)
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from omnialpha.errors import InputError
-from omnialpha.sampling import ALWAYS, Shift, check, euler_step, guide, sample, schedule
+from omnialpha.sampling import FULL_INTERVAL, Shift, apply_guidance, check_settings, euler_step, sample, schedule
 
 QWEN_IMAGE = {
     "base_image_seq_len": 256,
@@ -169,10 +169,10 @@ def test_sampling_is_lazy_and_can_be_abandoned():
 # ---- guidance -------------------------------------------------------------------------------------------------------
 
 
-def guided(wanted, other, scale, interval=ALWAYS, t=0.5):
+def guided(wanted, other, scale, interval=FULL_INTERVAL, t=0.5):
     """One guided velocity from two constant ones."""
     times = torch.full((len(wanted),), t) if isinstance(t, float) else t
-    return guide(lambda x, t: wanted, lambda x, t: (wanted, other), scale, interval)(wanted, times)
+    return apply_guidance(lambda x, t: wanted, lambda x, t: (wanted, other), scale, interval)(wanted, times)
 
 
 def test_scale_one_is_the_conditional_itself():
@@ -182,7 +182,7 @@ def test_scale_one_is_the_conditional_itself():
     def conditional(x, t):
         return x
 
-    assert guide(conditional, never, 1.0) is conditional
+    assert apply_guidance(conditional, never, 1.0) is conditional
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 4.0, 30.0])
@@ -223,7 +223,11 @@ def test_guided_sampling_asks_both_at_the_same_point():
 
     first, second = record("with"), record("without")
     list(
-        sample(guide(first, lambda x, t: (first(x, t), second(x, t)), 3.0), normal(2, 3, 4), schedule(4, 256, Shift()))
+        sample(
+            apply_guidance(first, lambda x, t: (first(x, t), second(x, t)), 3.0),
+            normal(2, 3, 4),
+            schedule(4, 256, Shift()),
+        )
     )
     assert len(seen["with"]) == len(seen["without"]) == 4
     for a, b in zip(seen["with"], seen["without"], strict=True):
@@ -240,10 +244,10 @@ def test_guidance_outside_its_interval_is_none():
     def never(x, t):
         raise AssertionError("nothing is guided at these times")
 
-    assert guide(lambda x, t: x, never, 4.0, (0.2, 0.6))(wanted, torch.tensor([0.7, 0.9, 0.1])) is wanted
+    assert apply_guidance(lambda x, t: x, never, 4.0, (0.2, 0.6))(wanted, torch.tensor([0.7, 0.9, 0.1])) is wanted
 
 
 @pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 0.4), (0.0, 1.5)])
 def test_guidance_intervals_out_of_range_are_refused(interval):
     with pytest.raises(InputError, match="guidance interval"):
-        check(None, None, interval)
+        check_settings(None, None, interval)

@@ -19,7 +19,7 @@ from common.timing import in_turn, medians
 from omnialpha import rgba
 from omnialpha.evaluation.datasets import heldout
 from omnialpha.evaluation.datasets.heldout import HeldOut
-from omnialpha.evaluation.suite_figures import mean_psnr
+from omnialpha.evaluation.metrics.image import PSNR_8_BIT, psnr
 from omnialpha.models.runtime.quantize import KINDS, quantize
 from omnialpha.models.transformer.approximate import Approximations
 from omnialpha.pipeline import OmniAlpha
@@ -141,8 +141,8 @@ def approximate(bench: Bench, n: int, seed: int) -> Iterator[Table]:
             error: Cell = None
             if task in INPUTS:  # the last layer is the one in front
                 error = float((pictures[:, -1, 3] - held.target[:, 3]).abs().mean())
-            psnr: Cell = None if name == EXACT.name else mean_psnr(flat, wanted)
-            table.rows.append([task, name, seconds[name], seconds[EXACT.name] / seconds[name], psnr, error])
+            near: Cell = None if name == EXACT.name else float(psnr(flat, wanted, ceiling=PSNR_8_BIT).mean())
+            table.rows.append([task, name, seconds[name], seconds[EXACT.name] / seconds[name], near, error])
         yield table
 
 

@@ -21,7 +21,7 @@ from omnialpha.models.runtime.quantize import quantize
 from omnialpha.models.transformer.model import MultiImageTransformer, Shared
 from omnialpha.models.transformer.positions import Layout
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.sampling import guide, schedule
+from omnialpha.sampling import apply_guidance, schedule
 
 PICTURE_TOKENS, PROMPT_TOKENS = 196, (34, 14)  # of a text, for each input of 384 x 384 px; with and without instruction
 STEPS, GUIDANCE = 50, 4.0
@@ -161,4 +161,4 @@ def published(theirs: Any, cond: Condition, case: Case) -> tuple[Callable[..., T
         return out[:, : x.shape[1]].float()
 
     other = cond.negative.text
-    return branch, guide(branch, lambda x, t: (branch(x, t), branch(x, t, other)), GUIDANCE)
+    return branch, apply_guidance(branch, lambda x, t: (branch(x, t), branch(x, t, other)), GUIDANCE)

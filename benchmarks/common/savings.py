@@ -17,7 +17,7 @@ from omnialpha import pipeline as pipelines
 from omnialpha.condition import Condition
 from omnialpha.models.transformer.model import MultiImageTransformer, Shared
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.sampling import Velocity, guide
+from omnialpha.sampling import Velocity, apply_guidance
 
 TIME = 0.6
 Make = Callable[[], Any]
@@ -60,11 +60,11 @@ def twin(model: OmniAlpha, kind: type[MultiImageTransformer] = MultiImageTransfo
 @contextmanager
 def branches(together: bool) -> Iterator[None]:
     """Have both branches of guidance run as one batch, or one after the other, whatever their size."""
-    before, pipelines.TOGETHER = pipelines.TOGETHER, 10**9 if together else 0
+    before, pipelines.sampling.MAX_PAIRED_TOKENS = pipelines.sampling.MAX_PAIRED_TOKENS, 10**9 if together else 0
     try:
         yield
     finally:
-        pipelines.TOGETHER = before
+        pipelines.sampling.MAX_PAIRED_TOKENS = before
 
 
 def spread(made: Any, wanted: Any) -> float:
@@ -110,7 +110,7 @@ def exact(bench: Bench, size: int) -> list[Table]:
     tabulated.transformer.tabulate()
     whole = twin(model, WholeLastBlock)
     negative = stock(bench, cond.negative, size)
-    theirs = guide(published, lambda x, t: (published(x, t), negative(x, t)), 4.0)
+    theirs = apply_guidance(published, lambda x, t: (published(x, t), negative(x, t)), 4.0)
     ours = tabulated.guided(replace(cond, shared=Shared(), negative=replace(cond.negative, shared=Shared())), 4.0)
     shared = replace(cond, shared=Shared())
     rows: list[tuple[str, str, Make, Make]] = [
@@ -205,9 +205,9 @@ def batching(bench: Bench, models: list[tuple[str, OmniAlpha, int, int]]) -> lis
         with branches(together=True):
             joined = model.guided(cond, 4.0)
         figures = compared(lambda: apart(x, t), lambda: joined(x, t), replace(bench, repeats=repeats))  # noqa: B023
-        takes = "one batch" if cond.picture_tokens <= pipelines.TOGETHER else "in turn"
+        takes = "one batch" if cond.picture_tokens <= pipelines.sampling.MAX_PAIRED_TOKENS else "in turn"
         table.rows.append([name, size, cond.picture_tokens, repeats, *figures, takes])
-    table.notes.append(f"A run takes one batch up to {pipelines.TOGETHER} picture tokens.")
+    table.notes.append(f"A run takes one batch up to {pipelines.sampling.MAX_PAIRED_TOKENS} picture tokens.")
     return [table]
 
 

@@ -1,5 +1,7 @@
-"""What people do with a model: matte, remove, decompose, complete, generate. PIL, numpy, torch, path or file in, the
-same kind out (see `io.same_kind`).
+"""The methods of a model by what they do: matte, remove, decompose, complete, generate.
+
+They take a PIL, numpy or torch picture, a path, an open file or bytes, and return a picture of the same type, see
+`io.as_type_of`.
 """
 
 from __future__ import annotations
@@ -17,13 +19,24 @@ if TYPE_CHECKING:
 
     from omnialpha.masks import Mark
 
-# verb -> (task family, what the picture given to the verb is)
+# method -> the first word of its tasks' names
 FAMILIES = {"matte": "matting", "remove": "removal", "decompose": "decompose"}
 
 
-def choose(verb: str, given: Mapping[Role, Any], text: str | None = None, marked: bool = False) -> Task:
-    """The task row of a verb for what was given beside the picture: one map, or a text, or nothing (automatic).
-    marked: by clicks and boxes, of which a rough map is made.
+def select_task(verb: str, given: Mapping[Role, Any], text: str | None = None, marked: bool = False) -> Task:
+    """The task of a method for what was given in addition to the picture.
+
+    Args:
+        verb: `matte`, `remove` or `decompose`.
+        given: Maps by role, at most one of them.
+        text: The subject in words.
+        marked: Whether clicks or boxes are given, of which a rough map is made.
+
+    Returns:
+        The task for the map or the text; the automatic one where there is neither.
+
+    Raises:
+        InputError: More than one of them is given, or a text to a method that takes none.
     """
     maps = [role for role in MAPS if given.get(role) is not None]
     if len(maps) + bool(text) + marked > 1:
@@ -36,8 +49,16 @@ def choose(verb: str, given: Mapping[Role, Any], text: str | None = None, marked
     return TASKS[name]
 
 
-def completion(foreground: Any, background: Any, full: bool) -> Task:
-    """The completion row for the side that is given: to the whole picture, or to the missing layer alone."""
+def completion_task(foreground: Any, background: Any, full: bool) -> Task:
+    """The completion task for the layer that is given.
+
+    Args:
+        foreground, background: Exactly one of them is not None.
+        full: Whether the whole picture is made, not the missing layer alone.
+
+    Raises:
+        InputError: Both or neither are given.
+    """
     if (foreground is None) == (background is None):
         raise InputError("complete needs a foreground or a background: give exactly one of them.")
     given = "foreground" if foreground is not None else "background"
@@ -45,9 +66,12 @@ def completion(foreground: Any, background: Any, full: bool) -> Task:
     return TASKS[f"{given}_to_{'full' if full else other}"]
 
 
-class Verbs:
-    """Mixed into the pipeline. Keyword options of every verb: seed, steps, guidance, raw, on_step (see
-    `OmniAlpha.run`); of those that take a map also points and boxes, see `masks.marks`, in its place.
+class TaskMethods:
+    """Methods of the pipeline, one for each category of tasks.
+
+    All of them take the keyword options of `OmniAlpha.run`: seed, steps, guidance, raw and on_step. Those that take a
+    map (alpha, trimap, precise or rough; a picture of the size of the image, or what can be read as one) take points
+    and boxes instead, see `masks.marks`.
     """
 
     card: Any  # models.card.Card
@@ -59,7 +83,7 @@ class Verbs:
         raise NotImplementedError
 
     def outline(self, picture: Tensor, points: Sequence[Mark], boxes: Sequence[Mark]) -> Tensor:
-        """A rough map (H, W) of what is marked in a picture (4, H, W)."""
+        """A rough map (H, W) in {0, 1} of what is marked in a picture (4, H, W)."""
         raise NotImplementedError
 
     def matte(
@@ -73,11 +97,21 @@ class Verbs:
         rough: Any = None,
         **options: Any,
     ) -> Any:
-        """Cut the subject out of a picture: automatic, or the one that a text or a map marks. Returns RGBA of the kind
-        given.
+        """Cut the subject out of a picture.
+
+        Args:
+            image: The picture. Its subject is found automatically where nothing below is given.
+            text: The subject in words, for models that read.
+            alpha, trimap, precise, rough: One map: the final alpha, {0, .5, 1}, a binary mask, a generous binary mask.
+
+        Returns:
+            The subject as RGBA with straight alpha, of the size and type of `image`.
+
+        Raises:
+            InputError: A picture cannot be read, the arguments do not fit together, or the model does not do the task.
         """
-        image = io.loaded(image)
-        return io.same_kind(
+        image = io.read_if_file(image)
+        return io.as_type_of(
             self._layers("matte", image, text, _maps(alpha, trimap, precise, rough), None, options)[0].rgba, image
         )
 
@@ -91,9 +125,20 @@ class Verbs:
         rough: Any = None,
         **options: Any,
     ) -> Any:
-        """The picture without its subject, or without what a map marks; outside the marked area bit-equal."""
-        image = io.loaded(image)
-        return io.same_kind(
+        """Remove the subject, or what a map marks, and paint what is behind it.
+
+        Args:
+            image: The picture.
+            alpha, trimap, precise, rough: One map of what is removed; found automatically without.
+
+        Returns:
+            The picture of the size and type of `image`, bit-equal to it outside the removed area.
+
+        Raises:
+            InputError: As `matte`.
+        """
+        image = io.read_if_file(image)
+        return io.as_type_of(
             self._layers("remove", image, None, _maps(alpha, trimap, precise, rough), None, options)[0].rgba, image
         )
 
@@ -108,27 +153,60 @@ class Verbs:
         rough: Any = None,
         **options: Any,
     ) -> LayerStack:
-        """The picture as a LayerStack, background first. `layers` counts all (automatic task only; default 2)."""
+        """Separate a picture into complete layers.
+
+        Args:
+            image: The picture.
+            layers: How many, the background included; only without a map. 2 by default.
+            alpha, trimap, precise, rough: One map of the foreground.
+
+        Returns:
+            Layers of the size of `image`, back to front, that recompose to it.
+
+        Raises:
+            InputError: As `matte`.
+        """
         return self._layers("decompose", image, None, _maps(alpha, trimap, precise, rough), layers, options)
 
     def complete(
         self, prompt: str, *, foreground: Any = None, background: Any = None, full: bool = True, **options: Any
     ) -> Any:
-        """Given a layer (or a list of layers) and a text: the whole picture, or with full=False the missing layer
-        alone.
+        """Make the picture around a foreground or on a background, or only the layer that is missing.
+
+        Args:
+            prompt: What to make, in words.
+            foreground, background: A layer, or a list of them where the task takes several; one of the two.
+            full: Whether the whole picture is made, not the missing layer alone.
+
+        Returns:
+            The picture or the layer, RGBA, of the size and type of the first layer given.
+
+        Raises:
+            InputError: As `matte`.
         """
-        task = completion(foreground, background, full)
+        task = completion_task(foreground, background, full)
         given = foreground if foreground is not None else background
-        given = [io.loaded(one) for one in (given if isinstance(given, list | tuple) else [given])]
+        given = [io.read_if_file(one) for one in (given if isinstance(given, list | tuple) else [given])]
         example = task.example({task.inputs[0]: given}, prompt=prompt)
-        return io.same_kind(self.run([example], **options)[0][0].rgba, given[0])
+        return io.as_type_of(self.run([example], **options)[0][0].rgba, given[0])
 
     def generate(self, prompt: str, *, size: tuple[int, int] | None = None, **options: Any) -> Any:
-        """A transparent PIL picture from text; size (height, width), by default the model's own."""
+        """Make a transparent picture from text.
+
+        Args:
+            prompt: What to make, in words.
+            size: (height, width) in pixels; the model's own by default.
+
+        Returns:
+            A PIL picture, mode RGBA.
+
+        Raises:
+            InputError: The size is out of range.
+        """
         example = TASKS["text_to_image"].example(prompt=prompt, size=self.native_size() if size is None else size)
         from PIL import Image
 
-        return io.same_kind(self.run([example], **options)[0][0].rgba, Image.new("RGBA", (1, 1)))
+        return io.as_type_of(self.run([example], **options)[0][0].rgba, Image.new("RGBA", (1, 1)))
 
     def _layers(
         self,
@@ -140,7 +218,7 @@ class Verbs:
         options: dict[str, Any],
     ) -> LayerStack:
         points, boxes = options.pop("points", ()), options.pop("boxes", ())
-        task = choose(verb, maps, text, marked=bool(points or boxes))
+        task = select_task(verb, maps, text, marked=bool(points or boxes))
         if points or boxes:
             image = io.to_rgba(image)
             maps[Role.ROUGH] = self.outline(image, points, boxes)

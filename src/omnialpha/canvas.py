@@ -1,4 +1,4 @@
-"""Fits a picture of any size to a model's grid and pixel budget, and undoes it."""
+"""Sizes: a picture of any size on the canvas that a model works on, and back."""
 
 from __future__ import annotations
 
@@ -19,26 +19,48 @@ Size = tuple[int, int]  # (height, width)
 
 @dataclass(frozen=True)
 class Grid:
-    """What sizes a model takes: sides are multiples of `multiple`, areas in pixels per picture and per sample."""
+    """The sizes that a model takes.
+
+    Attributes:
+        multiple: Pixels that both sides are multiples of.
+        picture_pixels: Pixels of one picture at most.
+        sample_pixels: Pixels of all pictures of a sample together, inputs and targets.
+        upscale: Whether small pictures are enlarged until they fill that.
+        max_side: Pixels of a side at most.
+    """
 
     multiple: int
     picture_pixels: int
-    sample_pixels: int  # of all pictures of a sample together
-    upscale: bool = False  # whether small pictures are enlarged to fill the budget
+    sample_pixels: int
+    upscale: bool = False
     max_side: int = MAX_SIDE
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture of size `source`, resized to `content`, in the top left corner of a canvas of size `size`."""
+    """A picture in the top left corner of a canvas. All sizes are (height, width) in pixels.
+
+    Attributes:
+        source: Of the picture as it came.
+        content: Of the picture on the canvas.
+        size: Of the canvas.
+    """
 
     source: Size
     content: Size
     size: Size
 
     def fit(self, picture: Tensor) -> Tensor:
-        """(..., 4, *source), or (..., 4, *content) if resized already -> (..., 4, *size); the padding repeats the last
-        row and column.
+        """Put pictures on the canvas.
+
+        Args:
+            picture: Straight RGBA (..., 4, *source), or (..., 4, *content) where it is resized already.
+
+        Returns:
+            (..., 4, *size); the padding repeats the last row and column.
+
+        Raises:
+            InputError: The picture is of another size.
         """
         if tuple(picture.shape[-2:]) != self.content:
             _check("fit", picture, self.source)
@@ -50,7 +72,7 @@ class Canvas:
         return content.index_select(-2, rows).index_select(-1, columns)
 
     def restore(self, picture: Tensor) -> Tensor:
-        """(..., 4, *size) -> (..., 4, *source): the padding is cut off, then the content is resized back."""
+        """Take pictures (..., 4, *size) off the canvas and resize them to (..., 4, *source). Inverse of `fit`."""
         _check("restore", picture, self.size)
         return rgba.resize(picture[..., : self.content[0], : self.content[1]], self.source)
 
@@ -62,9 +84,19 @@ def _check(verb: str, picture: Tensor, size: Size) -> None:
 
 @lru_cache(maxsize=4096)
 def plan(source: Size, pictures: int, grid: Grid) -> Canvas:
-    """The canvas with the largest scale within the budget; of those the smallest.
+    """The canvas with the largest scale within a model's sizes, and of those the smallest.
 
-    `pictures` counts all images of the sample, inputs and targets. At scale 1, fit then restore is bit-exact."""
+    Args:
+        source: (height, width) of the pictures of a sample.
+        pictures: How many those are, inputs and targets.
+        grid: The sizes that the model takes.
+
+    Returns:
+        The canvas. Where its content has the size of the source, `restore` after `fit` is bit-exact.
+
+    Raises:
+        InputError: A side is 0, or so many pictures leave less than one cell of the grid for each.
+    """
     height, width = source
     if min(height, width) < 1:
         raise InputError(f"A picture of {by(source)} has no pixels; pass at least 1x1.")

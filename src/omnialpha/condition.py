@@ -1,4 +1,4 @@
-"""What the transformer is told about a batch: pictures, text and places, computed once for all steps."""
+"""The condition of a batch: encoded pictures, text and positions, computed once for all steps."""
 
 from __future__ import annotations
 
@@ -16,29 +16,41 @@ from omnialpha.tasks import Example
 
 @dataclass(frozen=True)
 class Condition:
-    """All that the transformer is told about B examples, computed once. inputs (B, Li, C), text (B, T, D)."""
+    """What the transformer takes in addition to the noisy targets, for B examples.
+
+    Attributes:
+        examples, canvases, layouts: One an example: what was asked for, its working size, its pictures in tokens.
+        inputs: Tokens of the input pictures, (B, Li, C), zero-padded.
+        text: Hidden states of the instruction, (B, T, D), zero-padded.
+        lengths: Tokens of each text.
+        positions: Rotary positions of all tokens.
+        shared: What the transformer keeps from one step to the next.
+        negative: The same with empty instructions, for classifier-free guidance.
+        pooled: (B, P), one vector a text, of an encoder that gives one.
+        guidance_scale: For a transformer that is distilled from guidance and takes the scale.
+    """
 
     examples: tuple[Example, ...]
     canvases: tuple[Canvas, ...]
     layouts: tuple[Layout, ...]
     inputs: Tensor
     text: Tensor
-    lengths: tuple[int, ...]  # of each text
+    lengths: tuple[int, ...]
     positions: Positions
     shared: Shared = field(default_factory=Shared, compare=False, repr=False)
-    negative: Condition | None = None  # the same with an empty instruction, for guidance
-    pooled: Tensor | None = None  # (B, P), one vector a text, of an encoder that gives one
-    told: float | None = None  # the guidance that a transformer distilled from it is told
+    negative: Condition | None = None
+    pooled: Tensor | None = None
+    guidance_scale: float | None = None
 
     @property
     def extra(self) -> dict[str, Tensor]:
         """Further arguments of a transformer that takes more than pictures and text."""
         made = {} if self.pooled is None else {"pooled": self.pooled}
-        if self.told is not None:
-            made["guidance"] = self.text.new_full((len(self.examples),), self.told)
+        if self.guidance_scale is not None:
+            made["guidance"] = self.text.new_full((len(self.examples),), self.guidance_scale)
         return made
 
-    def pair(self, positions: Positions) -> Condition:
+    def with_negative(self, positions: Positions) -> Condition:
         """Both branches of guidance as one batch: the examples, then the same without instructions."""
         assert self.negative is not None
         pooled = (self.pooled, self.negative.pooled)
@@ -69,7 +81,7 @@ def join(parts: list[Tensor]) -> Tensor | None:
 
 
 def pad(rows: Sequence[Tensor | None], channels: int) -> Tensor:
-    """Rows (L_b, C) -> (B, max L, C), zero-padded; None is a row without tokens."""
+    """Rows of tokens (L_b, C) as one tensor (B, max L, C), zero-padded; None is a row without tokens."""
     some = [row for row in rows if row is not None]
     if not some:
         return torch.zeros(len(rows), 0, channels)

@@ -18,9 +18,17 @@ T = TypeVar("T")
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe as nested dicts, overrides applied. Values of overrides are TOML, or text where that fails.
+    """Read a recipe.
 
-    A recipe may begin with `extends = "other.toml"`, found beside it: it then says only what it changes.
+    Args:
+        path: A TOML file. With `extends = "other.toml"`, in the same folder, it holds only what it changes.
+        overrides: `section.key=value`; the value is TOML, or text where it is none.
+
+    Returns:
+        Nested dicts.
+
+    Raises:
+        InputError: The file is missing or no TOML, or an override has no `=`.
     """
     tree = _read(Path(path))
     for override in overrides:
@@ -66,7 +74,16 @@ def _value(text: str) -> Any:
 
 
 def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
-    """A dataclass from a dict, checked: unknown or missing keys and wrong types are InputErrors."""
+    """Make a dataclass from a dict.
+
+    Args:
+        kind: The dataclass.
+        values: Its fields; tables for fields that are dataclasses.
+        where: The section, for messages.
+
+    Raises:
+        InputError: A key is unknown (the nearest one is named) or missing, or a value has the wrong type.
+    """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     made = {}

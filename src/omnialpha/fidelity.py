@@ -1,7 +1,6 @@
-"""What a task leaves unchanged is taken from the input, bit for bit: colour of solid pixels, pixels outside a hole,
-known alpha.
+"""What a task leaves unchanged, copied from the input: colours where alpha is 1, pixels outside a hole, known alpha.
 
-Works on full-size pictures (4, H, W), straight alpha, after the model. `--raw` skips it.
+It works on pictures of full size (4, H, W) with straight alpha, after the model. `raw` skips it.
 """
 
 from __future__ import annotations
@@ -17,27 +16,35 @@ from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 REFINE_FROM = 1.25  # a picture this much larger than what its alpha was made at gets its edges from closed-form matting
 SNAP = 0.02  # alpha this near to 0 or 1 is 0 or 1: a latent model never says either exactly
-CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
-DOUBT = 0.1  # alpha of the finder's above which something of the subject may be there
-RIM = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
+COLOUR_CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
+FINDER_PRESENT = 0.1  # alpha of the finder's above which something of the subject may be there
+SOFT_EDGE = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
 
 
-def finish(
+def finish_layers(
     example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refines: bool
 ) -> list[Tensor]:
-    """The model's layers at full size as they are handed out. coarse: their alphas (h, w) at the size that they were
-    made at; found: the finder's (s, s), where a foreground takes that instead; refines: by closed form, larger ones,
-    and what is the finder's at any size.
+    """Finish the layers of a model: take the finder's alpha, refine, and restore what is unchanged.
+
+    Args:
+        example: What was asked for.
+        layers: The model's layers (4, H, W) at full size, in the order of the example's targets.
+        coarse: Their alphas (h, w) at the size that they were made at.
+        found: The finder's alpha (s, s), where foregrounds take that; None where they do not.
+        refines: Whether foregrounds are refined: the finder's always, others where `needs_refining` says so.
+
+    Returns:
+        The layers (4, H, W) as they are handed out.
     """
     if example.targets.count(Role.FOREGROUND) > 1:  # the finder does not tell one from another
         found = None
     if found is not None:
         coarse = [found] * len(layers)
     if refines and (found is not None or needs_refining(example.size, tuple(coarse[0].shape))):
-        layers = refined(example, layers, coarse)
+        layers = refine_foregrounds(example, layers, coarse)
     elif found is not None:
-        layers = with_alpha(example, layers, found)
-    return keep(example, layers)
+        layers = replace_alpha(example, layers, found)
+    return restore_unchanged(example, layers)
 
 
 def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
@@ -45,35 +52,41 @@ def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
     return max(size) > REFINE_FROM * max(made)
 
 
-def keep(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
-    """The model's layers of an example, in the example's target order, with what must not change put back."""
+def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
+    """Restore what a task does not change, from the inputs of the example.
+
+    Args:
+        example: What was asked for.
+        layers: The model's layers (4, H, W), in the order of the example's targets.
+
+    Returns:
+        The layers in the same order.
+    """
     category = TASKS[example.task].category
     given = dict(zip(example.roles, example.inputs, strict=True))
     composite, map_role = given.get(Role.COMPOSITE), next((r for r in example.roles if r in MAPS), None)
     guide = given[map_role][0] if map_role else None
     if composite is None:  # generation and completion take nothing over
         return [
-            opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap(x)
+            opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
             for x, role in zip(layers, example.targets, strict=True)
         ]
     if category == "matting":
-        return [matte(layers[0], composite, guide, map_role)]
+        return [restore_matte(layers[0], composite, guide, map_role)]
     if category == "removal":
         if guide is not None:
-            where = hole(guide, map_role)
+            where = removal_mask(guide, map_role)
         elif example.found is not None:
-            where = found_hole(example.found, example.size)
+            where = removal_mask_of_finder(example.found, example.size)
         else:
-            where = changed(layers[0], composite)
-        return [patch(layers[0], composite, where)]
+            where = removal_mask_of_change(layers[0], composite)
+        return [paste(layers[0], composite, where)]
     assert category == "decomposition", category
-    return decomposition(layers, composite, example.targets, guide, map_role)
+    return restore_decomposition(layers, composite, example.targets, guide, map_role)
 
 
-def refined(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:
-    """Foregrounds that were seen in the composite, from their coarse alphas (h, w) to sharp full-size layers: see
-    `refine`.
-    """
+def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:
+    """Refine the foregrounds of an example with a composite, from their coarse alphas (h, w), see `refine.refine`."""
     from omnialpha.refine import refine
 
     given = dict(zip(example.roles, example.inputs, strict=True))
@@ -87,7 +100,7 @@ def refined(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]
     ]
 
 
-def with_alpha(example: Example, layers: Sequence[Tensor], found: Tensor) -> list[Tensor]:
+def replace_alpha(example: Example, layers: Sequence[Tensor], found: Tensor) -> list[Tensor]:
     """Foregrounds with the finder's alpha (s, s) in the place of their own, where there is no need to refine it."""
     alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
     return [
@@ -96,7 +109,7 @@ def with_alpha(example: Example, layers: Sequence[Tensor], found: Tensor) -> lis
     ]
 
 
-def snap(layer: Tensor) -> Tensor:
+def snap_alpha(layer: Tensor) -> Tensor:
     """Alpha within SNAP of 0 or 1 becomes 0 or 1, the rest is stretched to stay continuous."""
     alpha = ((layer[3:] - SNAP) / (1 - 2 * SNAP)).clamp(0, 1)
     return torch.cat([layer[:3], alpha])
@@ -106,9 +119,9 @@ def opaque(layer: Tensor) -> Tensor:
     return torch.cat([layer[:3], torch.ones_like(layer[3:])])
 
 
-def matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
+def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
     """Known alpha from the map; where alpha is 1, the input's colour."""
-    layer = snap(layer)
+    layer = snap_alpha(layer)
     alpha = layer[3]
     if guide is not None and role is Role.TRIMAP:
         alpha = torch.where(guide > 1 - SNAP, 1.0, torch.where(guide < SNAP, 0.0, alpha))
@@ -121,53 +134,55 @@ def matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | N
     return torch.cat([rgb, alpha[None]])
 
 
-def hole(guide: Tensor, role: Role | None) -> Tensor:
+def removal_mask(guide: Tensor, role: Role | None) -> Tensor:
     """Where a removal may paint, (H, W) bool: all that the map's subject may touch."""
     touched = guide > (masks.PRESENT if role is Role.ALPHA else SNAP)  # a painted mask is never quite black
-    return masks.dilate(touched, RIM * min(guide.shape)) if role is Role.PRECISE else touched
+    return masks.dilate(touched, SOFT_EDGE * min(guide.shape)) if role is Role.PRECISE else touched
 
 
-def found_hole(found: Tensor, size: tuple[int, int]) -> Tensor:
-    """`hole`, (*size) bool, of the finder's alpha (s, s)."""
-    reach = masks.dilate(found > DOUBT, RIM * min(found.shape))
+def removal_mask_of_finder(found: Tensor, size: tuple[int, int]) -> Tensor:
+    """`removal_mask`, (*size) bool, of the finder's alpha (s, s)."""
+    reach = masks.dilate(found > FINDER_PRESENT, SOFT_EDGE * min(found.shape))
     return F.interpolate(reach[None, None].float(), size=size, mode="bilinear")[0, 0] > 0
 
 
-def changed(layer: Tensor, composite: Tensor) -> Tensor:
+def removal_mask_of_change(layer: Tensor, composite: Tensor) -> Tensor:
     """Where an automatic removal painted, (H, W) bool: differences that survive a blur, and a rim around them."""
-    radius = max(1, round(RIM * min(layer.shape[1:])))
+    radius = max(1, round(SOFT_EDGE * min(layer.shape[1:])))
     difference = (layer[:3] - composite[:3])[None]
     local = F.avg_pool2d(difference, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)[0]
-    return masks.dilate(local.abs().mean(dim=0) > CHANGE, 2 * radius)
+    return masks.dilate(local.abs().mean(dim=0) > COLOUR_CHANGE, 2 * radius)
 
 
-def patch(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
+def paste(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
     """The model's colours inside the hole (H, W), the input outside, and the input's alpha everywhere."""
     return torch.cat([torch.where(where & (composite[3] > 0), layer[:3], composite[:3]), composite[3:]])
 
 
-def decomposition(
+def restore_decomposition(
     layers: Sequence[Tensor], composite: Tensor, roles: Sequence[Role], guide: Tensor | None, role: Role | None
 ) -> list[Tensor]:
-    """Foregrounds as mattes, backgrounds behind them, so that together they are the input: its alpha by how solid they
-    may be, its colour by `settle`, bit for bit where one layer alone is seen.
+    """Restore a decomposition, so that its layers recompose to the input: the alphas of foregrounds as those of mattes,
+    at most what the input's alpha leaves; colours by `match_composite`.
     """
     done: list[Tensor] = []
     left = composite[3]  # the alpha that this layer and those behind it make together
     for layer, own in zip(reversed(layers), reversed(roles), strict=True):  # front to back
         if own is Role.FOREGROUND:
-            layer = matte(layer, composite, guide, role) if len(layers) == 2 else snap(layer)
+            layer = restore_matte(layer, composite, guide, role) if len(layers) == 2 else snap_alpha(layer)
             alpha = layer[3].minimum(left)
         else:
             alpha = left
         done.append(torch.cat([layer[:3], alpha[None]]))
         left = torch.where(alpha < 1, (left - alpha) / (1 - alpha).clamp_min(1e-6), left).clamp(0, 1)
-    return settle(done[::-1], composite)
+    return match_composite(done[::-1], composite)
 
 
-def settle(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
-    """The least change of all layers' colours, by squares, that makes them recompose to the input: each takes its share
-    of what is missing by how much of it is seen. What a colour cannot give in [0, 1] stays missing.
+def match_composite(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
+    """Change the colours of layers (4, H, W), back to front, so that they recompose to the composite (4, H, W).
+
+    It is the least change by squares: each layer takes a share of the difference by how much of it is visible. Colours
+    are clipped to [0, 1], and are the composite's own, bit for bit, where one layer alone is visible.
     """
     above, shares = torch.ones_like(composite[3]), list[Tensor]()
     for layer in reversed(layers):
@@ -176,9 +191,9 @@ def settle(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
     shares.reverse()
     seen = torch.stack([share * layer[:3] for share, layer in zip(shares, layers, strict=True)]).sum(0)
     missing = (composite[:3] * composite[3] - seen) / torch.stack(shares).square().sum(0).clamp_min(1e-6)
-    settled = []
+    matched = []
     for layer, share in zip(layers, shares, strict=True):
         alone = (share == composite[3]) & (share == layer[3])  # nothing in front of it and nothing seen behind
         rgb = torch.where(alone, composite[:3], (layer[:3] + share * missing).clamp(0, 1))
-        settled.append(torch.cat([rgb, layer[3:]]))
-    return settled
+        matched.append(torch.cat([rgb, layer[3:]]))
+    return matched

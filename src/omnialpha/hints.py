@@ -1,4 +1,4 @@
-"""What a model is told of a picture by its finder: an input more, by two looks; and rough maps of clicks and boxes."""
+"""The finder's hint, its alpha by two looks, as one more input of the model; rough maps of clicks and boxes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +19,22 @@ from omnialpha.models.finder import Finder, hint_of
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 MARGIN, MOST = 0.3, 0.97  # of the subject's size: what a second look sees around it; of the picture: what it may see
+VIEWS = (1.0, 0.7, 0.5, 0.35, 0.25)  # of the sides: what is looked at around a click until something is seen there
+FAINT = 0.1  # alpha of what still hangs together with a click
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
-def hinted(example: Example, finder: Finder, card: Card) -> Example:
-    """An example with what the finder sees in its picture. In automatic tasks that is an input picture more, the last;
-    where the card takes alpha from the finder, it looks for what the map of the example marks. Others stay as they are.
+def add_hint(example: Example, finder: Finder, card: Card) -> Example:
+    """Add what the finder sees in the picture of an example.
+
+    Args:
+        example: What was asked for.
+        finder: The model's.
+        card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
+
+    Returns:
+        In automatic tasks the example with one more input picture, the last. In tasks that take the finder's alpha the
+        example with that of what its map marks. Otherwise the example itself.
     """
     automatic = TASKS[example.task].automatic
     guide = next((role for role in example.roles if role in MAPS), None)
@@ -44,13 +55,13 @@ def hinted(example: Example, finder: Finder, card: Card) -> Example:
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
-def inputs(example: Example, found: bool) -> int:
-    """How many an example has once it is `hinted`. found: whether the model has a finder."""
+def count_inputs(example: Example, found: bool) -> int:
+    """How many inputs an example has after `add_hint`. found: whether the model has a finder."""
     added = found and TASKS[example.task].automatic and Role.HINT not in example.roles
     return len(example.roles) + added
 
 
-def fitted(example: Example, canvas: Canvas, device: torch.device) -> list[Tensor]:
+def fit_inputs(example: Example, canvas: Canvas, device: torch.device) -> list[Tensor]:
     """The inputs on the canvas; a hint, whose size is the finder's own, is resized to the content first."""
     sized = [
         rgba.resize(picture, canvas.content) if role is Role.HINT else picture
@@ -64,28 +75,52 @@ def look(finder: Finder, picture: Tensor, hint: Tensor | None = None) -> Tensor:
 
     Args:
         picture: straight RGBA (4, H, W) in [0, 1].
-        hint: (h, w) in [-1, 1] of the whole picture, for a finder that makes use of hints.
+        hint: (H, W) in [-1, 1], for a finder that makes use of hints; it first looks where that is not background.
 
     Returns:
         Alpha in [0, 1] of the picture stretched to a square: (2s, 2s), s being the finder's own side, or (s, s) where
         nothing was found or the second look would see the whole picture again.
     """
-    found = finder.find(picture[None], None if hint is None else hint[None])[0]
-    if not (found > 0.5).any():
-        return found
-    height, width = picture.shape[1:]
-    top, bottom = _span((found > 0.5).sum(1), height)
-    left, right = _span((found > 0.5).sum(0), width)
-    if (bottom - top) * (right - left) > MOST * height * width:
-        return found
-    part = None
-    if hint is not None:
-        part = F.interpolate(hint[None, None], size=(height, width))[0, :, top:bottom, left:right]
-    again = finder.find(picture[None, :, top:bottom, left:right], part)
-    side = 2 * found.shape[0]
-    made = F.interpolate(found[None, None], size=(side, side), mode="bilinear")[0, 0]
-    top, bottom, left, right = (round(side * v) for v in (top / height, bottom / height, left / width, right / width))
-    made[top:bottom, left:right] = F.interpolate(again[None], size=(bottom - top, right - left), mode="bilinear")[0, 0]
+    size = (int(picture.shape[1]), int(picture.shape[2]))
+    whole = first = (0, size[0], 0, size[1])
+    if hint is not None and bool((hint > -1).any()):
+        first = _part(hint > -1, size)
+    found = _find(finder, picture, hint, first)
+    side = 2 * len(found)
+    made = found if first == whole else _place(found, found.new_zeros(side, side), first, size)
+    second = _part(made > 0.5, size) if bool((made > 0.5).any()) else first
+    if _area(second) > MOST * _area(first):
+        return made
+    if first == whole:
+        made = F.interpolate(made[None, None], size=(side, side), mode="bilinear")[0, 0]
+    return _place(_find(finder, picture, hint, second), made, second, size)
+
+
+Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a picture, in pixels
+
+
+def _find(finder: Finder, picture: Tensor, hint: Tensor | None, part: Part) -> Tensor:
+    """Alpha (s, s) of a part of a picture, stretched to a square."""
+    rows, columns = slice(*part[:2]), slice(*part[2:])
+    return finder.find(picture[None, :, rows, columns], None if hint is None else hint[None, rows, columns])[0]
+
+
+def _area(part: Part) -> int:
+    return (part[1] - part[0]) * (part[3] - part[2])
+
+
+def _part(where: Tensor, size: tuple[int, int]) -> Part:
+    """The part of a picture of this size around what is True in a map (h, w) of all of it."""
+    return (*_span(where.sum(1), size[0]), *_span(where.sum(0), size[1]))
+
+
+def _place(found: Tensor, made: Tensor, part: Part, size: tuple[int, int]) -> Tensor:
+    """`made`, a map of a picture stretched to a square, with what was found in a part (top, bottom, left, right)."""
+    spans = zip(part, (size[0], size[0], size[1], size[1]), strict=True)
+    top, bottom, left, right = (round(len(made) * edge / length) for edge, length in spans)
+    made[top:bottom, left:right] = F.interpolate(found[None, None], size=(bottom - top, right - left), mode="bilinear")[
+        0, 0
+    ]
     return made
 
 
@@ -98,13 +133,58 @@ def _span(counts: Tensor, length: int) -> tuple[int, int]:
     return max(0, int((first - margin) * scale)), min(length, ceil((last + margin) * scale))
 
 
+def click(finder: Finder, picture: Tensor, point: masks.Mark) -> Tensor | None:
+    """What a finder sees at a click: in the whole picture, or else in ever smaller parts around the click.
+
+    Args:
+        picture: straight RGBA (4, H, W) in [0, 1].
+        point: (x, y) in pixels from the top left.
+
+    Returns:
+        Alpha (2s, 2s) of the picture stretched to a square, s being the finder's own side, without what does not hang
+        together with the click. None where it sees nothing there.
+    """
+    from scipy.ndimage import label
+
+    height, width = picture.shape[1:]
+    marked = masks.marks((height, width), [point])
+    for view in VIEWS:
+        rows, columns = max(1, round(height * view)), max(1, round(width * view))
+        top = min(max(0, round(point[1] - rows / 2)), height - rows)
+        left = min(max(0, round(point[0] - columns / 2)), width - columns)
+        part = (top, top + rows, left, left + columns)
+        found = _find(finder, picture, None, part)
+        side = 2 * len(found)
+        made = _place(found, found.new_zeros(side, side), part, (height, width))
+        near = F.interpolate(marked[None, None], size=(side, side))[0, 0] > 0
+        if near.any() and made[near].mean() > 0.5:
+            islands, _ = label((made > FAINT).numpy(), np.ones((3, 3)))
+            wanted = np.unique(islands[near.numpy()])
+            return torch.where(torch.from_numpy(np.isin(islands, wanted[wanted > 0])), made, 0.0)
+    return None
+
+
 def outline(finder: Finder, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
-    """A rough map (H, W) in {0, 1} of what clicks and boxes mark in a picture (4, H, W), see `masks.marks`: for any
-    model. InputError where the finder sees nothing there.
+    """A rough map of what clicks and boxes mark, for any model.
+
+    Args:
+        finder: one that makes use of hints: boxes, and clicks where nothing is seen without them, become a hint.
+        picture: straight RGBA (4, H, W) in [0, 1].
+        points, boxes: see `masks.marks`.
+
+    Returns:
+        (H, W) in {0, 1}.
+
+    Raises:
+        InputError: where nothing is found.
     """
     size = (int(picture.shape[1]), int(picture.shape[2]))
     marked = masks.marks(size, points, boxes)
-    found = look(finder, picture, marked)
+    wanted = [point for point in points if len(point) < 3 or point[2]]
+    seen = [] if boxes else [one for point in wanted if (one := click(finder, picture, point)) is not None]
+    found = torch.stack(seen).amax(0) if seen and len(seen) == len(wanted) else None
+    if found is None or (F.interpolate(found[None, None], size=size)[0, 0][marked < 0] > 0.5).any():
+        found = look(finder, picture, marked)
     rough = F.interpolate(around(found)[None, None], size=size)[0, 0]
     rough = torch.where(marked < 0, 0.0, rough.maximum(marked))
     if not rough.any():

@@ -24,8 +24,8 @@ LOCK = threading.RLock()
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """For calls of pymatting: its kernels are loaded, and no other thread runs one (numba ends the process of two)."""
+def one_thread() -> Iterator[None]:
+    """Around calls of pymatting: its kernels are loaded, and no other thread runs one, for which numba would abort."""
     with LOCK:
         load()
         yield
@@ -42,13 +42,13 @@ def load() -> None:
 
     settings: Any = config  # made from the environment, so that no reader of types sees them
 
-    class Teller(event.Listener):
-        said = False
+    class _AnnounceCompiling(event.Listener):
+        announced = False
 
         def on_start(self, event: Any) -> None:
-            if not self.said:
+            if not self.announced:
                 logging.getLogger("omnialpha").warning(COMPILING)
-            self.said = True
+            self.announced = True
 
         def on_end(self, event: Any) -> None:
             pass
@@ -56,20 +56,21 @@ def load() -> None:
     with LOCK:
         if settings.THREADING_LAYER == "default":
             settings.THREADING_LAYER = "forksafe"
-        with event.install_listener("numba:compile", Teller()):
+        with event.install_listener("numba:compile", _AnnounceCompiling()):
             try:
                 import_module("pymatting")
             except RuntimeError as error:
                 if "no locator available" not in str(error):
                     raise
-                settings.CACHE_DIR = str(folder())  # neither pymatting's own nor the user's can be written
+                settings.CACHE_DIR = str(cache_folder())  # neither pymatting's own nor the user's can be written
                 import_module("pymatting")
 
 
-def folder() -> Path:
-    """A temporary folder for compiled code: this user's alone, as what lies there is run; the same next time if it can.
+def cache_folder() -> Path:
+    """A temporary folder for compiled code that only this user can write to, and the same one next time if possible.
 
-    InputError where there is none.
+    Raises:
+        InputError: There is none.
     """
     own = getattr(os, "getuid", int)()
     try:

@@ -1,4 +1,4 @@
-"""What a run may be asked for, in one place for the library and the command line. Nothing heavy is imported."""
+"""The ranges of settings, checked once for the library and the command line. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ def check_seed(value: Any) -> int:
 
 
 def check_seeds(value: Any, count: int) -> list[int]:
-    """A seed for each of `count` samples: value + b, or those given. InputError where one is out of range."""
+    """The seed of each of `count` samples: value + b for sample b, or the seeds in a sequence.
+
+    Raises:
+        InputError: One is out of range, or a sequence has another length.
+    """
     if not hasattr(value, "__len__") or isinstance(value, str):
         return [check_seed(value) + b for b in range(count)]
     if len(value) != count:
@@ -55,7 +59,18 @@ def check_guidance(value: Any) -> float:
 
 
 def check_size(value: Any, given: str = "") -> tuple[int, int]:
-    """(height, width) of a picture to be made; InputError otherwise. given: what the user wrote, for the message."""
+    """Check the size of a picture to be made.
+
+    Args:
+        value: (height, width) in pixels.
+        given: What the user wrote, for the message.
+
+    Returns:
+        (height, width).
+
+    Raises:
+        InputError: It is no size, or out of range.
+    """
     given = given or f"size={value!r} (height, width)"
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise InputError(f"{given} is not a size: pass (height, width) in pixels.")

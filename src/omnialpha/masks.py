@@ -1,4 +1,4 @@
-"""From an alpha matte to the maps that guide matting and removal: precise, trimap, rough (AlphaLayers construction).
+"""Masks: the maps that guide matting and removal, made of an alpha matte as the AlphaLayers data set has them.
 
 All maps are float tensors of the alpha's shape, (H, W) or (B, H, W). The structuring element is the disk of pixels
 within Euclidean distance <= radius. The picture's border is not a boundary: what lies outside it neither erodes nor
@@ -49,37 +49,65 @@ def _dilate(picture: np.ndarray, radius: float) -> np.ndarray:
 
 
 def erode(mask: Tensor, radius: Radius) -> Tensor:
-    """bool (H, W) or (B, H, W): pixels with no background pixel within `radius`."""
+    """Erode a mask by a disk.
+
+    Args:
+        mask: (H, W) or (B, H, W); what is not 0 counts.
+        radius: Pixels, one number or one a picture.
+
+    Returns:
+        bool of the mask's shape: the pixels that have no background within the radius.
+
+    Raises:
+        InputError: The shape is another one, or a radius is negative.
+    """
     return _per_picture(_erode, mask, radius)
 
 
 def dilate(mask: Tensor, radius: Radius) -> Tensor:
-    """bool (H, W) or (B, H, W): pixels with a foreground pixel within `radius`."""
+    """Dilate a mask by a disk: the pixels with foreground within the radius. Arguments and shapes as in `erode`."""
     return _per_picture(_dilate, mask, radius)
 
 
 def precise(alpha: Tensor) -> Tensor:
-    """Binary map {0, 1}: alpha > .95."""
+    """The precise mask of an alpha of any shape in [0, 1]: 1 where it is above .95, else 0."""
     return (alpha > DEFINITE).to(alpha.dtype)
 
 
 def trimap(alpha: Tensor, radius: Radius) -> Tensor:
-    """Map {0, .5, 1}: 1 on the eroded definite foreground, 0 outside the dilated support, .5 between."""
+    """The trimap of an alpha.
+
+    Args:
+        alpha: (H, W) or (B, H, W) in [0, 1].
+        radius: Pixels, one number or one a picture; see `draw_radius`.
+
+    Returns:
+        Of alpha's shape: 1 on the eroded definite foreground, 0 outside the dilated support, .5 between.
+    """
     inside = erode(alpha > DEFINITE, radius).to(alpha.dtype)
     reach = dilate(alpha > PRESENT, radius).to(alpha.dtype)
     return (inside + reach) / 2
 
 
 def rough(alpha: Tensor, radius: Radius) -> Tensor:
-    """Binary map {0, 1}: where the trimap is .5 or 1, i.e. the dilated support."""
+    """The rough mask of an alpha: 1 where its `trimap` is .5 or 1, else 0. Arguments as in `trimap`."""
     return dilate(alpha > PRESENT, radius).to(alpha.dtype)
 
 
 def marks(size: tuple[int, int], points: Sequence[Mark] = (), boxes: Sequence[Mark] = ()) -> Tensor:
-    """Clicks (x, y) and boxes (x, y, width, height), in pixels from the top left, on and around the subject; with a
-    False at the end, on and around what is not meant -> (H, W): 1 subject, 0 unknown, -1 background.
+    """Clicks and boxes as a map.
 
-    With boxes around the subject, all outside them is background. InputError for marks outside the picture.
+    Args:
+        size: (height, width) of the picture.
+        points: Clicks (x, y) on the subject, in pixels from the top left; (x, y, False) on what is not the subject.
+        boxes: Boxes (x, y, width, height) around it; (x, y, width, height, False) around what is not the subject.
+
+    Returns:
+        (H, W): 1 subject, 0 unknown, -1 background. Where there are boxes around the subject, all outside them is
+        background.
+
+    Raises:
+        InputError: A mark lies outside the picture.
     """
     rows, columns = (torch.arange(n, dtype=torch.float32) + 0.5 for n in size)
     meant = [(tuple(box[:4]), len(box) < 5 or bool(box[4])) for box in boxes]
@@ -103,13 +131,13 @@ def marks(size: tuple[int, int], points: Sequence[Mark] = (), boxes: Sequence[Ma
 
 
 def draw_radius(height: int, width: int, generator: torch.Generator | None = None) -> float:
-    """Disk radius in pixels, uniform in 5 to 10 % of the shorter side."""
+    """Draw the radius of a trimap in pixels: uniform in 5 to 10 % of the shorter side, as AlphaLayers draws it."""
     low, high = RADIUS_RANGE
     share = low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
     return share * min(height, width)
 
 
 def as_picture(mask: Tensor) -> Tensor:
-    """Map (..., H, W) -> opaque grey RGBA (..., 4, H, W): how maps enter the model."""
+    """A map (..., H, W) in [0, 1] as the opaque grey picture (..., 4, H, W) that models take it as."""
     grey = mask.float()
     return torch.stack([grey, grey, grey, torch.ones_like(grey)], dim=-3)

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from omnialpha import fidelity, hints, masks
-from omnialpha.api import Verbs
+from omnialpha import fidelity, hints, masks, sampling
+from omnialpha.api import TaskMethods
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
-from omnialpha.files import replace_path
 from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.limits import check_guidance, check_seeds, check_steps
-from omnialpha.models.checkpoints.folders import Card, Parts, forget_origin, resolve
+from omnialpha.models.checkpoints.folders import Card, Parts
 from omnialpha.models.families import FAMILIES
-from omnialpha.models.finder import FINDER, Finder, U2NetP, bundled_finder, open_finder
+from omnialpha.models.finder import Finder, bundled_finder
 from omnialpha.models.flux import transformer as flux
 from omnialpha.models.flux.text_encoder import FluxText
-from omnialpha.models.lora import adapters
 from omnialpha.models.runtime.placement import Placed, Portable
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
-from omnialpha.models.transformer.positions import Layout, Positions
-from omnialpha.models.vae.alphavae import load_vae
+from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions
 from omnialpha.models.vae.autoencoder import Autoencoder
-from omnialpha.sampling import ALWAYS, TOGETHER, Interval, Step, Velocity, check, guide, sample, schedule
+from omnialpha.pretrained import Pretrained
+from omnialpha.sampling import Interval, Step, Velocity, sample, schedule
 from omnialpha.tasks import Example
 
-PATCH = 2  # latents a transformer token spans, each way
 
+class OmniAlpha(Portable, Pretrained, TaskMethods):
+    """The pipeline of a model: RGBA pictures and an instruction in, RGBA pictures out.
 
-class OmniAlpha(Portable, Verbs):
-    """One model: any number of RGBA pictures and an instruction in, any number of RGBA pictures out."""
+    `omnialpha.load` makes one. Its methods by category (`matte`, `remove`, ...) are in `api`; `run` takes any task. The
+    steps of `run` are public: `condition`, `noise`, `velocity` (or `guided`), `decode`.
+    """
 
     def __init__(
         self,
@@ -55,59 +51,8 @@ class OmniAlpha(Portable, Verbs):
         self.vae, self.transformer, self.text_encoder, self.card = vae, transformer, text_encoder, card
         self.parts: Parts | None = None  # where it came from, and
         self.placed: Placed | None = None  # how it was made ready to run: see `loading`
-        self.guidance_interval: Interval = ALWAYS  # times at which guidance applies; less is an approximation
+        self.guidance_interval: Interval = sampling.FULL_INTERVAL  # times at which guidance applies
         self._finder: tuple[Finder, ...] = ()  # not a submodule: it stays on the CPU, and nothing here trains it
-
-    @classmethod
-    def from_parts(
-        cls, parts: Parts, dtype: torch.dtype = torch.float32, whole: bool = True, reads: bool = True
-    ) -> OmniAlpha:
-        """The model of these parts, without their adapters, in main memory. Raises InputError where one is damaged.
-
-        Not whole: without the transformer's weights, to encode with. Not reads: without an instruction encoder.
-        """
-        card, kind = parts.card, FAMILIES[parts.card.family]
-        if whole:
-            transformer = kind.transformer.from_pretrained(parts.transformer, torch_dtype=dtype, local_files_only=True)
-        else:
-            with torch.device("meta"):
-                transformer = kind.transformer.from_config(kind.transformer.load_config(parts.transformer))
-        settings = {name: value for name in kind.settings if (value := getattr(card, name)) is not None}
-        text_encoder: Any = kind.text_encoder.from_pretrained if reads else nn.Identity
-        encode = text_encoder(parts.text, dtype, **settings)
-        model = cls(load_vae(parts.vae, dtype, widen=True), transformer, encode, card)
-        model.use_finder(open_finder(parts.finder) if parts.finder else None)
-        return model.eval().requires_grad_(False)
-
-    @classmethod
-    def from_folder(cls, where: str | Path | None = None, dtype: torch.dtype = torch.float32) -> OmniAlpha:
-        """`from_parts` of a bundled model by name (None: nano) or of a model folder."""
-        return cls.from_parts(resolve(where), dtype)
-
-    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a model folder that `from_folder` reads, weights as `dtype`. InputError while adapters are applied.
-
-        What is there under the same names goes only once all of the new is written; other files stay.
-        """
-        if adapters.applied(self.transformer):
-            raise InputError("the model has LoRAs on it: fuse them (adapters.fuse) or take them off before saving it.")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as made:
-            new = Path(made)
-            for name, part in (("vae", self.vae), ("transformer", self.transformer)):
-                # nn.Module.to: that of diffusers warns about modules kept in float32 even where there are none
-                part = nn.Module.to(copy.deepcopy(part), dtype) if dtype else part
-                part.save_pretrained(new / name)
-                forget_origin(new / name / "config.json")
-            self.text_encoder.save_pretrained(new, dtype)
-            card = self.card
-            if isinstance(self.finder, U2NetP):
-                self.finder.save(new / FINDER)
-                card = replace(card, finder=FINDER)
-            card.write(new)
-            for written in sorted(new.iterdir()):
-                replace_path(written, folder / written.name)
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) of the largest square that the model takes for one picture."""
@@ -134,24 +79,31 @@ class OmniAlpha(Portable, Verbs):
     # ---- the path ----------------------------------------------------------------------------------------------
 
     def hinted(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with what the finder sees, see `hints.hinted`. A model without a finder changes none."""
-        return [hints.hinted(example, self.finder, self.card) for example in examples] if self.finder else [*examples]
+        """The examples with what the finder sees, see `hints.add_hint`. A model without a finder changes none."""
+        return [hints.add_hint(example, self.finder, self.card) for example in examples] if self.finder else [*examples]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
-        pictures = hints.inputs(example, self.finder is not None) + len(example.targets)
+        pictures = hints.count_inputs(example, self.finder is not None) + len(example.targets)
         return plan(example.size, pictures, self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
-        """Encode the pictures and instructions of B examples. guided: and `negative`, with empty instructions, where
-        the model is guided by that.
+        """Encode the pictures and instructions of B examples.
 
-        It belongs to the weights it was made with. InputError for a task that the model cannot do.
+        Args:
+            examples: What is asked for.
+            guided: Encode empty instructions as well (`negative`), for models with classifier-free guidance.
+
+        Returns:
+            The condition, which belongs to the weights that made it.
+
+        Raises:
+            InputError: The model does not do a task.
         """
         examples = self.hinted(examples)
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
-        pictures = [hints.fitted(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
+        pictures = [hints.fit_inputs(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
         inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
             tokens = self.text_encoder.tokenize(instructions, pictures)
@@ -170,12 +122,17 @@ class OmniAlpha(Portable, Verbs):
         *,
         negative: Condition | None = None,
     ) -> Condition:
-        """The condition of what was encoded: tokens of the pictures (Li_b, C), of the text (B, T, D) with its mask
-        (B, T), pooled (B, P). The examples may come without their pictures.
+        """Make a condition of what is encoded already. The examples may come without their pictures.
+
+        Args:
+            examples: B of them.
+            inputs: Tokens of the pictures of each, (Li_b, C); None where there are none.
+            text, mask, pooled: Of the instructions: (B, T, D), (B, T), (B, P).
+            negative: The condition with empty instructions.
         """
         canvases, layouts = tuple(self.canvas(e) for e in examples), []
         for example, canvas in zip(examples, canvases, strict=True):
-            size = (canvas.size[0] // (self.vae.ratio * PATCH), canvas.size[1] // (self.vae.ratio * PATCH))
+            size = (canvas.size[0] // (self.vae.ratio * PATCH_SIZE), canvas.size[1] // (self.vae.ratio * PATCH_SIZE))
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.roles)))
         lengths = tuple(mask.sum(dim=1).tolist())
         positions = self._positions(layouts, lengths)
@@ -185,7 +142,8 @@ class OmniAlpha(Portable, Verbs):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        return FAMILIES[self.card.family].positions(layouts, lengths, self.card.target_order, axes, self.device)
+        positions = FAMILIES[self.card.family].load("positions")
+        return positions(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
@@ -199,18 +157,24 @@ class OmniAlpha(Portable, Verbs):
         return latents
 
     def noise(self, cond: Condition, seed: int | Sequence[int] = 0) -> Tensor:
-        """Starting noise (B, Lt, C). Sample b draws from a CPU generator of its own, seeded seed + b or seeds[b]."""
+        """Starting noise (B, Lt, C), from one CPU generator a sample, seeded with seed + b or seed[b]."""
         rows, seeds = [], check_seeds(seed, len(cond.examples))
         for layout, own in zip(cond.layouts, seeds, strict=True):
             generator = torch.Generator().manual_seed(own)
-            shapes = [(self.vae.config.z_dim, h * PATCH, w * PATCH) for h, w in layout.targets]
+            shapes = [(self.vae.config.z_dim, h * PATCH_SIZE, w * PATCH_SIZE) for h, w in layout.targets]
             rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator))[0] for shape in shapes]))
         return pad(rows, rows[0].shape[-1]).to(self.device)
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The transformer's velocity (B, Lt, C), float32, of targets x_t (B, Lt, C) at times t (B,) in (0, 1].
+        """The transformer's velocity, noise - x_0.
 
-        A checkpoint that predicts clean latents is converted here: v = (x_t - x_0) / t.
+        Args:
+            x_t: Noisy latents of the targets, (B, Lt, C).
+            t: Times (B,) in (0, 1].
+            cond: The condition.
+
+        Returns:
+            (B, Lt, C) float32. A transformer that predicts x_0 is converted here: (x_t - x_0) / t.
         """
         dtype = self.transformer.dtype
         inputs, text = cond.inputs.to(dtype), cond.text.to(dtype)
@@ -221,30 +185,35 @@ class OmniAlpha(Portable, Verbs):
         return (x_t - out) / t.to(out.device).view(-1, 1, 1) if self.card.prediction == "x0" else out
 
     def guided(self, cond: Condition, scale: float) -> Velocity:
-        """The velocity (x_t, t) -> (B, Lt, C) of a condition made with `guided`, under classifier-free guidance, or
-        as the transformer, told the scale, imitates that.
+        """The velocity under guidance, as a function (x_t, t) -> (B, Lt, C).
+
+        Args:
+            cond: The condition, made with `guided` where the scale is not 1.
+            scale: Of classifier-free guidance; a transformer that is distilled from guidance takes it as an input.
         """
         if self.card.guidance == "embedded":
-            return partial(self.velocity, cond=replace(cond, told=scale))
+            return partial(self.velocity, cond=replace(cond, guidance_scale=scale))
         alone: Velocity = partial(self.velocity, cond=cond)
         interval = self.guidance_interval
         if scale == 1.0:
             return alone
         negative = cond.negative
         assert negative is not None, "guidance needs condition(examples, guided=True)"
-        if cond.picture_tokens > TOGETHER:
-            return guide(alone, lambda x, t: (alone(x, t), self.velocity(x, t, negative)), scale, interval)
-        pair = cond.pair(self._positions(cond.layouts * 2, cond.lengths + negative.lengths))
+        if cond.picture_tokens > sampling.MAX_PAIRED_TOKENS:
+            return sampling.apply_guidance(
+                alone, lambda x, t: (alone(x, t), self.velocity(x, t, negative)), scale, interval
+            )
+        pair = cond.with_negative(self._positions(cond.layouts * 2, cond.lengths + negative.lengths))
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             wanted, other = self.velocity(torch.cat((x, x)), torch.cat((t, t)), pair).chunk(2)
             return wanted, other
 
-        return guide(alone, both, scale, interval)
+        return sampling.apply_guidance(alone, both, scale, interval)
 
     @torch.no_grad()
     def encode_targets(self, targets: Sequence[Tensor | Sequence[Tensor]], cond: Condition) -> Tensor:
-        """True target pictures (m, 4, H, W) of each example, back to front -> clean latents (B, Lt, C)."""
+        """Encode true target pictures (m, 4, H, W) of each example, back to front, as clean latents (B, Lt, C)."""
         fitted = [
             [c.fit(row[k].to(self.device)) for k in self.card.order(e.targets)]
             for row, e, c in zip(targets, cond.examples, cond.canvases, strict=True)
@@ -254,20 +223,26 @@ class OmniAlpha(Portable, Verbs):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, cond: Condition) -> list[Tensor]:
-        """Latents (B, Lt, C) -> for each example its targets (m, 4, H', W') on the canvas, back to front."""
+        """Decode latents (B, Lt, C) to the targets of each example, (m, 4, H', W') on its canvas, back to front."""
         made = []
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets
             parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
-            latents = [unpack(p[None], h * PATCH, w * PATCH) for p, (h, w) in zip(parts, sizes, strict=True)]
+            latents = [unpack(p[None], h * PATCH_SIZE, w * PATCH_SIZE) for p, (h, w) in zip(parts, sizes, strict=True)]
             order = self.card.order(example.targets)
             made.append(self.vae.decode(torch.cat([latents[order.index(k)] for k in range(len(order))])))
         return made
 
     def decode(self, x: Tensor, cond: Condition, raw: bool = False) -> list[LayerStack]:
-        """Latents -> one LayerStack an example, at the size that came in, back to front.
+        """Decode latents to layers at the size of the inputs.
 
-        Unless `raw`, what the task says is unchanged is taken from the input picture: see `fidelity`.
+        Args:
+            x: Latents (B, Lt, C).
+            cond: The condition that they were sampled with.
+            raw: Skip `fidelity`, which refines and copies from the input what the task does not change.
+
+        Returns:
+            One LayerStack an example, back to front.
         """
         stacks = []
         for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
@@ -275,7 +250,7 @@ class OmniAlpha(Portable, Verbs):
             if not raw:
                 coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
                 found = example.found if example.task in self.card.alpha_from_finder else None
-                layers = fidelity.finish(example, layers, coarse, found, self.card.refine)
+                layers = fidelity.finish_layers(example, layers, coarse, found, self.card.refine)
             rows = zip(example.names, layers, example.targets, strict=True)
             stacks.append(LayerStack(example.size, [Layer(name, p, role=str(role)) for name, p, role in rows]))
         return stacks
@@ -291,16 +266,28 @@ class OmniAlpha(Portable, Verbs):
         raw: bool = False,
         on_step: Callable[[Step, Condition], None] | None = None,
     ) -> list[LayerStack]:
-        """Examples -> layer stacks. steps and guidance default to the card's for the first example's task.
+        """Run examples of any tasks, together in one batch.
 
-        on_step(step, condition) is called after each step: show progress, preview step.x0, or raise to cancel.
+        Args:
+            examples: What is asked for, see `tasks.Task.example`.
+            seed: Of sample b: seed + b, or seed[b].
+            steps, guidance: Those of the checkpoint for the first example's task by default. A guidance of 1 is none.
+            raw: See `decode`.
+            on_step: Called with the step and the condition after each step, to show progress or previews. An exception
+                in it cancels the run.
+
+        Returns:
+            One LayerStack an example, back to front, of the size of its inputs.
+
+        Raises:
+            InputError: A setting is out of range, or the model does not do a task.
         """
         if not examples:
             raise InputError("no examples were given: pass at least one.")
         defaults = self.card.defaults(examples[0].task)
         steps = check_steps(defaults.steps if steps is None else steps)
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
-        check(None, None, self.guidance_interval)
+        sampling.check_settings(None, None, self.guidance_interval)
         seeds = check_seeds(seed, len(examples))
         cond = self.condition(examples, guided=guidance != 1.0)
         velocity = self.guided(cond, guidance)

@@ -1,4 +1,4 @@
-"""A small model's coarse matte -> alpha and foreground colours at the photograph's full resolution.
+"""Refinement: alpha and foreground colours at full resolution from the coarse alpha of a small model.
 
 The coarse alpha becomes a trimap. In its unknown band a first estimate by sampled colours (Shared Matting, Gastal and
 Oliveira 2010) and the coarse alpha are the weak prior of closed-form matting (Levin et al. 2007); the colours are
@@ -35,11 +35,20 @@ GUIDE_RADIUS, GUIDE_EPS = 4, 1e-4  # of the guided filter, at the working size; 
 
 
 def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor:
-    """image (4, H, W), coarse alpha (h, w) of any size -> the foreground, straight RGBA (4, H, W).
+    """Refine a coarse matte by closed-form matting.
 
-    trimap: (H, W) of 0, .5 and 1, the user's own; its known pixels hold. Without it, one is made of the alpha.
-    A translucent image is seen on white, and the result is nowhere more opaque than the image. Where the subject is
-    certain the colour is the image's own, bit for bit. Raises InputError for other shapes and values."""
+    Args:
+        image: Straight RGBA (4, H, W) in [0, 1]. A translucent one is seen on white.
+        alpha: The coarse alpha (h, w) in [0, 1], of any size.
+        trimap: (H, W) of 0, .5 and 1, a user's own, whose known pixels hold. One is made of the alpha without it.
+
+    Returns:
+        The foreground, straight RGBA (4, H, W), on the image's device and of its type. It is nowhere more opaque than
+        the image, and where its alpha is 1 the colour is the image's own, bit for bit.
+
+    Raises:
+        InputError: A shape or a value is another one.
+    """
     if image.ndim != 3 or image.shape[0] != 4:
         raise InputError(f"An image of shape {tuple(image.shape)} cannot be refined; pass (4, height, width).")
     if alpha.ndim != 2 or not bool(torch.isfinite(alpha).all()):
@@ -57,7 +66,7 @@ def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor
     else:
         known = trimap.detach().float().cpu()
     rgb = rgba.flatten(picture)
-    with kernels.alone():
+    with kernels.one_thread():
         matte = _solved(rgb, coarse, known, trimap is not None)
     seen = matte * picture[3]
     colours = torch.where(matte == 1, picture[:3], foreground(rgb, seen))
@@ -71,7 +80,7 @@ _HALVES = torch.tensor([0.0, 1.0, 2.0])
 
 
 def without_specks(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> the same with 0 in the place of small islands (see SPECK)."""
+    """Set small islands of a coarse alpha (h, w) to 0, see SPECK."""
     from scipy.ndimage import label, maximum, sum_labels
 
     values = alpha.numpy()
@@ -86,9 +95,7 @@ def without_specks(alpha: Tensor) -> Tensor:
 
 
 def without_gaps(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> the same with 1 in small unsure islands that are nowhere below .5 (see GAP): an eye of a
-    cat, the mirror of a spoon.
-    """
+    """Set small uncertain islands of a coarse alpha (h, w) that are nowhere below .5 to 1, see GAP."""
     from scipy.ndimage import label, minimum, sum_labels
 
     values = alpha.numpy()
@@ -103,7 +110,7 @@ def without_gaps(alpha: Tensor) -> Tensor:
 
 
 def coarse_trimap(alpha: Tensor) -> Tensor:
-    """Coarse alpha (h, w) -> {0, .5, 1}: unknown for EDGE pixels at a sharp edge, wider where it is unsure."""
+    """The trimap {0, .5, 1} of a coarse alpha (h, w): EDGE unknown pixels at a sharp edge, more where uncertain."""
     from scipy.ndimage import distance_transform_edt
 
     subject, empty = alpha >= FULL, alpha <= EMPTY
@@ -269,11 +276,11 @@ def _box(maps: Tensor, radius: int) -> Tensor:
 
 
 def foreground(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """(3, H, W) and (H, W) -> the subject's colours (3, H, W), free of the background's."""
+    """The subject's colours (3, H, W) without the background's, from a picture (3, H, W) and its alpha (H, W)."""
     soft = (alpha > 0) & (alpha < 1)
     if min(alpha.shape) < 2 or not bool(soft.any()):  # the pyramid has no level to begin with; there is nothing mixed
         return rgb
-    with kernels.alone():
+    with kernels.one_thread():
         from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
 
         estimate = estimate_foreground_ml(_pixels(rgb), alpha.numpy())

@@ -15,13 +15,13 @@ WHITE = (1.0, 1.0, 1.0)
 
 
 def premultiply(rgba: Tensor) -> Tensor:
-    """Straight (..., 4, H, W) -> associated alpha: colour times alpha."""
+    """Straight RGBA (..., 4, H, W) to premultiplied: colour times alpha."""
     rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
     return torch.cat([rgb * alpha, alpha], dim=-3)
 
 
 def unpremultiply(rgba: Tensor, eps: float = 1e-6) -> Tensor:
-    """Associated (..., 4, H, W) -> straight alpha; where alpha <= eps the colour is unknown and becomes black."""
+    """Premultiplied RGBA (..., 4, H, W) to straight; where alpha <= eps the colour is unknown and becomes black."""
     rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
     seen = alpha > eps
     rgb = torch.where(seen, rgb / torch.where(seen, alpha, 1.0), 0.0)
@@ -38,7 +38,15 @@ def over(front: Tensor, back: Tensor) -> Tensor:
 
 
 def flatten(rgba: Tensor, color: Sequence[float] | Tensor = WHITE) -> Tensor:
-    """(..., 4, H, W) over one colour in [0, 1], or over a picture (..., 3, H, W) -> (..., 3, H, W)."""
+    """Put RGBA on an opaque background.
+
+    Args:
+        rgba: (..., 4, H, W), straight.
+        color: Three values in [0, 1], or a picture (..., 3, H, W).
+
+    Returns:
+        RGB (..., 3, H, W).
+    """
     rgb, alpha = rgba[..., :3, :, :], rgba[..., 3:, :, :]
     back = torch.as_tensor(color, dtype=rgba.dtype, device=rgba.device)
     if back.ndim == 1:
@@ -47,23 +55,29 @@ def flatten(rgba: Tensor, color: Sequence[float] | Tensor = WHITE) -> Tensor:
 
 
 def recompose(layers: Sequence[Tensor]) -> Tensor:
-    """Layers (..., 4, H, W), back to front -> their composite (..., 4, H, W)."""
+    """The composite (..., 4, H, W) of layers (..., 4, H, W), back to front. InputError for no layers."""
     if not layers:
         raise InputError("There are 0 layers to recompose; pass at least one.")
     return unpremultiply(reduce(lambda back, front: _over_premultiplied(front, back), map(premultiply, layers)))
 
 
 def checkerboard(height: int, width: int, cell: int = 8, light: float = 1.0, dark: float = 0.8) -> Tensor:
-    """The usual picture of transparency: grey squares of `cell` pixels (3, height, width)."""
+    """A checkerboard (3, height, width) of squares of `cell` pixels, as transparency is shown."""
     rows, columns = torch.arange(height) // cell, torch.arange(width) // cell
     odd = (rows[:, None] + columns[None, :]) % 2 == 1
     return torch.where(odd, dark, light).expand(3, height, width).clone()
 
 
 def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., 4, H, W) -> (..., 4, *size), bicubic and antialiased, premultiplied so that no hidden colour bleeds out.
+    """Resize straight RGBA, bicubic and antialiased, premultiplied so that the colour under alpha 0 does not bleed out.
 
-    Returns the input unchanged when the size is already right."""
+    Args:
+        rgba: (..., 4, H, W).
+        size: (height, width).
+
+    Returns:
+        (..., 4, *size); the input itself where it has that size.
+    """
     if tuple(rgba.shape[-2:]) == tuple(size):
         return rgba
     pixels = premultiply(rgba).reshape(-1, *rgba.shape[-3:])
@@ -78,8 +92,8 @@ def opaque(rgb: Tensor) -> Tensor:
     return torch.cat([rgb, torch.ones_like(rgb[..., :1, :, :])], dim=-3)
 
 
-def cover(rgba: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., 4, H, W) -> (..., 4, *size): as much of its middle as has the shape of `size`, resized."""
+def crop_to_fill(rgba: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop the middle of (..., 4, H, W) to the aspect ratio of `size` (height, width), then resize: (..., 4, *size)."""
     height, width = rgba.shape[-2:]
     rows = min(height, max(1, round(width * size[0] / size[1])))
     columns = min(width, max(1, round(height * size[1] / size[0])))
@@ -88,9 +102,18 @@ def cover(rgba: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB (peak 1) over all values, or where mask (..., H, W) is true; inf if equal.
+    """Peak signal-to-noise ratio.
 
-    Compares the channels as they are: premultiply first where colour under alpha 0 must not count."""
+    Args:
+        a, b: (..., C, H, W) in [0, 1]. Premultiply them first where the colour under alpha 0 must not count.
+        mask: (..., H, W), true where values count; all of them without it.
+
+    Returns:
+        dB, for a peak of 1; inf where they are equal.
+
+    Raises:
+        InputError: The mask is false everywhere.
+    """
     error = (a.double() - b.double()).square()
     if mask is not None:
         error = error[mask.bool().unsqueeze(-3).expand_as(error)]

@@ -1,4 +1,4 @@
-"""From noise to latents: time schedules, the Euler step, guidance, and one generator that all who sample share.
+"""Sampling by rectified flow: schedule of times, Euler step, guidance, and the loop as a generator.
 
 Rectified flow: x_t = (1 - t) x_0 + t noise, velocity = noise - x_0, t from 1 to 0. Nothing here knows a model:
 `velocity` is any callable (x, t) -> v on tensors (B, L, C), wherever they are, and times (B,) in main memory.
@@ -17,13 +17,17 @@ from omnialpha.errors import InputError
 from omnialpha.limits import check_guidance, check_steps
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-TOGETHER = 1024  # up to so many picture tokens both branches of guidance run as one batch
+MAX_PAIRED_TOKENS = 1024  # up to so many picture tokens both branches of guidance run as one batch
 Interval = tuple[float, float]  # of times, the lower first
-ALWAYS: Interval = (0.0, 1.0)
+FULL_INTERVAL: Interval = (0.0, 1.0)
 
 
-def check(steps: int | None, guidance: float | None, interval: Interval = ALWAYS) -> None:
-    """InputError where a setting is out of range; None is a checkpoint's own, which is not."""
+def check_settings(steps: int | None, guidance: float | None, interval: Interval = FULL_INTERVAL) -> None:
+    """Check settings of a run.
+
+    Raises:
+        InputError: One of them is out of range. None stands for the checkpoint's own and is always right.
+    """
     if not 0 <= interval[0] <= interval[1] <= 1:
         raise InputError(f"guidance interval {interval} is out of range: use two times in [0, 1], the lower first.")
     if steps is not None:
@@ -34,11 +38,12 @@ def check(steps: int | None, guidance: float | None, interval: Interval = ALWAYS
 
 @dataclass(frozen=True)
 class Shift:
-    """How a schedule leans towards noise, as diffusers' FlowMatchEulerDiscreteScheduler computes it from its config.
+    """The shift of a schedule towards noise, as diffusers' FlowMatchEulerDiscreteScheduler takes it from its config.
 
-    mu grows linearly with the number of target tokens from `base` to `maximum`; `terminal` stretches the last time to
-    that value.
-    A `fixed` mu ignores the tokens.
+    Attributes:
+        base, maximum: mu at `base_tokens` and `maximum_tokens` target tokens, linear between and beyond.
+        terminal: The last time but 0, to which the schedule is stretched; 0 for no stretching.
+        fixed: mu for any number of tokens, if it is not None.
     """
 
     base: float = 0.5
@@ -56,8 +61,20 @@ class Shift:
 
 
 def schedule(steps: int, tokens: int, shift: Shift) -> Tensor:
-    """Times (steps + 1,) in float32 from 1 to 0: exponential shift by mu, then stretched to the terminal time."""
-    check(steps, None)
+    """The times of a run: exponential shift by mu, then stretched to the terminal time.
+
+    Args:
+        steps: How many steps.
+        tokens: Target tokens of the sample.
+        shift: The checkpoint's.
+
+    Returns:
+        (steps + 1,) float32, from 1 down to 0.
+
+    Raises:
+        InputError: `steps` is out of range.
+    """
+    check_settings(steps, None)
     t = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64)
     strength = math.exp(shift.mu(tokens))
     t = strength / (strength + (1 / t - 1))
@@ -67,20 +84,26 @@ def schedule(steps: int, tokens: int, shift: Shift) -> Tensor:
 
 
 def euler_step(x: Tensor, velocity: Tensor, t: float | Tensor, t_next: float | Tensor) -> Tensor:
-    """x at t -> x at t_next along a constant velocity."""
+    """One Euler step from x at time t to x at time t_next, of x's shape."""
     return x + (t_next - t) * velocity
 
 
-def guide(
+def apply_guidance(
     conditional: Velocity,
     both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     scale: float,
-    interval: Interval = ALWAYS,
+    interval: Interval = FULL_INTERVAL,
 ) -> Velocity:
-    """True classifier-free guidance, rescaled token by token to the conditional velocity's norm (Qwen-Image).
+    """Classifier-free guidance, rescaled token by token to the norm of the conditional velocity, as Qwen-Image does.
 
-    both: (x, t) -> the velocities with and without the instruction. At times outside the interval the conditional
-    velocity alone is asked for and returned.
+    Args:
+        conditional: (x, t) -> the velocity (B, L, C) with the instruction.
+        both: (x, t) -> the velocities with and without it.
+        scale: Of guidance; 1 is none.
+        interval: Times in which it applies. At others the conditional velocity alone is computed.
+
+    Returns:
+        The guided velocity, as a function (x, t) -> (B, L, C).
     """
     if scale == 1.0:
         return conditional
@@ -104,8 +127,13 @@ def guide(
 
 @dataclass(frozen=True)
 class Step:
-    """After step `index` (from 1) of `total`: the time reached (of the first sample, if they differ), x there, and the
-    estimate of clean latents for previews.
+    """The state after a step.
+
+    Attributes:
+        index, total: Number of the step, from 1, and how many there are.
+        t: The time reached, of the first sample where they differ.
+        x: The latents there, (B, L, C) float32.
+        x0: The estimate of clean latents, (B, L, C), for previews.
     """
 
     index: int
@@ -116,10 +144,15 @@ class Step:
 
 
 def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Iterator[Step]:
-    """Integrate from noise (B, L, C) at the first time to the last, one Euler Step at a time, in float32.
+    """Integrate from noise to latents with Euler steps, in float32.
 
-    times: (S + 1,) for all samples, or (B, S + 1) with a schedule for each. Stop iterating to cancel. The last step's x
-    is the sample.
+    Args:
+        velocity: (x, t) -> the velocity of x (B, L, C) at times t (B,).
+        noise: (B, L, C).
+        times: (S + 1,) for all samples, or (B, S + 1), one schedule for each.
+
+    Yields:
+        A `Step` after each step; x of the last one is the sample. Stop iterating to cancel.
     """
     x, total = noise.float(), times.shape[-1] - 1
     rows = times.float().cpu().expand(len(x), -1)

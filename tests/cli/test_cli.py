@@ -284,15 +284,24 @@ def test_the_package_is_the_command() -> None:
 def test_a_terminal_of_ascii_shows_what_it_can(folder: Path, tiny_model_folder: Path) -> None:
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     verb = ["--model", tiny_model_folder, "--device", "cpu"]
-    for arguments, said in (
-        (["matte", "photo.png", "-o", "café.png", *verb], "wrote caf\\xe9.png (40x24)"),
-        (["tasks"], "text_to_image"),
-    ):
-        done = subprocess_run(*arguments, env=ascii_only)
-        assert done.returncode == 0 and said in done.stdout and "Traceback" not in done.stderr, done.stderr
-    assert Path("café.png").exists()
-    done = subprocess_run("matte", "naïve.png", "-o", "out.png", env=ascii_only)
-    assert (done.returncode, done.stderr) == (2, "error: There is no file na\\xefve.png; check the path.\n")
+    code = """
+import sys
+from omnialpha.cli.main import main
+for arguments in sys.argv[1:]:
+    sys.argv[1:] = arguments.split()
+    try:
+        main()
+    except SystemExit as end:
+        print("ended with", end.code)
+        print("--", file=sys.stderr)
+"""
+    matte = " ".join(map(str, ["matte", "photo.png", "-o", "café.png", *verb]))
+    command = [sys.executable, "-c", code, matte, "tasks", "matte naïve.png -o out.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ascii_only)
+    made, table, _ = done.stdout.split("ended with 0\n")
+    assert "wrote caf\\xe9.png (40x24)" in made and Path("café.png").exists() and "text_to_image" in table
+    assert done.stdout.endswith("ended with 2\n") and "Traceback" not in done.stderr
+    assert done.stderr.split("--\n")[2] == "error: There is no file na\\xefve.png; check the path.\n"
 
 
 @pytest.mark.parametrize("arguments", [["tasks"], ["tasks", "--json"], ["--version"], ["--help"]])

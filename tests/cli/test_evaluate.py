@@ -47,8 +47,8 @@ def test_the_bundled_model(call: Call, pictures: Path) -> None:
         == told["header"]
     )
     assert set(told["skipped"]) == {"lpips", "fid", "kid"} and told["bad"] == {}
-    assert [row["category"] for row in told["summary"]] == ["plant", "toy", "total"]
-    total = told["summary"][-1]
+    assert [row["category"] for row in told["summary"]] == ["total", "plant", "toy"]
+    total = told["summary"][0]
     assert total["psnr"] > 20 and total["ssim"] > 0.7 and total["alpha_mad"] < 0.05
     assert len((out / "rows.jsonl").read_text().splitlines()) == 4
 
@@ -67,7 +67,7 @@ def test_diffusers_own_autoencoder_beside_ours(call: Call, pictures: Path) -> No
         assert result.exit_code == 0, result.stderr
         found.append(json.loads(result.stdout))
     assert [data["output"] for data in found] == ["runs/eval-vae/tiny-in", "runs/eval-vae/diffusers-tiny-in"]
-    ours, theirs = (data["summary"][-1] for data in found)
+    ours, theirs = (data["summary"][0] for data in found)
     assert ours["psnr"] == pytest.approx(theirs["psnr"], abs=1e-3) and ours["psnr"] < 30
 
 
@@ -85,7 +85,7 @@ def test_bad_pictures(call: Call, pictures: Path) -> None:
     result = call("eval", "vae", "nano", pictures, "-o", "out")
     assert result.exit_code == 2 and "flat.png has no alpha channel" in result.stderr
     result = call("eval", "vae", "nano", pictures, "-o", "out", "--skip-bad")
-    assert result.exit_code == 0 and "note: passed over: in/toy/flat.png has no alpha channel" in result.stderr
+    assert result.exit_code == 0 and "note: passed over, nano: in/toy/flat.png has no alpha channel" in result.stderr
     assert result.stdout.startswith("4 pictures")
 
 
@@ -129,20 +129,20 @@ def test_what_is_refused(call: Call, pictures: Path, arguments: list[str], words
 
 
 def test_a_stop_says_what_is_kept(call: Call, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omnialpha.evaluation.reconstruction import Benchmark
+    from omnialpha.evaluation.runner import Runner
 
-    whole = Benchmark.rows
+    whole = Runner.rows
 
-    def stopped(self: Benchmark) -> Iterator[dict[str, object]]:
-        rows = whole(self)
+    def stopped(self: Runner, *asked: object) -> Iterator[dict[str, object]]:
+        rows = whole(self, *asked)  # type: ignore[arg-type]
         yield next(rows)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Benchmark, "rows", stopped)
+    monkeypatch.setattr(Runner, "rows", stopped)
     result = call("eval", "vae", "nano", pictures, "-o", "out")
     assert result.exit_code == 130
     assert "stopped, 1 of 4 pictures are kept in out: run it again to go on" in result.stderr
-    monkeypatch.setattr(Benchmark, "rows", whole)
+    monkeypatch.setattr(Runner, "rows", whole)
     assert call("eval", "vae", "nano", pictures, "-o", "out").exit_code == 0
     assert len(Path("out/rows.jsonl").read_text().splitlines()) == 4
 

@@ -141,4 +141,4 @@ def test_a_stop_says_what_is_kept(call: Call) -> None:
 def test_its_help_loads_nothing_heavy() -> None:
     code = "import json, sys, omnialpha.cli.judging; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"torch", "numpy", "PIL", "httpx2"}.isdisjoint(json.loads(run.stdout))
+    assert {"torch", "numpy", "PIL", "openai"}.isdisjoint(json.loads(run.stdout))

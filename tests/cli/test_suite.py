@@ -4,7 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from finders import Red, fake_finder
 from omnialpha.cli import suite
 from omnialpha.cli.main import Commands
-from omnialpha.evaluation.suite import Suite
+from omnialpha.evaluation.runner import Runner
 
 pytest.importorskip("cv2")
 Call = Callable[..., Result]
@@ -73,15 +73,15 @@ def test_words_for_categories() -> None:
 
 
 def test_words_for_peers() -> None:
-    from omnialpha.evaluation.methods.baselines import PEERS
+    from omnialpha.evaluation.methods.baselines import BASELINES
 
     program = f"{shlex.quote(sys.executable)} {{input}} {{output}}"
-    assert [m.name for m in suite.choose_peers([], 1.0)] == [m.name for m in PEERS.values()]
-    assert suite.choose_peers(["none"], 1.0) == []
-    assert [m.name for m in suite.choose_peers(["telea", "knn", "telea"], 1.0)] == ["Telea", "KNN matting"]
-    (*bundled, mine) = suite.choose_peers([program], 1.0)
-    assert len(bundled) == len(PEERS) and mine.does("matting_auto") and not mine.does("removal_auto")
-    assert suite.choose_peers(["none", f"removal={program}"], 1.0)[0].does("removal_auto")
+    assert [m.name for m in suite.choose_baselines([], 1.0)] == [m.name for m in BASELINES.values()]
+    assert suite.choose_baselines(["none"], 1.0) == []
+    assert [m.name for m in suite.choose_baselines(["telea", "knn", "telea"], 1.0)] == ["Telea", "KNN matting"]
+    (*bundled, mine) = suite.choose_baselines([program], 1.0)
+    assert len(bundled) == len(BASELINES) and mine.does("matting_auto") and not mine.does("removal_auto")
+    assert suite.choose_baselines(["none", f"removal={program}"], 1.0)[0].does("removal_auto")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_words_for_peers() -> None:
         (["--n", "0"], "n=0 scenes cannot be measured"),
         (["--batch", "0"], "batch=0 is out of range"),
         (["--categories", "mattin"], "'mattin' is no category: use some of autoencoder, matting"),
-        (["--peer", "grabkut"], "'grabkut' is no peer: use grabcut"),
+        (["--peer", "grabkut"], "'grabkut' is no baseline: use grabcut"),
         (["--peer", "no-such-program {input} {output}"], "there is no program no-such-program"),
         (["--peer", "none", "--data", "nowhere"], "nowhere"),
         (["--timeout", "0", "--peer", "sh {input} {output}"], "timeout=0 is out of range"),
@@ -103,18 +103,19 @@ def test_what_is_refused(call: Call, arguments: list[str], words: str) -> None:
 
 
 def test_a_stop_says_what_is_kept(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    chunk, made = Suite._chunk, []
+    make, made = Runner._make, []
 
-    def stopped(self: Suite, *asked: object) -> list[dict[str, object]]:
+    def stopped(self: Runner, *asked: object) -> Iterator[dict[str, object]]:
         if made:
             raise KeyboardInterrupt
-        made.append(1)
-        return chunk(self, *asked)  # type: ignore[arg-type]
+        for row in make(self, *asked):  # type: ignore[arg-type]
+            made.append(row)
+            yield row
 
-    monkeypatch.setattr(Suite, "_chunk", stopped)
+    monkeypatch.setattr(Runner, "_make", stopped)
     result = call("--categories", "generation", "--peer", "blank", "-o", "out")
     assert result.exit_code == 130
-    assert "stopped, 2 of 4 answers are kept in out: run it again to go on" in result.stderr
+    assert "stopped, 4 of 6 predictions are kept in out: run it again to go on" in result.stderr
     assert len(Path("out/rows.jsonl").read_text().splitlines()) == 4  # both outputs of the model
 
 
@@ -135,7 +136,7 @@ def test_the_finder_of_a_model_has_a_row(call: Call, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "omnialpha.models.checkpoints.folders._finder", lambda sources, card, other: sources[0] / "finder"
     )
-    monkeypatch.setattr("omnialpha.pipeline.open_finder", lambda path: Red())
+    monkeypatch.setattr("omnialpha.pretrained.open_finder", lambda path: Red())
     told = json.loads(call(*arguments, "-o", "with").stdout)
     rows = {(row["part"], row["method"]): row for row in told["summary"]}
     assert Path(opened[-1]).name == "finder" and len(opened) == 3

@@ -104,8 +104,9 @@ def test_several_runs(table: Callable[..., Result]) -> None:
 
 
 def test_reconstructions_and_comparisons(table: Callable[..., Result]) -> None:
-    rows = [{"category": c, "n": 2, "psnr": p, "rgba_psnr": 9.0} for c, p in (("toy", 1.0), ("total", 31.5))]
-    reconstructed = run("vae", rows, pictures="AIM-500")
+    about = {"benchmark": "vae", "task": "reconstruction", "method": "nano", "n": 2, "rgba_psnr": 9.0}
+    rows = [about | {"category": c, "psnr": p} for c, p in (("total", 31.5), ("toy", 1.0))]
+    reconstructed = run("vae", rows, data="AIM-500", scale="means over nine backgrounds")
     shares = {"a_wins": 0.55, "ties": 0.25, "b_wins": 0.2, "n": 4}
     judged = run("judged", [{"aspect": a} | shares for a in ("quality", "overall")], A="nano", B="other", model="Judge")
     told = json.loads(table(reconstructed, judged, "--json").stdout)

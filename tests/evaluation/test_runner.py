@@ -15,16 +15,16 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
-from omnialpha.evaluation.methods.method import Method, identity_of
+from omnialpha.evaluation.methods.method import Method, check, identity_of, of_folder
 from omnialpha.evaluation.metrics.features import Features
-from omnialpha.evaluation.reports.benchmark_report import common, report
-from omnialpha.evaluation.reports.report import Row
-from omnialpha.evaluation.runner import MADE, ROWS, Entrant, Runner, Settings, check
-from omnialpha.evaluation.scoring import Networks
+from omnialpha.evaluation.reports.benchmark_report import PUBLISHED, common, report
+from omnialpha.evaluation.reports.report import Report, Row
+from omnialpha.evaluation.runner import MADE, ROWS, EvaluationSettings, Runner, SampleSet
+from omnialpha.evaluation.scoring import SCORINGS, Networks
 from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.tasks import Example
 
-AIM, TASK = BENCHMARKS["aim-500"], "matting_auto"
+AIM, TASK, TEXT = BENCHMARKS["aim-500"], "matting_auto", "text_to_image"
 
 
 class Made:
@@ -33,7 +33,9 @@ class Made:
     def __init__(self, identity: str = "one", batch: int = 1, fails: str = "") -> None:
         self.asked: list[Sequence[int]] = []
         self.fails = fails
-        self.method = Method("red", self.make, lambda task: task.startswith("matting"), identity, "red", batch)
+        self.method = Method(
+            "red", self.make, lambda task: task.startswith("matting"), identity, "red", batch, task=TASK
+        )
 
     def make(self, examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         self.asked.append(seeds)
@@ -50,58 +52,69 @@ class Made:
     def count(self) -> int:
         return sum(map(len, self.asked))
 
-    def entrant(self, task: str = TASK) -> Entrant:
-        return Entrant("red", task, self.method)
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return trees.matting(tmp_path / "AIM-500", "abc", of=".png")
 
 
-def runner(data: Path, out: str = "out", **settings: object) -> Runner:
-    samples = {TASK: AIM.samples(str(data), TASK)}
-    return Runner(samples, "matting", data.parent / out, Settings(**settings))  # type: ignore[arg-type]
+class Run:
+    """A runner on the samples of one folder."""
+
+    def __init__(self, data: Path, out: str = "out", **settings: object) -> None:
+        self.runner = Runner(data.parent / out, EvaluationSettings(**settings))  # type: ignore[arg-type]
+        self.parts = {TASK: SampleSet(AIM.samples(str(data), TASK), SCORINGS["matting"])}
+        self.out, self.bad = self.runner.out, self.runner.bad
+
+    def rows(self, method: Method) -> Iterator[Row]:
+        return self.runner.rows(method, self.parts[TASK])
+
+    def report(self, methods: Sequence[Method], rows: dict[str, list[Row]]) -> Report:
+        return report(AIM, self.runner, self.parts, methods, rows, "cpu", "AIM-500")
+
+
+def runner(data: Path, out: str = "out", **settings: object) -> Run:
+    return Run(data, out, **settings)
 
 
 def figures(rows: Sequence[Row]) -> list[Row]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "content")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "key", "method")} for row in rows]
 
 
 def test_rows_and_files(data: Path) -> None:
     made, run = Made(), runner(data)
-    rows = list(run.rows(made.entrant()))
-    assert [row["key"] for row in rows] == ["a", "b", "c"] and made.count == 3
+    rows = list(run.rows(made.method))
+    assert [row["sample"] for row in rows] == ["a", "b", "c"] and made.count == 3
     assert all(row["seconds"] >= 0 and row["sad"] > 0 and row["unknown_sad"] > 0 for row in rows)
     assert len({seeds[0] for seeds in made.asked}) == 3  # a seed of its own for each
     place = run.out / "red"
     assert sorted(p.name for p in (place / "predictions").iterdir()) == ["a.png", "b.png", "c.png"]
-    asked = predictions.read_asked(place)
+    asked = predictions.read_requests(place)
     assert asked["b"].instruction and asked["b"].inputs == {"composite": [str(data / "original" / "b.png")]}
 
 
 def test_nothing_is_done_twice(data: Path) -> None:
     made, run = Made(), runner(data)
-    first = list(run.rows(made.entrant()))
+    first = list(run.rows(made.method))
     files = {name: (run.out / "red" / name).read_bytes() for name in (MADE, ROWS)}
-    assert list(runner(data).rows(made.entrant())) == first and made.count == 3
+    assert list(runner(data).rows(made.method)) == first and made.count == 3
     assert {name: (run.out / "red" / name).read_bytes() for name in files} == files
 
 
 def test_after_a_stop_only_what_is_missing_is_made(data: Path) -> None:
     made, run = Made(), runner(data)
-    rows: Iterator[Row] = run.rows(made.entrant())
+    rows: Iterator[Row] = run.rows(made.method)
     next(rows)
     rows.close()
     with (run.out / "red" / ROWS).open("a") as file:
         file.write('{"key": "b", "cont')  # cut off while it was written
-    assert made.count == 1 and len(list(runner(data).rows(made.entrant()))) == 3 and made.count == 3
+    assert made.count == 1 and len(list(runner(data).rows(made.method))) == 3 and made.count == 3
 
 
 @pytest.mark.parametrize("change", ["seed", "identity", "size", "picture", "prediction", "gone"])
 def test_what_has_changed_is_made_anew(change: str, data: Path) -> None:
     made, run = Made(), runner(data)
-    list(run.rows(made.entrant()))
+    list(run.rows(made.method))
     again, expected, place = Made("two" if change == "identity" else "one"), 3, run.out / "red" / "predictions"
     settings = {"seed": {"seed": 1}, "size": {"size": 30}}.get(change, {})
     if change == "picture":
@@ -113,43 +126,43 @@ def test_what_has_changed_is_made_anew(change: str, data: Path) -> None:
     elif change == "gone":
         (place / "c.png").unlink()
         expected = 1
-    rows = list(runner(data, **settings).rows(again.entrant()))
+    rows = list(runner(data, **settings).rows(again.method))
     assert again.count == expected and len(rows) == 3
-    assert list(runner(data, **settings).rows(again.entrant())) == rows and again.count == expected
+    assert list(runner(data, **settings).rows(again.method)) == rows and again.count == expected
 
 
 def test_a_changed_truth_is_made_and_measured_anew(data: Path) -> None:
     made = Made()
-    before = list(runner(data).rows(made.entrant()))
+    before = list(runner(data).rows(made.method))
     trees.save(255 - trees.alpha(0), data / "mask" / "a.png")
-    after = list(runner(data).rows(made.entrant()))
+    after = list(runner(data).rows(made.method))
     assert after[0]["sad"] != before[0]["sad"] and after[1:] == before[1:]
 
 
 def test_a_batch_is_of_one_size_and_gives_the_same(data: Path) -> None:
     trees.matting(data, ["d"], of=".png", size=(20, 30))
     alone, together = Made(), Made(batch=2)
-    one = list(runner(data).rows(alone.entrant()))
-    two = list(runner(data, "other").rows(together.entrant()))
+    one = list(runner(data).rows(alone.method))
+    two = list(runner(data, "other").rows(together.method))
     assert figures(one) == figures(two)
     assert [len(seeds) for seeds in together.asked] == [2, 1, 1]
 
 
 def test_predictions_of_a_folder_get_the_same_figures(data: Path) -> None:
     run = runner(data)
-    own = list(run.rows(Made().entrant()))
+    own = list(run.rows(Made().method))
     for folder in (run.out / "red", run.out / "red" / "predictions"):
-        theirs = list(run.rows(Entrant("theirs", TASK, folder=folder)))
+        theirs = list(run.rows(of_folder("theirs", folder, TASK)))
         assert figures(theirs) == figures(own) and all(row["seconds"] is None for row in theirs)
 
 
 def test_mattes_of_others(data: Path, tmp_path: Path) -> None:
     for number, name in enumerate("abc"):
         trees.save(trees.alpha(number), tmp_path / "mattes" / f"{name}.png")
-    entrant = Entrant("exact", TASK, folder=tmp_path / "mattes")
-    assert [row["sad"] for row in runner(data).rows(entrant)] == [0, 0, 0]
+    method = of_folder("exact", tmp_path / "mattes", TASK)
+    assert [row["sad"] for row in runner(data).rows(method)] == [0, 0, 0]
     trees.save(255 - trees.alpha(1), tmp_path / "mattes" / "b.png")
-    assert [row["sad"] > 0 for row in runner(data).rows(entrant)] == [False, True, False]  # measured anew
+    assert [row["sad"] > 0 for row in runner(data).rows(method)] == [False, True, False]  # measured anew
 
 
 @pytest.mark.parametrize("fault", ["missing", "size", "damaged"])
@@ -168,11 +181,11 @@ def test_predictions_that_cannot_be_used(fault: str, data: Path, tmp_path: Path)
         "size": "b.png is 8x8 px, the truth 56x40 px",
         "damaged": "b.png is damaged",
     }
-    entrant = Entrant("theirs", TASK, folder=folder)
+    method = of_folder("theirs", folder, TASK)
     with pytest.raises(InputError, match=words[fault]):
-        list(runner(data).rows(entrant))
+        list(runner(data).rows(method))
     run = runner(data, skip_bad=True)
-    assert [row["key"] for row in run.rows(entrant)] == ["a", "c"]
+    assert [row["sample"] for row in run.rows(method)] == ["a", "c"]
     assert words[fault] in run.bad["theirs"]["b"]
 
 
@@ -180,34 +193,34 @@ def test_a_method_that_fails_at_one_picture(data: Path) -> None:
     bright = sorted(float(s.load().inputs[0][0].mean()) for s in AIM.samples(str(data), TASK))
     fails = str((bright[1] + bright[2]) / 2)
     with pytest.raises(InputError, match="exit code 1"):
-        list(runner(data).rows(Made(fails=fails).entrant()))
+        list(runner(data).rows(Made(fails=fails).method))
     run, made = runner(data, "other", skip_bad=True), Made(batch=3, fails=fails)
-    assert len(list(run.rows(made.entrant()))) == 2  # the others of its batch are not to blame
+    assert len(list(run.rows(made.method))) == 2  # the others of its batch are not to blame
     assert list(run.bad["red"].values()) == ["the program ended with exit code 1"]
 
 
 @pytest.mark.parametrize(
     ("fails", "words"), [("nan", "NaN"), ("shape", r"made \(1, 4, 3, 3\) of a, not \(1, 4, 40, 56\)")]
 )
-def test_answers_that_are_none(fails: str, words: str, data: Path) -> None:
+def test_rows_of_that_are_none(fails: str, words: str, data: Path) -> None:
     with pytest.raises(InputError, match=words):
-        list(runner(data).rows(Made(fails=fails).entrant()))
+        list(runner(data).rows(Made(fails=fails).method))
     run = runner(data, skip_bad=True)
-    assert list(run.rows(Made(fails=fails).entrant())) == [] and len(run.bad["red"]) == 3
+    assert list(run.rows(Made(fails=fails).method)) == [] and len(run.bad["red"]) == 3
 
 
 def test_who_cannot_take_part(data: Path) -> None:
     one = Made()
     with pytest.raises(InputError, match="red cannot do removal_auto: leave it out"):
-        check([one.entrant("removal_auto")])
+        check([replace(one.method, task="removal_auto")])
     with pytest.raises(InputError, match="red would be measured twice"):
-        check([one.entrant(), one.entrant()])
+        check([one.method, one.method])
     with pytest.raises(InputError, match="nowhere is no folder of predictions"):
-        check([Entrant("x", TASK, folder=Path("nowhere"))])
-    check([one.entrant(), Entrant("x", TASK, folder=data)])
-    assert Entrant("a b/../{x}", TASK).place == "a-b-..--x"
+        check([of_folder("x", Path("nowhere"), TASK)])
+    check([one.method, of_folder("x", data, TASK)])
+    assert of_folder("a b/../{x}", data).place == "a-b-..--x"
     with pytest.raises(InputError, match="size=0 is out of range"):
-        Settings(size=0)
+        EvaluationSettings(size=0)
 
 
 def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
@@ -219,6 +232,7 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
 
     row = BENCHMARKS["alphatest"]
     samples = row.samples(str(trees.alphatest(tmp_path / "AlphaTest", each=2)), "text_to_image")
+    part = SampleSet(samples, SCORINGS["generation"])
     networks = Networks(features=Features("colours", "colours", colours))
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
@@ -227,13 +241,13 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
             for e, s in zip(examples, seeds, strict=True)
         ]
 
-    entrant = Entrant("noise", "text_to_image", Method("noise", make, lambda task: True, "noise"))
+    method = Method("noise", make, lambda task: True, "noise", task=TEXT)
     for expected in (4 * [18], []):
-        run = Runner({"text_to_image": samples}, "generation", tmp_path / "out", Settings(networks=networks))
+        run = Runner(tmp_path / "out", EvaluationSettings(networks=networks))
         calls.clear()
-        rows = list(run.rows(entrant))
+        rows = list(run.rows(method, part))
         assert calls == expected
-    made = report(row, run, [entrant], {"noise": rows}, "cpu", "AlphaTest")
+    made = report(row, run, {TEXT: part}, [method], {"noise": rows}, "cpu", "AlphaTest")
     total = made.summary[0]
     assert [r["category"] for r in made.summary] == ["total", "animal", "toy"] and total["n"] == 4
     assert total["fid"] > 0 and total["kid"] is not None
@@ -241,19 +255,18 @@ def test_features_are_kept_and_made_once(tmp_path: Path) -> None:
 
 
 def test_the_published_weighting(tmp_path: Path) -> None:
-    from omnialpha.evaluation.reports.reconstruction_report import PUBLISHED
-
     row = BENCHMARKS["alphatest"]
     samples = row.samples(str(trees.alphatest(tmp_path / "AlphaTest", PUBLISHED, each=2)), "text_to_image")
+    part = SampleSet(samples, SCORINGS["generation"])
     networks = Networks(features=Features("c", "c", lambda x: x.float().mean(dim=(2, 3))))
-    run = Runner({"text_to_image": samples}, "generation", tmp_path / "out", Settings(networks=networks))
+    run = Runner(tmp_path / "out", EvaluationSettings(networks=networks))
     shades = {"mixed": 1.0}
 
     for sample in samples:
         shade = shades.get(sample.category, 0.0)
         predictions.write(tmp_path / "made", sample.key, torch.full((1, 4, 40, 56), shade))
-    entrant = Entrant("flat", "text_to_image", folder=tmp_path / "made")
-    made = report(row, run, [entrant], {"flat": list(run.rows(entrant))}, "cpu", "AlphaTest")
+    method = of_folder("flat", tmp_path / "made", TEXT)
+    made = report(row, run, {TEXT: part}, [method], {"flat": list(run.rows(method, part))}, "cpu", "AlphaTest")
     by = {r["category"]: r for r in made.summary}
     others = [by[name]["fid"] for name in PUBLISHED if name != "mixed"]
     assert by["published weighting"]["fid"] == pytest.approx(0.5 * by["mixed"]["fid"] + 0.5 * sum(others) / 7)
@@ -263,18 +276,21 @@ def test_a_report_is_of_the_samples_that_all_have_answered(data: Path, tmp_path:
     run, made = runner(data, skip_bad=True), Made()
     for number, name in enumerate("ac"):
         trees.save(trees.alpha(number), tmp_path / "mattes" / f"{name}.png")
-    entrants = [made.entrant(), Entrant("theirs", TASK, folder=tmp_path / "mattes")]
-    check(entrants)
-    answers = {entrant.name: list(run.rows(entrant)) for entrant in entrants}
-    assert {name: len(rows) for name, rows in common(run, entrants, answers).items()} == {"red": 2, "theirs": 2}
-    told = report(AIM, run, entrants, answers, "cpu", "AIM-500")
+    methods = [made.method, of_folder("theirs", tmp_path / "mattes", TASK)]
+    check(methods)
+    rows_of = {method.name: list(run.rows(method)) for method in methods}
+    assert {name: len(rows) for name, rows in common(run.runner, run.parts, methods, rows_of).items()} == {
+        "red": 2,
+        "theirs": 2,
+    }
+    told = run.report(methods, rows_of)
     assert told.header["n"] == "2" and [row["method"] for row in told.summary] == ["red", "theirs", BEST_CONSTANT]
     assert told.header["resolution"] == "56x40 (as stored)" and "unknown region" in told.header["region"]
     assert told.header["time a picture"].startswith("red ") and "theirs" not in told.header["time a picture"]
-    sad = [row["sad"] for row in answers["red"] if row["key"] in "ac"]
+    sad = [row["sad"] for row in rows_of["red"] if row["sample"] in "ac"]
     assert told.summary[0]["sad"] == pytest.approx(sum(sad) / 2)
     notes = "\n".join(told.notes)
-    assert "n=2, the whole AIM-500 has 500" in notes and "red answered 1 samples more" in notes
+    assert "n=2, the whole AIM-500 has 500" in notes and "red has 1 samples more" in notes
     assert "passed over, theirs: " in notes and "red: red" in notes
     assert [case.title.split(":")[0] for case in told.cases] == ["worst", "best"]
     assert list(told.cases[0].pictures) == [
@@ -283,30 +299,30 @@ def test_a_report_is_of_the_samples_that_all_have_answered(data: Path, tmp_path:
         "red: foreground",
         "theirs: foreground",
     ]
-    sads = {row["key"]: row["sad"] for row in answers["red"]}
+    sads = {row["sample"]: row["sad"] for row in rows_of["red"]}
     worst, best = (case.title.split(": ")[1] for case in told.cases)
     assert sads[worst] >= sads[best]
     files = told.write(run.out)
     assert json.loads(files["json"].read_text())["header"]["scale"] == AIM.scale
     assert "Worst and best cases" in files["page"].read_text()
-    with pytest.raises(InputError, match="no sample of 3 was answered by all"):
-        report(AIM, run, entrants, answers | {"theirs": []}, "cpu", "AIM-500")
+    with pytest.raises(InputError, match="none of the 3 samples can be measured for every method"):
+        run.report(methods, rows_of | {"theirs": []})
 
 
 def test_layers_of_records(tmp_path: Path) -> None:
     row = BENCHMARKS["folder"]
     task = row.task("decompose_auto")
-    samples = row.samples(str(manifest(tmp_path, 2, layers=2)), task)
-    run = Runner({task: samples}, row.scored_as(task), tmp_path / "out")
+    part = SampleSet(row.samples(str(manifest(tmp_path, 2, layers=2)), task), SCORINGS[row.scored_as(task)])
+    run = Runner(tmp_path / "out")
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         return [torch.stack([e.inputs[0], *[torch.zeros_like(e.inputs[0])] * 2]) for e in examples]
 
-    entrant = Entrant("input", task, Method("input", make, lambda task: True, "input"))
-    rows = list(run.rows(entrant))
+    method = Method("input", make, lambda task: True, "input", task=task)
+    rows = list(run.rows(method, part))
     assert min(r["recomposed_psnr"] for r in rows) > 55 and rows[0]["alpha_iou_0"] < 0.9  # but for 8 bits
     assert (run.out / "input" / "predictions" / "r0" / "02.png").is_file()
-    told = report(row, run, [entrant], {"input": rows}, "cpu", "rows")
+    told = report(row, run, {task: part}, [method], {"input": rows}, "cpu", "rows")
     assert list(told.cases[0].pictures)[-1] == "input: foreground 2"
 
 

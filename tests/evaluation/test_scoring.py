@@ -10,7 +10,7 @@ from torch import Tensor
 from omnialpha import masks, rgba
 from omnialpha.evaluation.metrics import image, matting
 from omnialpha.evaluation.metrics.features import Features
-from omnialpha.evaluation.scoring import KINDS, UNKNOWN, Kind, Networks, of_sets
+from omnialpha.evaluation.scoring import SCORINGS, UNKNOWN, Networks, Scoring, of_sets
 from omnialpha.tasks import TASKS, Example, Role
 
 SIZE = (24, 32)
@@ -51,7 +51,9 @@ def test_matting_in_both_regions() -> None:
     true = picture(1, ramp())
     tri = masks.trimap(ramp(), 1)
     made = picture(2, (ramp() * 0.9))[None]
-    figures = KINDS["matting"].score(loaded("matting_auto", true, trimap=tri, composite=picture(3)), made, Networks())
+    figures = SCORINGS["matting"].score(
+        loaded("matting_auto", true, trimap=tri, composite=picture(3)), made, Networks()
+    )
     names = ("sad", "mse", "mad", "grad", "conn")
     for region, prefix in (("whole", ""), ("unknown", UNKNOWN)):
         wanted = matting.measure(made[0, 3], ramp(), tri, region, names=names)
@@ -65,14 +67,14 @@ def test_matting_in_both_regions() -> None:
 def test_a_trimap_without_grey_counts_nothing_unknown() -> None:
     sure = (ramp() > 0.5).float()
     one = loaded("matting_auto", picture(1, sure), trimap=sure, composite=picture(3))
-    figures = KINDS["matting"].score(one, picture(1, sure)[None], Networks())
+    figures = SCORINGS["matting"].score(one, picture(1, sure)[None], Networks())
     assert figures["sad"] == 0 and not any(name.startswith(UNKNOWN) for name in figures)
 
 
 def test_without_opencv_the_fast_figures_remain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     one = loaded("matting_auto", picture(1, ramp()), composite=picture(3))
-    assert KINDS["matting"].score(one, picture(1, ramp())[None], Networks()).keys() == {"sad", "mse", "mad"}
+    assert SCORINGS["matting"].score(one, picture(1, ramp())[None], Networks()).keys() == {"sad", "mse", "mad"}
     assert "omnialpha[eval]" in Networks().lacking()["conn"]
 
 
@@ -82,31 +84,31 @@ def test_removal() -> None:
     true, made = picture(1), picture(1)
     made[:3, :4] = 0
     one = loaded("removal_precise", true, composite=picture(3), precise=masks.as_picture(hole))
-    figures = KINDS["removal"].score(one, made[None], Networks())
+    figures = SCORINGS["removal"].score(one, made[None], Networks())
     assert figures["psnr"] == pytest.approx(float(image.psnr(made[None, :3], true[None, :3])))
     assert figures["ssim"] == pytest.approx(float(image.ssim(made[None, :3], true[None, :3])))
     error = float(true[:3, :4].double().square().sum()) / (3 * 8 * SIZE[1])
     assert figures["hole_psnr"] == pytest.approx(-10 * torch.log10(torch.tensor(error)).item(), rel=1e-5)
-    assert KINDS["removal"].score(one, true[None], Networks())["hole_psnr"] == image.PSNR_CEILING
+    assert SCORINGS["removal"].score(one, true[None], Networks())["hole_psnr"] == image.PSNR_CEILING
 
 
 def test_removal_by_decomposition_counts_the_background_alone() -> None:
     true = picture(1)
     one = loaded("decompose_auto", true, None, composite=picture(3))
     made = torch.stack([true, picture(9, 0.5)])
-    assert KINDS["removal"].score(one, made, Networks()) == {"psnr": 100.0, "ssim": pytest.approx(1.0)}
+    assert SCORINGS["removal"].score(one, made, Networks()) == {"psnr": 100.0, "ssim": pytest.approx(1.0)}
 
 
 def test_decomposition() -> None:
     back, front = picture(1), picture(2, ramp())
     composite = torch.cat([rgba.flatten(rgba.recompose([back, front])), torch.ones(1, *SIZE)])
     one = loaded("decompose_auto", back, front, composite=composite)
-    whole = KINDS["decomposition"].score(one, torch.stack([back, front]), Networks())
+    whole = SCORINGS["decomposition"].score(one, torch.stack([back, front]), Networks())
     assert whole["rgb_l1_0"] == pytest.approx(0, abs=1e-6) and whole["alpha_iou_5"] == pytest.approx(1)
     assert whole["recomposed_psnr"] > 60 and whole["background_psnr"] == 100
-    worse = KINDS["decomposition"].score(one, torch.stack([back, picture(5, ramp() * 0.5)]), Networks())
+    worse = SCORINGS["decomposition"].score(one, torch.stack([back, picture(5, ramp() * 0.5)]), Networks())
     assert worse["rgb_l1_0"] > 0.05 and worse["alpha_iou_0"] < 0.9 and worse["background_psnr"] == 100
-    assert {c.key for c in KINDS["decomposition"].columns} - {"background_lpips"} <= whole.keys()
+    assert {c.key for c in SCORINGS["decomposition"].columns} - {"background_lpips"} <= whole.keys()
 
 
 @pytest.mark.parametrize("kind", ["generation", "completion"])
@@ -115,18 +117,20 @@ def test_clip_score_on_nine_backgrounds(kind: str) -> None:
     given = {} if kind == "generation" else {"background": picture(3)}
     one = loaded(task, picture(1, ramp()), prompt="a mug", **given)
     made = picture(2, ramp())[None]
-    figures = KINDS[kind].score(one, made, COLOURS)
+    figures = SCORINGS[kind].score(one, made, COLOURS)
     from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 
     seen = torch.stack([rgba.flatten(made[0], color) for color in BACKGROUNDS.values()])
     assert figures["clip_score"] == pytest.approx(5 + float(seen.mean()), rel=1e-6)
-    assert KINDS[kind].score(one, made, Networks()) == {}
+    assert SCORINGS[kind].score(one, made, Networks()) == {}
     flat = picture(2)[None]
-    assert KINDS[kind].score(one, flat, COLOURS)["clip_score"] == pytest.approx(5 + float(flat[:, :3].mean()), rel=1e-6)
+    assert SCORINGS[kind].score(one, flat, COLOURS)["clip_score"] == pytest.approx(
+        5 + float(flat[:, :3].mean()), rel=1e-6
+    )
 
 
 def test_sets_are_means_over_the_ways_to_see_them() -> None:
-    kind = KINDS["generation"]
+    kind = SCORINGS["generation"]
     ones = [loaded("text_to_image", picture(k, ramp()), prompt="x") for k in range(4)]
     pairs = [kind.features(one, picture(10 + k, ramp())[None], COLOURS) for k, one in enumerate(ones)]
     assert pairs[0].keys() == {"features", "clip"} and pairs[0]["features"].shape == (9, 2, 3)
@@ -142,15 +146,17 @@ def test_sets_are_means_over_the_ways_to_see_them() -> None:
 
 
 def test_without_truth_nothing_is_seen() -> None:
-    assert KINDS["generation"].features(loaded("text_to_image", None, prompt="x"), picture(1)[None], COLOURS) == {}
+    assert SCORINGS["generation"].features(loaded("text_to_image", None, prompt="x"), picture(1)[None], COLOURS) == {}
     assert (
-        KINDS["matting"].features(loaded("matting_auto", picture(1), composite=picture(3)), picture(1)[None], COLOURS)
+        SCORINGS["matting"].features(
+            loaded("matting_auto", picture(1), composite=picture(3)), picture(1)[None], COLOURS
+        )
         == {}
     )
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_what_is_left_out_has_a_reason(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", SCORINGS.values(), ids=SCORINGS)
+def test_what_is_left_out_has_a_reason(kind: Scoring) -> None:
     lacking = Networks().lacking()
     needs = {"lpips", "background_lpips", "fid", "kid", "clip_fid", "clip_score"}
     assert {column.key for column in kind.columns} & needs <= lacking.keys()

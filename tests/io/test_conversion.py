@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFile
 
 from omnialpha.errors import InputError
-from omnialpha.io import Picture, decoding, read_image, same_kind, tiffs, to_rgba, write_image
+from omnialpha.io import Picture, as_type_of, decoding, read_image, tiffs, to_rgba, write_image
 from omnialpha.io.encoding import encode
 from omnialpha.io.metadata import upright
 from omnialpha.tasks import TASKS, Role, check_map
@@ -273,7 +273,7 @@ def test_float_tensors_come_back_as_given(dtype: torch.dtype, batch: bool) -> No
     given = given[None] if batch else given
     made = to_rgba(given)
     assert made.shape == (4, 6, 12) and made.dtype == torch.float32
-    back = same_kind(made, given)
+    back = as_type_of(made, given)
     assert isinstance(back, torch.Tensor) and back.dtype == dtype and torch.equal(back, given)
 
 
@@ -283,14 +283,14 @@ def test_arrays_come_back_as_given(dtype: Any, batch: bool) -> None:
     top = 1 if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max
     given = (RGBA / 255 * top).astype(dtype)
     given = given[None] if batch else given
-    back = same_kind(to_rgba(given), given)
+    back = as_type_of(to_rgba(given), given)
     assert isinstance(back, np.ndarray) and back.dtype == given.dtype and back.shape == given.shape
     assert np.allclose(back, given, rtol=0, atol=1e-7 if top == 1 else 0)
 
 
 def test_16_bit_tensors_keep_their_depth() -> None:
     given = torch.from_numpy(np.random.default_rng(2).integers(0, 65536, (4, 6, 12), dtype=np.uint16))
-    back = same_kind(to_rgba(given), given)
+    back = as_type_of(to_rgba(given), given)
     assert isinstance(back, torch.Tensor) and back.dtype == torch.uint16 and np.array_equal(back.numpy(), given.numpy())
 
 
@@ -337,7 +337,7 @@ def test_a_path_of_16_bits_gives_16_bits(tmp_path: Path, tiny_model: Any) -> Non
     for given in (tmp_path / "x.png", read_image(tmp_path / "x.png")):
         made = tiny_model.matte(given, alpha=np.full((6, 12), 255, np.uint8), steps=1)
         assert made.dtype == np.uint16 and np.array_equal(made[..., :3], deep) and (made[..., 3] == 65535).all()
-    assert same_kind(to_rgba(deep), tmp_path / "x.png").dtype == np.uint16  # type: ignore[union-attr]
+    assert as_type_of(to_rgba(deep), tmp_path / "x.png").dtype == np.uint16  # type: ignore[union-attr]
 
 
 # --- metadata and samples

@@ -18,11 +18,11 @@ from PIL import Image, ImageCms
 from omnialpha.errors import InputError
 from omnialpha.io import (
     FORMATS,
+    as_type_of,
     check_output,
     colour,
     read_image,
     read_settings,
-    same_kind,
     to_rgba,
     write_image,
     writing,
@@ -422,7 +422,7 @@ def test_every_kind_in_and_the_same_kind_out(tmp_path: Path) -> None:
     originals += [channels_first, expected, expected.double(), Image.fromarray(array)]
     for original in originals:
         assert torch.allclose(to_rgba(original), expected, atol=1e-6)
-        back = same_kind(expected, original)
+        back = as_type_of(expected, original)
         assert type(back) is type(original)
         if isinstance(original, np.ndarray):
             assert back.dtype == original.dtype and np.allclose(back, original, atol=1e-6)
@@ -432,7 +432,7 @@ def test_every_kind_in_and_the_same_kind_out(tmp_path: Path) -> None:
             assert back.mode == "RGBA" and back.tobytes() == original.tobytes()
     for path in (tmp_path / "x.png", str(tmp_path / "x.png"), read_image(tmp_path / "x.png")):
         assert torch.equal(to_rgba(path), expected)
-        assert same_kind(expected, path).tobytes() == Image.fromarray(array).tobytes()  # type: ignore[union-attr]
+        assert as_type_of(expected, path).tobytes() == Image.fromarray(array).tobytes()  # type: ignore[union-attr]
 
 
 def test_arrays_of_1_to_4_channels() -> None:

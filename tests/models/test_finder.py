@@ -186,13 +186,13 @@ def test_a_small_subject_is_seen_sharper():
     assert float(made[:8].max()) == 0 and float(made[:, :16].max()) == 0  # beyond the part, the first look
 
 
-def test_the_second_look_sees_the_same_part_of_the_hint():
+def test_a_hint_says_where_to_look_first_and_is_cut_as_the_picture_is():
     picture, finder = red_square(20, 41, 50, 71), Red(hints=True)
     hint = torch.where(picture[0] > 0, 1.0, -1.0)
     look(finder, picture, hint)
-    whole, part = finder.asked
-    assert torch.equal(whole, hint[None]) and part.shape[1] < 60 and part.shape[2] < 90
-    assert int((part > 0).sum()) == 21 * 21  # all of the subject
+    assert finder.asked
+    for part in finder.asked:  # neither sees what the hint calls background far from the subject
+        assert part.shape[1] < 60 and part.shape[2] < 90 and int((part > 0).sum()) == 21 * 21
 
 
 @pytest.mark.parametrize("square", [(0, 60, 0, 90), (10, 10, 20, 20), (3, 57, 4, 86)], ids=["all", "nothing", "large"])
@@ -202,15 +202,56 @@ def test_one_look_is_enough_where_a_second_would_see_the_same(square):
 
 
 def test_an_outline_holds_what_was_found_and_a_little_more(monkeypatch):
-    monkeypatch.setattr(
-        "finders.SIDE", 64
-    )  # seen twice: 4 % of 128 are 5 px, 2 to 3 columns of the picture, 1 to 2 rows
+    monkeypatch.setattr("finders.SIDE", 64)  # seen twice: 4 % of 128 are 2 to 3 columns of the picture, 1 to 2 rows
     picture, there = red()
     finder = Red(hints=True)
-    made = outline(finder, picture, [(20, 12)], [])
+    made = outline(finder, picture, [], [(4, 2, 40, 28)])
     assert made.shape == (32, 64) and made.unique().tolist() == [0, 1]
     assert made[there].all() and there.sum() == 16 * 16 and 320 < made.sum() <= 19 * 21
-    assert torch.equal(finder.asked[0], masks.marks((32, 64), [(20, 12)])[None])
+    assert int((finder.asked[0] > -1).sum()) == 40 * 28
+
+
+class Loud:
+    """Sees what is brightest in a picture, and nothing else."""
+
+    hints = True
+
+    def __init__(self) -> None:
+        self.asked: list[torch.Tensor | None] = []
+
+    def find(self, pictures: torch.Tensor, hints: torch.Tensor | None = None) -> torch.Tensor:
+        self.asked.append(hints)
+        seen = F.interpolate(pictures[:, :1], size=(32, 32), mode="area")[:, 0]
+        return (seen > 0.8 * seen.amax()).float()
+
+
+def test_a_click_is_followed_to_what_is_not_the_most_striking():
+    """A bright square and a dim one: the whole picture shows the first, a part around the click the second."""
+    picture = red_square(10, 30, 5, 25)
+    picture[0, 30:50, 60:80] = 0.5
+    finder = Loud()
+    for x, y, rows, columns in ((70, 40, slice(30, 50), slice(60, 80)), (15, 20, slice(10, 30), slice(5, 25))):
+        made = outline(finder, picture, [(x, y)], [])
+        assert made[rows, columns].mean() > 0.9 and made.sum() < 1.6 * 20 * 20
+    assert finder.asked == [None] * len(finder.asked) and len(finder.asked) > 2
+    both = outline(finder, picture, [(70, 40), (15, 20)], [])
+    assert both[30:50, 60:80].mean() > 0.9 and both[10:30, 5:25].mean() > 0.9
+
+
+def test_a_click_keeps_what_hangs_together_with_it():
+    picture = red_square(10, 30, 5, 25)
+    picture[0, 30:50, 60:80] = 1
+    assert look(Red(), picture).amax() == 1
+    made = outline(Red(), picture, [(70, 40)], [])
+    assert made[30:50, 60:80].mean() > 0.9 and not made[:, :40].any()
+
+
+def test_clicks_that_say_no_and_clicks_on_nothing_become_a_hint():
+    picture, _ = red()
+    for points in ([(20, 12), (30, 20, False)], [(50, 16)]):
+        finder = Red(hints=True)
+        outline(finder, picture, points, [])
+        assert any(hint is not None for hint in finder.asked)
 
 
 def test_what_is_marked_as_background_is_no_part_of_an_outline():

@@ -5,28 +5,38 @@ The model comes first, if it is named or nobody else takes part, and is loaded w
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from omnialpha.cli.options import Options, command, number, whole
-from omnialpha.errors import InputError
+from omnialpha.cli.options import Options, command
+from omnialpha.cli.reporting import (
+    RUNS,
+    Backbones,
+    Batch,
+    Fid,
+    Limit,
+    Lpips,
+    Output,
+    Size,
+    SkipBad,
+    Timeout,
+    baseline,
+    check_counts,
+    write_report,
+)
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, Benchmark
 
 if TYPE_CHECKING:
     from omnialpha.evaluation.methods.method import Method
-    from omnialpha.evaluation.reports.report import Report, Row
-    from omnialpha.evaluation.runner import Entrant, Runner
-    from omnialpha.evaluation.scoring import Networks
+    from omnialpha.evaluation.reports.report import Row
+    from omnialpha.evaluation.runner import Runner, SampleSet
 
-RUNS = "runs"  # where reports go if nothing is said
 COMMON = (
     "model", "device", "seed", "steps", "guidance", "raw", "quiet", "json", "base", "vae", "lora", "dtype", "offload",
     "quantize", "attention", "compile", "approximate", "instructions",
@@ -34,8 +44,8 @@ COMMON = (
 
 
 def register(app: typer.Typer) -> None:
-    """Add a command for each benchmark to a group."""
-    for row in BENCHMARKS.values():
+    """Add a command to a group for each benchmark that has none of its own."""
+    for row in (row for row in BENCHMARKS.values() if not row.own_command):
         command(app, *COMMON, name=row.name)(_command(row))
 
 
@@ -73,40 +83,24 @@ def _read(
         str | None,
         typer.Option("--task", metavar="TASK", help="what to ask for; its own if left out, if it has one"),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FOLDER", help="where the report goes and what is finished"),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", parser=whole, metavar="NUMBER", help="of samples in each category")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option("--size", parser=whole, metavar="PIXELS", help="resize to this longer side")
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", parser=whole, metavar="NUMBER", help="pictures at once")] = 1,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="list samples that cannot be measured instead of stopping")
-    ] = False,
-    lpips: Annotated[
-        Path | None, typer.Option("--lpips", metavar="FILE", help="weights of VGG16 or AlexNet, for LPIPS")
-    ] = None,
-    fid: Annotated[
-        str | None,
-        typer.Option("--fid", metavar="FEATURES", help="TorchScript file or package.module:function, for FID, KID"),
-    ] = None,
+    output: Output = None,
+    limit: Limit = None,
+    size: Size = None,
+    batch: Batch = 1,
+    skip_bad: SkipBad = False,
+    lpips: Lpips = None,
+    fid: Fid = None,
     clip: Annotated[
         Path | None, typer.Option("--clip", metavar="FOLDER", help="a CLIP model, for CLIP score and CLIP-FID")
     ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", parser=number, metavar="SECONDS", help="for one picture of a program")
-    ] = 600.0,
-) -> tuple[Options, Asked, Backbones]:
-    asked = Asked(data, peers or (), predictions or (), task, output, limit, size, batch, skip_bad, timeout)
+    timeout: Timeout = 600.0,
+) -> tuple[Options, BenchmarkOptions, Backbones]:
+    asked = BenchmarkOptions(data, peers or (), predictions or (), task, output, limit, size, batch, skip_bad, timeout)
     return options, asked, Backbones(lpips, fid, clip)
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkOptions:
     """The options of a benchmark, beside those that all commands share."""
 
     data: str
@@ -121,59 +115,47 @@ class Asked:
     timeout: float
 
     def __post_init__(self) -> None:
-        for name in ("limit", "size", "batch"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name}={value} is out of range: use 1 or more.")
+        check_counts(limit=self.limit, size=self.size, batch=self.batch)
 
 
-@dataclass(frozen=True)
-class Backbones:
-    """What some figures need: see `scoring.Networks`."""
-
-    lpips: Path | None
-    fid: str | None
-    clip: Path | None
-
-    def load(self, device: str) -> Networks:
-        from omnialpha.evaluation.metrics.clip import Clip
-        from omnialpha.evaluation.metrics.features import load_features
-        from omnialpha.evaluation.metrics.lpips import LPIPS
-        from omnialpha.evaluation.scoring import Networks
-
-        return Networks(
-            LPIPS(self.lpips).to(device) if self.lpips else None,
-            load_features(self.fid, device) if self.fid else None,
-            Clip.load(self.clip, device) if self.clip else None,
-        )
-
-
-def evaluate(benchmark: Benchmark, options: Options, asked: Asked, backbones: Backbones) -> None:
+def evaluate(benchmark: Benchmark, options: Options, asked: BenchmarkOptions, backbones: Backbones) -> None:
     """The whole command."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import Messages, silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
+    from omnialpha.evaluation.methods.method import check
     from omnialpha.evaluation.reports.benchmark_report import report
-    from omnialpha.evaluation.runner import Entrant, Runner, Settings, check
+    from omnialpha.evaluation.reports.report import markdown_table
+    from omnialpha.evaluation.runner import EvaluationSettings, Runner, SampleSet
+    from omnialpha.evaluation.scoring import SCORINGS
     from omnialpha.models.runtime.placement import pick_device
 
     began, device = time.monotonic(), pick_device(options.device)
     task = benchmark.task(asked.task)
     samples = {task: benchmark.samples(asked.data, task, asked.limit)}
-    settings = Settings(asked.size, options.seed, asked.skip_bad, backbones.load(device))
-    entrants = _others(benchmark, asked, task)
-    check(entrants)
-    if options.model is not None or not entrants:
+    settings = EvaluationSettings(asked.size, options.seed, asked.skip_bad, backbones.load(device))
+    methods = _others(benchmark, asked, task)
+    check(methods)
+    if options.model is not None or not methods:
         method = _model(options, asked.batch)
-        entrants.insert(0, Entrant(method.name, _task(benchmark, asked, task, method), method))
-        check(entrants)
-    for entrant in entrants:
-        if entrant.task not in samples:
-            samples[entrant.task] = benchmark.samples(asked.data, entrant.task, asked.limit)
-    out = asked.output or default_output(benchmark, asked.data, task, asked.size)
-    runner = Runner(samples, benchmark.scored_as(task), out, settings)
-    answers = {entrant.name: measure(runner, entrant, options.quiet) for entrant in entrants}
-    made = report(benchmark, runner, entrants, answers, device, Path(asked.data).expanduser().resolve().name)
-    tell(made, runner, options, began)
+        methods.insert(0, replace(method, task=_task(benchmark, asked, task, method)))
+        check(methods)
+    for method in methods:
+        if method.task not in samples:
+            samples[method.task] = benchmark.samples(asked.data, method.task, asked.limit)
+    keys = [[sample.key for sample in of] for of in samples.values()]
+    assert all(of == keys[0] for of in keys), "not the same samples"
+    kind = SCORINGS[benchmark.scored_as(task)]
+    parts = {task: SampleSet(of, kind) for task, of in samples.items()}
+    out, rows = asked.output or default_output(benchmark, asked.data, task, asked.size), {}
+    runner = Runner(out, settings)
+    for method in methods:
+        Messages(options.quiet).say(f"{method.name}: {len(samples[task])} samples, {method.task}")
+        rows[method.name] = measure(runner, method, parts[method.task], method.name, options.quiet)
+    data = Path(asked.data).expanduser().resolve().name
+    made = report(benchmark, runner, parts, methods, rows, device, data)
+    header = [f"{name}: {value}" for name, value in made.header.items()]
+    write_report(made, out, options, began, [*header, f"\n{markdown_table(made.tables[0])}\n"], runner.bad)
 
 
 def default_output(benchmark: Benchmark, data: str, task: str, size: int | None) -> Path:
@@ -181,92 +163,50 @@ def default_output(benchmark: Benchmark, data: str, task: str, size: int | None)
     words = [Path(data).expanduser().resolve().name]
     words += [task] if task != next(iter(benchmark.tasks), None) else []
     words += [str(size)] if size else []
-    return Path(RUNS, f"eval-{benchmark.name}", "-".join(words))
+    return RUNS / f"eval-{benchmark.name}" / "-".join(words)
+
+
+def measure(runner: Runner, method: Method, part: SampleSet, who: str, quiet: bool) -> list[Row]:
+    """All rows of a method, with a bar on a terminal. who: would have too little memory."""
+    from omnialpha.cli.progress import collect
+
+    rows, what = runner.rows(method, part), f"samples of {method.name}" if runner.keep else "pictures"
+    return collect(rows, len(part), method.name if runner.keep else "pictures", what, runner.out, who, quiet)
 
 
 # ---- who takes part -------------------------------------------------------------------------------------------------
 
 
-def _others(benchmark: Benchmark, asked: Asked, task: str) -> list[Entrant]:
-    """Peers, then folders of predictions."""
-    from omnialpha.evaluation.runner import Entrant
+def _others(benchmark: Benchmark, asked: BenchmarkOptions, task: str) -> list[Method]:
+    """Baselines, then folders of predictions."""
+    from omnialpha.evaluation.methods.method import of_folder
 
-    methods = [_peer(word, asked.timeout) for word in asked.peers]
+    methods = [baseline(word, asked.timeout) for word in asked.peers]
     names, made = [method.name for method in methods], []
     for method in methods:
         name = method.name if names.count(method.name) == 1 else f"{method.name} {method.identity[-6:]}"
-        made.append(Entrant(name, _task(benchmark, asked, task, method), method))
+        made.append(replace(method, name=name, task=_task(benchmark, asked, task, method)))
     for word in asked.predictions:
         name, named, path = word.partition("=")
         folder = Path(path if named else word).expanduser()
-        made.append(Entrant(name if named else folder.resolve().name, task, folder=folder))
+        made.append(of_folder(name if named else folder.resolve().name, folder, task))
     return made
 
 
-def _task(benchmark: Benchmark, asked: Asked, task: str, method: Method) -> str:
+def _task(benchmark: Benchmark, asked: BenchmarkOptions, task: str, method: Method) -> str:
     """What a method is asked for: another task of the benchmark if it cannot do this one, unless --task has said it."""
     return task if asked.task else benchmark.instead(method.does, task)
-
-
-def _peer(word: str, timeout: float) -> Method:
-    from omnialpha.evaluation.methods.baselines import FINDER, PEERS, finder
-    from omnialpha.evaluation.methods.commands import of_command
-
-    if word.startswith(FINDER):
-        return finder(word.removeprefix(FINDER))
-    if "{" in word or " " in word.strip():
-        return of_command(word, timeout)
-    if word in PEERS:
-        return PEERS[word]
-    names = ", ".join((*PEERS, f"{FINDER}PATH"))
-    raise InputError(f"{word!r} is no peer: use {names}, or a command with {{input}} and {{output}}.")
 
 
 def _model(options: Options, batch: int) -> Method:
     from dataclasses import asdict
 
-    from omnialpha.cli.run_task import load, settle
+    from omnialpha.cli.run_task import build_setup, load
     from omnialpha.evaluation.methods.method import identity_of, of_model
 
-    setup = settle(options)
+    setup = build_setup(options)
     how = asdict(setup.placement) | {"approximate": asdict(setup.approximate)}
     how |= {"raw": options.raw, "steps": options.steps, "guidance": options.guidance}
     identity = identity_of(setup.parts, **{k: v for k, v in how.items() if k not in ("device", "offload", "compile")})
     name = Path(options.model or "nano").name
     return of_model(load(options), name, identity, options.raw, batch, options.steps, options.guidance)
-
-
-# ---- running and telling --------------------------------------------------------------------------------------------
-
-
-def measure(runner: Runner, entrant: Entrant, quiet: bool) -> list[Row]:
-    """All rows of an entrant, with a bar on a terminal."""
-    from omnialpha.cli.progress import Talk, collect
-
-    name = entrant.name
-    Talk(quiet).say(f"{name}: {len(runner)} samples, {entrant.task}")
-    return collect(runner.rows(entrant), len(runner), name, f"samples of {name}", runner.out, name, quiet)
-
-
-def tell(made: Report, runner: Runner, options: Options, began: float) -> None:
-    """Write the report, and say in a table or one JSON object what is in it."""
-    from omnialpha.cli.progress import Talk, duration
-    from omnialpha.evaluation.reports.report import markdown_table
-
-    talk, files = Talk(options.quiet), made.write(runner.out)
-    for name, why in made.skipped.items():
-        talk.note(f"{name} skipped, {why}")
-    for name, of in runner.bad.items():
-        for why in of.values():
-            talk.note(f"passed over, {name}: {why}")
-    seconds = round(time.monotonic() - began, 3)
-    if options.json:
-        named = {name: str(path) for name, path in files.items()}
-        told = {"output": str(runner.out), **made.data(), "files": named, "bad": runner.bad, "seconds": seconds}
-        json.dump(told, sys.stdout)
-        print()
-    elif not options.quiet:
-        for name, value in made.header.items():
-            print(f"{name}: {value}")
-        print(f"\n{markdown_table(made.tables[0])}\n")
-        print(f"wrote {files['page']} in {duration(seconds)}")

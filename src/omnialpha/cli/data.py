@@ -108,7 +108,7 @@ def show(
     side: Annotated[int, typer.Option("--side", parser=whole, metavar="PIXELS", help="sides that are drawn at")] = 256,
 ) -> None:
     """Draw examples as training does, and write them as one picture: inputs, what should come out, and the words."""
-    from omnialpha.cli.progress import Talk
+    from omnialpha.cli.progress import Messages
     from omnialpha.data.stream.stream import StreamSettings, open_stream
     from omnialpha.io import check_output, contact_sheet
 
@@ -116,7 +116,7 @@ def show(
         raise InputError(f"the sheet {output} is a PNG: end its name with .png.")
     if number < 1 or not 8 <= side <= MAX_SIDE:
         raise InputError(f"{number} examples of {side} px cannot be shown: give 1 or more, of 8 to {MAX_SIDE} px.")
-    talk = Talk(options.quiet)
+    talk = Messages(options.quiet)
     dataset = replace(settings(source, root, task, column), tasks=only or [], bad="skip")
     stream = open_stream(StreamSettings([dataset]), [(side, side)], 1, options.seed)
     cards, made = [], []
@@ -162,13 +162,13 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="replace the shards of another packing")] = False,
 ) -> None:
     """Write records as WebDataset shards, the same bytes every time; goes on where it was stopped."""
-    from omnialpha.cli.progress import Talk, duration
+    from omnialpha.cli.progress import Messages, duration
     from omnialpha.data.records import shards
     from omnialpha.data.records.check import load
 
     if size_mb < 1:
         raise InputError(f"--size-mb {size_mb} is out of range: use 1 or more.")
-    began, talk = time.monotonic(), Talk(options.quiet)
+    began, talk = time.monotonic(), Messages(options.quiet)
     chosen = replace(settings(source, root, task, column), bad="skip" if skip_bad else "stop")
     records = [checked.record for checked in load(chosen)]
 
@@ -204,7 +204,7 @@ def cache(
     """Encode what a recipe trains on, once: set cache = "OUT" in it then; goes on where it was stopped."""
     from dataclasses import asdict
 
-    from omnialpha.cli.progress import duration, hush
+    from omnialpha.cli.progress import duration, silence_libraries
     from omnialpha.training.latent_cache import digests
     from omnialpha.training.latent_cache.build_cache import build_cache
     from omnialpha.training.run import SFTRecipe, read
@@ -213,7 +213,7 @@ def cache(
     if not isinstance(made, SFTRecipe):
         raise InputError(f"recipe {recipe} trains an autoencoder, whose latents change: only kind='sft' has a cache.")
     facts = made.drawn_from()  # mistakes before weights are read
-    hush()
+    silence_libraries()
     parts = made.parts()
     model = made.encoders(parts, options.device)
     mixture, known = made.mixture(made.budget(model.card, model.vae)), digests.files(parts)

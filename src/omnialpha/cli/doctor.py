@@ -11,7 +11,7 @@ from typing import Any
 
 from omnialpha import __version__
 from omnialpha.cli.options import Options
-from omnialpha.cli.progress import hush
+from omnialpha.cli.progress import silence_libraries
 from omnialpha.cli.run_task import load
 from omnialpha.errors import InputError
 
@@ -26,7 +26,7 @@ def examine(options: Options) -> bool:
         "system": platform.platform(),
     }
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    hush()
+    silence_libraries()
     found |= machine() | {"quantize": quantization()} | cache()
     try:
         found |= {"attention": attention(options.device), "model": model_card(options)} | self_test(options)
@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 
 def quantization() -> dict[str, str]:
-    """What each kind needs: its package with the version that is here, or how to get it."""
+    """For each kind of quantisation its package, with the version that is here or how to get it."""
     from omnialpha.models.runtime.quantize import KINDS
 
     packages = {name: kind.package for name, kind in KINDS.items()} | {"gguf": "gguf"}
@@ -82,7 +82,7 @@ def attention(device: str) -> list[str]:
 
 
 def cache() -> dict[str, Any]:
-    """Where models are stored, and which are."""
+    """The folder where models are stored, and which are."""
     from omnialpha.models.checkpoints import hub
 
     stored = []

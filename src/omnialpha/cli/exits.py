@@ -1,4 +1,4 @@
-"""How commands end: what went wrong in one sentence on standard error, and an exit code."""
+"""Errors of commands: one sentence on standard error, and an exit code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Commands(TyperGroup):
-    """Says every mistake in one sentence on standard error, exit code 2; Ctrl-C ends with 130, and a reader of the
-    output that has seen enough with 1, without a word.
+    """A group of commands with exit codes: 2 and one sentence for an `InputError` or a usage error, 130 for Ctrl-C, 1
+    where standard output is closed early.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -58,7 +58,7 @@ def _error(sentence: str) -> None:
 
 
 def _flush() -> int:
-    """The exit code where what was said cannot be written, 0 otherwise; at the very end it would be a traceback."""
+    """Flush standard output. Returns the exit code where it cannot be written, else 0."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from omnialpha.cli.options import Options, command, number, whole
+from omnialpha.cli.reporting import RUNS, write_report
 from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from omnialpha.evaluation.judge.verdicts import Answer
     from omnialpha.evaluation.reports.report import Report
 
-RUNS = Path("runs", "judge")  # where reports go if nothing is said
 SHARES = {"A better": "a_wins", "tie": "ties", "B better": "b_wins"}
 
 First = Annotated[Path, typer.Argument(metavar="OUT_A", help="folder of a run", show_default=False)]
@@ -78,10 +77,11 @@ def judge(
     endpoint = Endpoint(url, model, _key(key_from), timeout=timeout)
     asked = Judge(endpoint, _aspects(aspects, ""), ground, workers)
     pairs = match(out_a, out_b, limit)
-    where = output or RUNS / "-".join((*pairs.names.values(), model)).replace(os.sep, "_")
+    where = output or RUNS / "judge" / "-".join((*pairs.names.values(), model)).replace(os.sep, "_")
     answers = _ask(asked, pairs, where, options.quiet)
     compared = judge_report.of_judge(asked, pairs)
-    _tell(judge_report.report(compared, answers, against or ()), where, options, began)
+    made = judge_report.report(compared, answers, against or ())
+    write_report(made, where, options, began, _lines(made))
 
 
 def study(
@@ -129,14 +129,15 @@ def study_report(
     made = study.read(folder)
     answers = study.read_answers(made, results)
     compared = judge_report.of_study(made, folder, len(results))
-    _tell(judge_report.report(compared, answers, against or ()), output or folder / "report", options, began)
+    report = judge_report.report(compared, answers, against or ())
+    write_report(report, output or folder / "report", options, began, _lines(report))
 
 
 def _aspects(names: str | None, default: str) -> tuple[str, ...]:
     from omnialpha.evaluation.judge import pairs
 
-    told = default if names is None else names
-    return pairs.aspects([name.strip() for name in told.split(",") if name.strip()])
+    chosen = default if names is None else names
+    return pairs.aspects([name.strip() for name in chosen.split(",") if name.strip()])
 
 
 def _key(variable: str | None) -> str:
@@ -149,11 +150,11 @@ def _key(variable: str | None) -> str:
 
 
 def _note_missing(pairs: Pairs, quiet: bool) -> None:
-    from omnialpha.cli.progress import Talk
+    from omnialpha.cli.progress import Messages
 
     for side, keys in pairs.missing.items():
         if keys:
-            Talk(quiet).note(f"{pairs.names[side]} lacks {len(keys)} of the samples, which are left out")
+            Messages(quiet).note(f"{pairs.names[side]} lacks {len(keys)} of the samples, which are left out")
 
 
 def _ask(judge: Judge, pairs: Pairs, folder: Path, quiet: bool) -> list[Answer]:
@@ -167,30 +168,22 @@ def _ask(judge: Judge, pairs: Pairs, folder: Path, quiet: bool) -> list[Answer]:
         with open_bar(quiet) as bar:
             line = bar.add_task("answers", total=total)
 
-            def told(answer: Answer, kept: bool) -> None:
+            def on_answer(answer: Answer, kept: bool) -> None:
                 nonlocal done
                 done += 1
                 bar.advance(line)
 
-            return judge.ask(pairs.pairs, folder, told)
+            return judge.ask(pairs.pairs, folder, on_answer)
     except KeyboardInterrupt:
-        told_so_far = f"{done} of {total} answers are kept in {folder}"
-        raise KeyboardInterrupt(f"stopped, {told_so_far}: run it again to go on") from None
+        kept = f"{done} of {total} answers are kept in {folder}"
+        raise KeyboardInterrupt(f"stopped, {kept}: run it again to go on") from None
 
 
-def _tell(report: Report, folder: Path, options: Options, began: float) -> None:
-    """Write the report, and say in a line an aspect, or one JSON object, what is in it."""
-    from omnialpha.cli.progress import duration
-
-    files = report.write(folder)
-    seconds = round(time.monotonic() - began, 3)
-    if options.json:
-        named = {name: str(path) for name, path in files.items()}
-        json.dump({"output": str(folder), **report.data(), "files": named, "seconds": seconds}, sys.stdout)
-        print()
-    elif not options.quiet:
-        for row in report.summary:
-            shares = ", ".join(f"{what} {100 * row[key]:.1f} %" for what, key in SHARES.items())
-            errors = f", {row['errors']} errors" if row["errors"] else ""
-            print(f"{row['aspect']}: {shares} (n {row['n']}{errors})")
-        print(f"wrote {files['page']} in {duration(seconds)}")
+def _lines(report: Report) -> list[str]:
+    """What is said on standard output: a line an aspect."""
+    lines = []
+    for row in report.summary:
+        shares = ", ".join(f"{what} {100 * row[key]:.1f} %" for what, key in SHARES.items())
+        errors = f", {row['errors']} errors" if row["errors"] else ""
+        lines.append(f"{row['aspect']}: {shares} (n {row['n']}{errors})")
+    return lines

@@ -72,9 +72,9 @@ Boxes = Annotated[
 @command(app, "json")
 def tasks(options: Options) -> None:
     """List the tasks: what each takes and makes."""
-    from omnialpha.cli import listing
+    from omnialpha.cli import task_table
 
-    listing.show(options.json)
+    task_table.print_tasks(options.json)
 
 
 @command(app, roles=input_roles())
@@ -87,13 +87,13 @@ def run(
     layers: Layers = None,
 ) -> None:
     """Run any task by its name; `omnialpha tasks` lists them."""
-    from omnialpha.cli.run_task import execute
+    from omnialpha.cli.run_task import run_task
     from omnialpha.tasks import task as find
 
-    execute(find(task), pictures, output, options, prompt=prompt, layers=layers)
+    run_task(find(task), pictures, output, options, prompt=prompt, layers=layers)
 
 
-@command(app, roles=input_roles("matting", beside=Role.COMPOSITE))
+@command(app, roles=input_roles("matting", without=Role.COMPOSITE))
 def matte(
     image: Image,
     output: Output,
@@ -107,18 +107,18 @@ def matte(
     ] = None,
 ) -> None:
     """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text, a map or marks choose."""
-    _verb("matte", image, output, pictures, options, text=text, background=background, point=point, box=box)
+    _run_on_picture("matte", image, output, pictures, options, text=text, background=background, point=point, box=box)
 
 
-@command(app, roles=input_roles("removal", beside=Role.COMPOSITE))
+@command(app, roles=input_roles("removal", without=Role.COMPOSITE))
 def remove(
     image: Image, output: Output, pictures: Pictures, options: Options, point: Points = None, box: Boxes = None
 ) -> None:
     """Take the subject out of a picture and show what is behind it: by itself, or the one that is marked."""
-    _verb("remove", image, output, pictures, options, point=point, box=box)
+    _run_on_picture("remove", image, output, pictures, options, point=point, box=box)
 
 
-@command(app, roles=input_roles("decomposition", beside=Role.COMPOSITE))
+@command(app, roles=input_roles("decomposition", without=Role.COMPOSITE))
 def decompose(
     image: Image,
     output: Folder,
@@ -129,10 +129,10 @@ def decompose(
     box: Boxes = None,
 ) -> None:
     """Take a picture apart into a background and foreground layers, each complete, back to front."""
-    _verb("decompose", image, output, pictures, options, layers=layers, point=point, box=box)
+    _run_on_picture("decompose", image, output, pictures, options, layers=layers, point=point, box=box)
 
 
-def _verb(
+def _run_on_picture(
     verb: str,
     image: Path,
     output: Path,
@@ -145,15 +145,15 @@ def _verb(
     box: list[str] | None = None,
 ) -> None:
     """A verb on a picture that may be guided by one map, by marks or by a text."""
-    from omnialpha.api import choose
-    from omnialpha.cli.run_task import execute
+    from omnialpha.api import select_task
+    from omnialpha.cli.run_task import run_task
 
     if text is not None and not text.strip():
         raise InputError("--text is empty: name the subject in words, or leave it out.")
     marks = [mark("--point", one, 2) for one in point or ()], [mark("--box", one, 4) for one in box or ()]
-    task = choose(verb, pictures, text, marked=any(marks))
+    task = select_task(verb, pictures, text, marked=any(marks))
     paths = {Role.COMPOSITE: [image], **pictures}
-    execute(task, paths, output, options, prompt=text, layers=layers, background=background, marks=marks)
+    run_task(task, paths, output, options, prompt=text, layers=layers, background=background, marks=marks)
 
 
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
@@ -165,11 +165,11 @@ def complete(
     full: Annotated[bool, typer.Option("--full/--layer", help="make the whole picture, or the missing layer")] = True,
 ) -> None:
     """Make the picture around a given foreground or on a given background, or only the layer that is missing."""
-    from omnialpha.api import completion
-    from omnialpha.cli.run_task import execute
+    from omnialpha.api import completion_task
+    from omnialpha.cli.run_task import run_task
 
-    task = completion(pictures.get(Role.FOREGROUND), pictures.get(Role.BACKGROUND), full)
-    execute(task, pictures, output, options, prompt=prompt)
+    task = completion_task(pictures.get(Role.FOREGROUND), pictures.get(Role.BACKGROUND), full)
+    run_task(task, pictures, output, options, prompt=prompt)
 
 
 @command(app)
@@ -179,9 +179,9 @@ def generate(
     options: Options,
 ) -> None:
     """Make a transparent picture from text."""
-    from omnialpha.cli.run_task import execute
+    from omnialpha.cli.run_task import run_task
 
-    execute(TASKS["text_to_image"], {}, output, options, prompt=prompt)
+    run_task(TASKS["text_to_image"], {}, output, options, prompt=prompt)
 
 
 @command(app, "model", "instructions", "device", "seed", "quiet")
@@ -192,10 +192,10 @@ def demo(
     ),
 ) -> None:
     """Show all five categories on photographs and all 21 tasks on held-out layers."""
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
     from omnialpha.demo.command import run as run_demo
 
-    hush()
+    silence_libraries()
     try:
         run_demo(output, options.model, options.device, options.seed, options.quiet, options.instructions)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What the commands share: every option declared once, and the decorator that puts options behind a verb."""
+"""Options that commands share, each declared once, and the decorator that adds them to a command."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def number(value: str | float) -> float:
 
 
 def mark(option: str, value: str, count: int) -> Mark:
-    """`X,Y` or `X,Y,W,H` in pixels as numbers, then whether it is of the subject, which a leading `-` denies."""
+    """Parse `X,Y` or `X,Y,W,H` in pixels: the numbers, then False after a leading `-` (not the subject), else True."""
     try:
         numbers = tuple(float(one) for one in value.strip().removeprefix("-").split(","))
     except ValueError:
@@ -64,7 +64,7 @@ _number = partial(_common, parser=number, metavar="NUMBER")
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is run: the same fields behind every verb. None leaves a value to the checkpoint."""
+    """Options of running a model, the same for every command. None is the checkpoint's own value."""
 
     model: Annotated[
         str | None,
@@ -148,10 +148,10 @@ class Options:
 COMMON = tuple(field.name for field in dataclasses.fields(Options))
 
 
-def input_roles(category: str | None = None, beside: Role | None = None) -> tuple[Role, ...]:
-    """The roles that the tasks of a category (None: all) take, in the table's order, without the role `beside`."""
+def input_roles(category: str | None = None, without: Role | None = None) -> tuple[Role, ...]:
+    """The roles that the tasks of a category (None: all) take, in the table's order, without the role `without`."""
     rows = [row for row in TASKS.values() if category in (None, row.category)]
-    return tuple(dict.fromkeys(role for row in rows for role in row.inputs if role is not beside))
+    return tuple(dict.fromkeys(role for row in rows for role in row.inputs if role is not without))
 
 
 def command(

@@ -1,4 +1,4 @@
-"""What a person sees on standard error while a command works; `--quiet` sees none of it."""
+"""Messages and progress bars on standard error, none of them with `--quiet`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Watcher(Protocol):
     def __call__(self, step: Step, cond: Condition, /) -> None: ...
 
 
-class Talk:
-    """Lines on standard error, and the notes among them, which end up in the JSON too."""
+class Messages:
+    """Lines on standard error. Notes among them are kept for the JSON report."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -105,8 +105,8 @@ def duration(seconds: float) -> str:
 TALKERS = ("torchao", "bitsandbytes", "diffusers.quantizers", "torch.utils._pytree")
 
 
-def hush() -> None:
-    """Loading bars and advice of the model libraries say nothing to a user; what goes wrong is raised all the same."""
+def silence_libraries() -> None:
+    """Switch off the progress bars and log messages of diffusers, transformers and others. Errors are still raised."""
     import logging
 
     for name in TALKERS:  # what they say comes when diffusers finds them, as it is imported

@@ -1,6 +1,6 @@
-"""What every verb comes down to: check, read, load, run, write, report.
+"""Running a task on picture files: check, read, load, run, write, report.
 
-Whatever can be refused is refused before the model is loaded.
+All that can be checked is checked before the model is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from omnialpha import __version__
 from omnialpha.cli.options import Options, Pictures
-from omnialpha.cli.progress import Talk, duration, hush
+from omnialpha.cli.progress import Messages, duration, silence_libraries
 from omnialpha.errors import InputError
 from omnialpha.limits import by
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PIPE = Path("-")  # standard input or output
 
 
-def execute(
+def run_task(
     task: Task,
     paths: Pictures,
     output: Path,
@@ -44,22 +44,31 @@ def execute(
     background: str | None = None,
     marks: tuple[Sequence[Mark], Sequence[Mark]] = ((), ()),
 ) -> None:
-    """Run a task on picture files and write its picture to the file `output`, or its layers to the folder `output`.
+    """Run a task on picture files and write what comes out.
 
-    background: a colour or a picture file that the one picture is put on, which makes it opaque. marks: points and
-    boxes, in the place of a rough map.
+    Args:
+        task: The task.
+        paths: The picture files by role.
+        output: A file for one picture, a folder for several layers, `-` for standard output.
+        options: How the model is run.
+        prompt, layers: Of the task.
+        background: A colour or a picture file that the picture is put on, which makes it opaque.
+        marks: Points and boxes that stand for a rough map, see `masks.marks`.
+
+    Raises:
+        InputError: Something of it cannot be read, done or written.
     """
     from omnialpha import sampling
 
-    began, talk = time.monotonic(), Talk(options.quiet)
+    began, messages = time.monotonic(), Messages(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
-    sampling.check(options.steps, options.guidance)
+    sampling.check_settings(options.steps, options.guidance)
     if output == PIPE and options.json:
         raise InputError("-o - and --json both write to standard output: give a file, or leave --json out.")
     if options.frame is not None and not task.inputs:
         raise InputError(f"--frame {options.frame} is not for {task.name}, which takes no picture: leave it out.")
     form = check_target(output, len(targets), [path for row in paths.values() for path in row if path != PIPE])
-    pictures = read(paths, talk, task.inputs[0] if task.inputs else None, options.frame)
+    pictures = read(paths, messages, task.inputs[0] if task.inputs else None, options.frame)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None
     if any(marks):
         from omnialpha.hints import outline
@@ -74,7 +83,7 @@ def execute(
     if form is not None:
         check_fits(output, form, example, options.raw, behind is not None)
 
-    setup = settle(options)
+    setup = build_setup(options)
     card = setup.parts.card
     card.check_reads(task.name)
     if main is None and size is None:
@@ -83,26 +92,26 @@ def execute(
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
     forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
-    talk.say(f"{card.name} on {forecast}")
+    messages.say(f"{card.name} on {forecast}")
     if forecast.warning:
-        talk.note(forecast.warning)
+        messages.note(forecast.warning)
     loading = time.monotonic()
     model = load(options)
     loaded = time.monotonic() - loading
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
-    stack = _run(model, task, example, used, talk)
+    stack = _run(model, task, example, used, messages)
     settings = {"task": task.name, "instruction": model.card.text(example), "model": model.card.name, **used}
     settings |= {} if background is None else {"background": background}
     settings |= {"size": by(example.size), "version": __version__}
-    _write(output, stack, form, main, settings, talk, behind)
+    _write(output, stack, form, main, settings, messages, behind)
 
     report: dict[str, Any] = {"output": str(output), **settings, "device": str(model.device)}
     report |= {"canvas": by(model.canvas(example).size), "layers": _layers(output, stack, form)}
     if task.category == "decomposition":
         error = stack.error(example.inputs[0])
-        talk.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
+        messages.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
         report["recomposition"] = finite(error)
-    report |= {"notes": talk.notes, "seconds": round(time.monotonic() - began, 3), "load_seconds": round(loaded, 3)}
+    report |= {"notes": messages.notes, "seconds": round(time.monotonic() - began, 3), "load_seconds": round(loaded, 3)}
     if options.json:
         print(json.dumps(report))
     elif not options.quiet:
@@ -133,9 +142,10 @@ def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format |
 
 
 def check_fits(output: Path, form: Format, example: Example, raw: bool, covered: bool) -> None:
-    """InputError where the picture to come will not fit the format, by its transparency or its size.
+    """Check that the picture will fit its format, by transparency and size. covered: it is put on a background.
 
-    covered: it will be put on a background.
+    Raises:
+        InputError: It will not.
     """
     flat = (Role.BACKGROUND, Role.FULL)
     see_through = raw or any(role not in flat for role in example.targets)
@@ -151,9 +161,18 @@ def check_fits(output: Path, form: Format, example: Example, raw: bool, covered:
 
 
 def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
-    """A colour (3,) by its CSS name or #rrggbb, or a picture file (3, *size), its middle scaled to cover all.
+    """The background that the user named.
 
-    A translucent picture is seen on white. InputError where it is neither, or is the output.
+    Args:
+        given: A CSS colour or the path of a picture.
+        size: (height, width) to crop and resize the picture to.
+        output: The output file, which must be another one.
+
+    Returns:
+        RGB in [0, 1]: (3,) for a colour, (3, *size) for a picture, on white where it is translucent.
+
+    Raises:
+        InputError: It is neither, or the output.
     """
     import torch
     from PIL import ImageColor
@@ -170,13 +189,13 @@ def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
             ) from None
         return torch.tensor([red, green, blue]) / 255
     check_output(output, [given])
-    return rgba.flatten(rgba.cover(read_image(given).rgba, size))
+    return rgba.flatten(rgba.crop_to_fill(read_image(given).rgba, size))
 
 
 def read(
-    paths: Mapping[Role, Sequence[Path]], talk: Talk, main: Role | None = None, frame: int | None = None
+    paths: Mapping[Role, Sequence[Path]], messages: Messages, main: Role | None = None, frame: int | None = None
 ) -> dict[Role, list[Picture]]:
-    """The picture files by role; what their reader had to say goes to `talk`. frame: of the first of role `main`."""
+    """Read the picture files by role, with their notes as messages. frame: of the first file of role `main`."""
     from omnialpha.io import read_image
 
     pictures: dict[Role, list[Picture]] = {}
@@ -187,13 +206,13 @@ def read(
             picture = read_image(given, frame=wanted, data=role in MAPS)
             pictures.setdefault(role, []).append(picture)
             for note in picture.notes:
-                talk.note(f"{path}: {note}")
+                messages.note(f"{path}: {note}")
     return pictures
 
 
-def settle(options: Options) -> Setup:
-    """Which model, and where and how it is to run."""
-    hush()
+def build_setup(options: Options) -> Setup:
+    """The model that the options name, and its placement, before anything is loaded."""
+    silence_libraries()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 
     named = {"base": options.base, "vae": options.vae, "finder": options.finder, "instructions": options.instructions}
@@ -206,7 +225,7 @@ def load(options: Options) -> OmniAlpha:
     """The model on its device; InputError where its files are damaged."""
     from safetensors import SafetensorError
 
-    setup = settle(options)
+    setup = build_setup(options)
     try:
         return setup.load()
     except (OSError, SafetensorError) as error:
@@ -216,16 +235,16 @@ def load(options: Options) -> OmniAlpha:
         ) from error
 
 
-def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], talk: Talk) -> LayerStack:
+def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], messages: Messages) -> LayerStack:
     """The layers, with progress."""
     from torch import OutOfMemoryError
 
     steps = used["steps"]
     canvas = model.canvas(example)
     enlarged = "" if canvas.size == example.size else f" for {by(example.size)}"
-    talk.say(f"{steps} steps at {by(canvas.size)}{enlarged}")
+    messages.say(f"{steps} steps at {by(canvas.size)}{enlarged}")
     try:
-        with talk.steps(steps, f"finishing at {by(example.size)}") as watch:
+        with messages.steps(steps, f"finishing at {by(example.size)}") as watch:
             return model.run([example], on_step=watch, **used)[0]
     except (OutOfMemoryError, MemoryError) as error:
         way = "make the picture smaller" if model.device.type == "cpu" else "use --device cpu"
@@ -238,7 +257,7 @@ def _write(
     form: Format | None,
     main: Picture | None,
     settings: dict[str, Any],
-    talk: Talk,
+    messages: Messages,
     behind: Tensor | None,
 ) -> None:
     """One picture with what the main input's file had beside its pixels, or the folder of layers with its depth."""
@@ -251,13 +270,13 @@ def _write(
         stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
         return
     if bits not in form.bits:
-        talk.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
+        messages.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
         bits = 8
     picture = stack[0].rgba
     if behind is not None:
         picture = rgba.opaque(rgba.flatten(picture, behind))
     for note in write_image(where, picture, settings=settings, bits=bits, source=main):
-        talk.note(note)
+        messages.note(note)
 
 
 def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:

@@ -67,14 +67,14 @@ def show(report: Report) -> None:
     for one in report.tables:
         words = [column for column in one.columns[1:] if column.digits is None]
         same = [column for column in words if len({column.cell(row) for row in one.rows}) == 1]
-        told = "; ".join([one.title, *(f"{column.title}: {column.cell(one.rows[0])}" for column in same)])
+        title = "; ".join([one.title, *(f"{column.title}: {column.cell(one.rows[0])}" for column in same)])
         columns = [column for column in one.columns if column not in same]
         drawn = Table(box=SIMPLE_HEAD)
         for column in columns:
             drawn.add_column(column.heading, justify="left" if column.digits is None else "right", overflow="fold")
         for row in one.rows:
             drawn.add_row(*(Text(column.cell(row)) for column in columns))
-        console.print(Text(told, "bold"))
+        console.print(Text(title, "bold"))
         console.print(drawn)
     for note in report.notes:
         console.print(note, markup=False, highlight=False)

@@ -36,13 +36,13 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="replace the VAE that is there")] = False,
 ) -> None:
     """Give a VAE for RGB an alpha channel: unseen on the way in and opaque on the way out, until it is trained."""
-    from omnialpha.cli.progress import Talk, duration, hush
+    from omnialpha.cli.progress import Messages, duration, silence_libraries
 
-    hush()  # before the libraries are imported
+    silence_libraries()  # before the libraries are imported
     from omnialpha.models.checkpoints import folders
     from omnialpha.models.vae.alphavae import load_vae
 
-    began, talk = time.monotonic(), Talk(options.quiet)
+    began, talk = time.monotonic(), Messages(options.quiet)
     folder, destination = folders.vae_folder(source), destination.expanduser().absolute()
     check_destination(destination, folder, force)
     rgb = load_vae(folder, stored_dtype(folder))
@@ -75,14 +75,13 @@ def stored_dtype(folder: Path) -> torch.dtype:
     """Of most of the weights in a VAE's folder, which the new one keeps."""
     import torch
 
-    from omnialpha.models.checkpoints.checking import KINDS
     from omnialpha.models.checkpoints.convert import TYPES
     from omnialpha.models.checkpoints.headers import read_weights
-    from omnialpha.models.vae.alphavae import KINDS as CODECS
-    from omnialpha.models.vae.alphavae import read_config
+    from omnialpha.models.families import DIFFUSERS_STEM
+    from omnialpha.models.vae.alphavae import CLASSES, read_config
 
-    read_config(folder, CODECS)  # another kind of model is refused as such, whatever its weights are called
-    names = [entry.dtype for entry in read_weights(folder, KINDS["vae"].stem).values()]
+    read_config(folder, CLASSES)  # another kind of model is refused as such, whatever its weights are called
+    names = [entry.dtype for entry in read_weights(folder, DIFFUSERS_STEM).values()]
     return getattr(torch, TYPES.get(max(set(names), key=names.count), "float32"))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from omnialpha.cli.progress import Talk, duration, hush
+from omnialpha.cli.progress import Messages, duration, silence_libraries
 from omnialpha.errors import InputError
 
 
@@ -30,11 +30,11 @@ def pull(
     from huggingface_hub.utils import disable_progress_bars
 
     from omnialpha.models.checkpoints import hub
-    from omnialpha.models.checkpoints import instructions as words
+    from omnialpha.models.checkpoints import instructions as instruction_files
     from omnialpha.models.checkpoints.releases import RELEASES
 
-    texts = None if instructions is None else words.read(instructions)
-    began, talk = time.monotonic(), Talk(quiet)
+    texts = None if instructions is None else instruction_files.read(instructions)
+    began, talk = time.monotonic(), Messages(quiet)
     ref = hub.Ref.parse(text)
     if ref is None:
         raise InputError(f"{text!r} is no hub id: write owner/name, owner/name@revision or owner/name:path.")
@@ -57,7 +57,7 @@ def pull(
         raise KeyboardInterrupt("stopped, whole files are kept: run it again to go on") from None
 
     row = RELEASES.get(ref.id)
-    if lacking := words.store(folder, row, texts, online=not (offline or hub.offline_by())):
+    if lacking := instruction_files.store(folder, row, texts, online=not (offline or hub.offline_by())):
         talk.note(lacking)
     if row and row.base and not (hub.Ref(row.base).folder / hub.RECORD).is_file():
         talk.note(f"it stands on {row.base}: run `omnialpha pull {row.base}` too")
@@ -106,8 +106,8 @@ def convert(
     from omnialpha.models.checkpoints.folders import resolve
     from omnialpha.models.runtime.placement import DTYPES
 
-    hush()
-    began, talk = time.monotonic(), Talk(quiet)
+    silence_libraries()
+    began, talk = time.monotonic(), Messages(quiet)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
     parts = resolve(source, base=base, vae=vae, lora=lora, instructions=instructions)

@@ -28,7 +28,7 @@ def run(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from omnialpha.cli.progress import hush
+    from omnialpha.cli.progress import silence_libraries
     from omnialpha.demo import demo_runs
     from omnialpha.demo.overview import contact_sheet, strip
     from omnialpha.demo.page import index_page
@@ -38,7 +38,7 @@ def run(
     from omnialpha.tasks import CATEGORIES, TASKS
 
     start, folder, console = perf_counter(), prepare(Path(output)), Console(stderr=True, quiet=quiet)
-    hush()
+    silence_libraries()
     loaded = load(model, instructions=instructions, device=device)
     desk = demo_runs.Desk(loaded, folder, seed)
     runs = chain(*(demo_runs.of_photograph(desk, photo) for photo in demo_runs.PHOTOS), demo_runs.of_held_out(desk))

@@ -98,6 +98,12 @@ class Entry:
     def category(self) -> str:
         return TASKS[self.task].category
 
+    @property
+    def files(self) -> list[str]:
+        """All of it, each once."""
+        pictures = (*self.beside, *self.inputs)
+        return list(dict.fromkeys([*(s.file for s in self.outputs), *self.more, *(s.file for s in pictures)]))
+
 
 @dataclass(frozen=True)
 class Desk:

@@ -1,7 +1,11 @@
-"""Samples through a method to predictions in files, and from files to figures. What is finished is not done again.
+"""The evaluation engine: methods on samples, a row of figures each. What is finished is not done again.
 
-OUT/NAME/ of each method: samples.jsonl and predictions/, see `predictions`; made.jsonl, what each prediction was made
-from and how long it took; rows.jsonl, its figures.
+Each row is stored as it is made, under a hash of all that it depends on: pictures, words, size, method, seed and
+networks. A run that was stopped goes on there, and what has changed is measured anew.
+
+Where predictions are kept, OUT/NAME/ of each method holds samples.jsonl and predictions/ (see `predictions`),
+made.jsonl (what each prediction was made from, and how long it took), rows.jsonl and features/. Where they are not,
+rows.jsonl and features/ of all methods lie in OUT.
 """
 
 from __future__ import annotations
@@ -13,18 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.samples import Sample
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
-from omnialpha.evaluation.scoring import KINDS, Networks
+from omnialpha.evaluation.scoring import Networks, Scoring
 from omnialpha.files import atomic_write, sha256
 from omnialpha.tasks import Example
 
@@ -32,9 +35,14 @@ MADE, ROWS, FEATURES = "made.jsonl", "rows.jsonl", "features"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """size: of the longer side in px (None: as stored). seed: each sample has its own, drawn from this one and its key.
-    skip_bad: samples that cannot be measured are listed instead of ending the run.
+class EvaluationSettings:
+    """How samples are measured.
+
+    Args:
+        size: of the longer side in px, to which pictures are resized (None: as stored).
+        seed: each sample has its own, drawn from this one and its key.
+        skip_bad: samples that cannot be measured are listed instead of ending the run.
+        networks: what some figures need.
     """
 
     size: int | None = None
@@ -51,209 +59,255 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """Whose predictions are measured: a method's that makes them, or those of a folder. task: what it is asked for."""
+class SampleSet:
+    """Samples of one task and how predictions for them are scored.
 
-    name: str
-    task: str
-    method: Method | None = None
-    folder: Path | None = None
+    Args:
+        samples: with `key` (a name, unique in the part), `category`, `identity(longer)` (the same for the same pictures
+            and words, measured at the same longer side in px) and `load(longer)`, which gives an `example` and what
+            `kind` scores it against. Where predictions are files: `targets`; where they are kept: `asked()`.
+        kind: of figures.
+        about: what stands in every row of the part, such as its name.
+        seeds: by a sample's key, where they are not drawn from the key.
+    """
 
-    @property
-    def place(self) -> str:
-        """Its folder below that of the run."""
-        return "".join(c if c.isalnum() or c in "._-" else "-" for c in self.name).strip(".-") or "unnamed"
+    samples: Sequence[Any]
+    kind: Scoring
+    about: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
-
-def check(entrants: Sequence[Entrant]) -> None:
-    """InputError, before anything is made, for an entrant that cannot take part."""
-    places = [entrant.place for entrant in entrants]
-    for entrant in entrants:
-        if places.count(entrant.place) > 1:
-            raise InputError(f"{entrant.name} would be measured twice: give NAME=FOLDER to tell predictions apart.")
-        if entrant.method and not entrant.method.does(entrant.task):
-            raise InputError(f"{entrant.name} cannot do {entrant.task}: leave it out, or give another --task.")
-        if entrant.folder and not entrant.folder.is_dir():
-            raise InputError(f"{entrant.folder} is no folder of predictions: check the path.")
+    def __len__(self) -> int:
+        return len(self.samples)
 
 
 class _Waiting(NamedTuple):
-    sample: Sample
-    asked: str
+    sample: Any
+    request: str  # a hash
     example: Example
 
 
 @dataclass
 class Runner:
-    """One benchmark for any number of entrants, which all answer the same samples. samples: by what is asked for, the
-    same ones in the same order. kind: see `scoring.KINDS`.
+    """Measures methods, and keeps what is finished.
 
-    bad: entrant's name -> sample's key -> why it was passed over, filled by `rows`.
+    Args:
+        out: the folder of the run.
+        settings: the same for all methods.
+        keep: whether predictions are written as files, in 8 bits, and scored as such. Otherwise they are scored as
+            they were made.
+
+    Attributes:
+        bad: method's name -> sample's key -> why it was passed over, filled by `rows`.
     """
 
-    samples: Mapping[str, Sequence[Sample]]
-    kind: str
     out: Path
-    settings: Settings = Settings()
+    settings: EvaluationSettings = EvaluationSettings()
+    keep: bool = True
     bad: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        found = [[sample.key for sample in of] for of in self.samples.values()]
-        assert all(keys == found[0] for keys in found), "not the same samples"
-        assert len(set(found[0])) == len(found[0]), "two samples have one key"
-        self.shared = [self.kind, self.settings.networks.identity()]
+        self.networks = self.settings.networks.identity()
+        self.known: dict[Path, dict[str, Row]] = {}
 
-    def __len__(self) -> int:
-        """Samples of each entrant."""
-        return len(next(iter(self.samples.values())))
+    def rows(self, method: Method, part: SampleSet) -> Iterator[Row]:
+        """Measure a method on all samples of a part.
 
-    def source(self, entrant: Entrant) -> Path:
-        """The folder that holds KEY.png; one that a run has written is found by itself."""
-        if entrant.folder is None:
-            return self.out / entrant.place / predictions.PREDICTIONS
-        below = entrant.folder / predictions.PREDICTIONS
-        return below if below.is_dir() else entrant.folder
+        Args:
+            method: of one output where predictions are kept.
+            part: what it is asked for.
 
-    def rows(self, entrant: Entrant) -> Iterator[Row]:
-        """The figures of one sample after the other, each stored before it is given."""
-        place = self.out / entrant.place
+        Yields:
+            One row after the other, each stored before it is given; of a method of several outputs, one of each.
+
+        Raises:
+            InputError: a sample or prediction that cannot be used, unless those are skipped.
+        """
+        assert len({sample.key for sample in part.samples}) == len(part), "two samples have one key"
+        place = self._place(method)
         place.mkdir(parents=True, exist_ok=True)
-        predictions.write_asked(place, (sample.asked() for sample in self.samples[entrant.task]))
-        made, stored = read_rows(place / MADE), read_rows(place / ROWS)
+        if self.keep:
+            predictions.write_requests(place, (sample.request() for sample in part.samples))
         waiting: list[_Waiting] = []
-        for sample in self.samples[entrant.task]:
+        for sample in part.samples:
             try:
-                asked = sample.identity(self.settings.size)
-                if entrant.method is None or self._is_made(entrant, sample, asked, made.get(sample.key)):
-                    yield from self._make(entrant, waiting)
-                    yield self._score(entrant, sample, asked, None, made.get(sample.key), stored.get(sample.key))
+                request = self._request(method, part, sample)
+                if rows := self._finished(method, part, sample, request):
+                    yield from self._make(method, part, waiting)
+                    yield from rows
                     continue
                 example = sample.load(self.settings.size)
             except InputError as error:
-                yield from self._make(entrant, waiting)
-                self._pass_over(entrant, sample, error)
+                yield from self._make(method, part, waiting)
+                self._pass_over(method, sample, error)
                 continue
-            if waiting and (len(waiting) >= entrant.method.batch or waiting[0].example.size != example.size):
-                yield from self._make(entrant, waiting)
-            waiting.append(_Waiting(sample, asked, example))
-        yield from self._make(entrant, waiting)
+            if waiting and (len(waiting) >= method.batch or waiting[0].example.size != example.size):
+                yield from self._make(method, part, waiting)
+            waiting.append(_Waiting(sample, request, example))
+        yield from self._make(method, part, waiting)
 
-    def load(self, entrant: Entrant, sample: Sample, example: Example) -> Tensor:
-        """A prediction (m, 4, H, W) from its files."""
-        known = any(truth is not None for truth in example.truths) or bool(example.inputs)
-        size, mattes = example.size if known else None, KINDS[self.kind].mattes
-        return predictions.read(self.source(entrant), sample.key, len(sample.targets), size, grey_is_alpha=mattes)
+    def features(self, method: Method, rows: Sequence[Row]) -> list[dict[str, Tensor]]:
+        """What `scoring.of_sets` takes, of those rows that have any."""
+        paths = [self._features_of(method, row["key"]) for row in rows if row["features"]]
+        return [{name: torch.from_numpy(values) for name, values in np.load(path).items()} for path in paths]
 
-    def _pass_over(self, entrant: Entrant, sample: Sample, error: InputError) -> None:
-        if not self.settings.skip_bad:
-            raise error
-        self.bad.setdefault(entrant.name, {})[sample.key] = str(error)
+    def predicted(self, method: Method, part: SampleSet, sample: Any, example: Example) -> Tensor:
+        """A finished prediction: (m, 4, H, W), before that (outputs,) of a method of several. From its files, or made
+        once more where they are not kept.
+        """
+        if self._has_files(method):
+            return self._read(method, part, sample, example)
+        assert method.make is not None
+        return method.make([example], [self._seed(part, sample)])[0]
 
-    # ---- predictions -----------------------------------------------------------------------------------------------
+    # ---- what is finished --------------------------------------------------------------------------------------------
 
-    def _request(self, entrant: Entrant, sample: Sample, asked: str) -> str:
-        assert entrant.method is not None
-        return _hash([asked, entrant.method.identity, self.settings.seed_of(sample.key)])
+    def _place(self, method: Method) -> Path:
+        return self.out / method.place if self.keep else self.out
 
-    def _is_made(self, entrant: Entrant, sample: Sample, asked: str, row: Row | None) -> bool:
+    def _store(self, path: Path) -> dict[str, Row]:
+        """The rows of a file, read once."""
+        if path not in self.known:
+            self.known[path] = read_rows(path)
+        return self.known[path]
+
+    def _append(self, path: Path, *rows: Row) -> None:
+        append_row(path, *rows)
+        self._store(path).update({row["key"]: row for row in rows})
+
+    def _seed(self, part: SampleSet, sample: Any) -> int:
+        return part.seeds.get(sample.key, self.settings.seed_of(sample.key))
+
+    def _request(self, method: Method, part: SampleSet, sample: Any) -> str:
+        """Of all that a prediction depends on."""
+        return _hash([sample.identity(self.settings.size), method.identity, self._seed(part, sample)])
+
+    def _files(self, method: Method, sample: Any) -> str:
+        """Of the files of a prediction; empty if one is missing."""
+        return predictions.digest(self._source(method), sample.key, len(sample.targets))
+
+    def _has_files(self, method: Method) -> bool:
+        return self.keep or method.folder is not None
+
+    def _keys(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[str]:
+        """Of what a row depends on, for each output; none if its prediction has no files yet."""
+        prediction = self._files(method, sample) if self._has_files(method) else request
+        subject = [request, prediction, part.kind.name, self.networks, dict(part.about), sample.key]
+        return [_hash([*subject, output]) for output in method.outputs or ("",)] if prediction else []
+
+    def _features_of(self, method: Method, key: str) -> Path:
+        return self._place(method) / FEATURES / f"{key}.npz"
+
+    def _seconds(self, method: Method, sample: Any) -> float | None:
+        made = self._store(self._place(method) / MADE).get(sample.key) if self.keep and method.make else None
+        return made["seconds"] if made else None
+
+    def _finished(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[Row]:
+        """The rows of a sample; none where a prediction must be made first."""
+        if self._has_files(method) and not self._is_made(method, sample, request):
+            return []
+        keys, stored = self._keys(method, part, sample, request), self._store(self._place(method) / ROWS)
+        rows = [row for key in keys if (row := stored.get(key))]
+        lost = any(row["features"] and not self._features_of(method, row["key"]).is_file() for row in rows)
+        if keys and len(rows) == len(keys) and not lost:
+            named = zip(rows, method.names, strict=True)
+            return [row | {"method": name, "seconds": self._seconds(method, sample)} for row, name in named]
+        if not self._has_files(method):
+            return []
+        example = sample.load(self.settings.size)
+        return self._score(method, part, sample, request, example, self._read(method, part, sample, example))
+
+    def _is_made(self, method: Method, sample: Any, request: str) -> bool:
         """Whether the files are those that this very request has made."""
-        if row is None or row["content"] != self._request(entrant, sample, asked):
-            return False
-        files = predictions.digest(self.source(entrant), sample.key, len(sample.targets))
-        return bool(files) and row["files"] == files
+        if method.make is None:
+            return True
+        made = self._store(self._place(method) / MADE).get(sample.key)
+        return made is not None and made["content"] == request and made["files"] == self._files(method, sample) != ""
 
-    def _make(self, entrant: Entrant, waiting: list[_Waiting]) -> Iterator[Row]:
-        """Predictions and figures of the samples that wait, all of one size; afterwards none does."""
-        batch, method = list(waiting), entrant.method
+    # ---- predictions -------------------------------------------------------------------------------------------------
+
+    def _source(self, method: Method) -> Path:
+        """The folder that holds KEY.png; one that a run has written is found by itself."""
+        folder = self._place(method) if method.folder is None else method.folder
+        below = folder / predictions.PREDICTIONS
+        return below if method.folder is None or below.is_dir() else folder
+
+    def _read(self, method: Method, part: SampleSet, sample: Any, example: Example) -> Tensor:
+        known = any(truth is not None for truth in example.truths) or bool(example.inputs)
+        size = example.size if known else None
+        return predictions.read(
+            self._source(method), sample.key, len(sample.targets), size, grey_is_alpha=part.kind.mattes
+        )
+
+    def _make(self, method: Method, part: SampleSet, waiting: list[_Waiting]) -> Iterator[Row]:
+        """Predictions and rows of the samples that wait, all of one size; afterwards none does."""
+        batch = list(waiting)
         waiting.clear()
-        if not batch or method is None:
+        if not batch:
             return
+        assert method.make is not None
         began = time.perf_counter()
         try:
-            made = method.make([w.example for w in batch], [self.settings.seed_of(w.sample.key) for w in batch])
+            seeds = [self._seed(part, sample) for sample, *_ in batch]
+            made = method.make([example for *_, example in batch], seeds)
         except InputError as error:
             if len(batch) > 1:  # only one of them may be to blame
                 for one in batch:
-                    yield from self._make(entrant, [one])
+                    yield from self._make(method, part, [one])
                 return
-            self._pass_over(entrant, batch[0].sample, error)
+            self._pass_over(method, batch[0].sample, error)
             return
         seconds = (time.perf_counter() - began) / len(batch)
-        for (sample, asked, example), layers in zip(batch, made, strict=True):
+        for (sample, request, example), layers in zip(batch, made, strict=True):
             try:
-                row = self._keep(entrant, sample, asked, example, layers, seconds)
-                yield self._score(entrant, sample, asked, example, row, None)
+                self._check(method, sample, example, layers)
+                if self.keep:
+                    self._write(method, sample, request, layers, seconds)
+                    layers = self._read(method, part, sample, example)
+                yield from self._score(method, part, sample, request, example, layers)
             except InputError as error:
-                self._pass_over(entrant, sample, error)
+                self._pass_over(method, sample, error)
 
-    def _keep(
-        self, entrant: Entrant, sample: Sample, asked: str, example: Example, layers: Tensor, seconds: float
-    ) -> Row:
-        wanted = (len(example.targets), 4, *example.size)
+    def _check(self, method: Method, sample: Any, example: Example, layers: Tensor) -> None:
+        several = (len(method.outputs),) if method.outputs else ()
+        wanted = (*several, len(example.targets), 4, *example.size)
         if tuple(layers.shape) != wanted:
-            raise InputError(f"{entrant.name} made {tuple(layers.shape)} of {sample.key}, not {wanted}: leave it out.")
-        place, count = self.out / entrant.place, len(layers)
-        predictions.write(place, sample.key, layers)
-        files = predictions.digest(self.source(entrant), sample.key, count)
-        content = self._request(entrant, sample, asked)
-        row: Row = {"key": sample.key, "content": content, "files": files, "seconds": round(seconds, 4)}
-        append_row(place / MADE, row)
-        return row
+            raise InputError(f"{method.name} made {tuple(layers.shape)} of {sample.key}, not {wanted}: leave it out.")
+        if not bool(layers.isfinite().all()):
+            raise InputError(f"{method.name} answers NaN for {sample.key}: its weights are damaged, or leave it out.")
 
-    # ---- figures ---------------------------------------------------------------------------------------------------
+    def _write(self, method: Method, sample: Any, request: str, layers: Tensor, seconds: float) -> None:
+        predictions.write(self._place(method), sample.key, layers)
+        row: Row = {"key": sample.key, "content": request, "files": self._files(method, sample)}
+        self._append(self._place(method) / MADE, row | {"seconds": round(seconds, 4)})
+
+    def _pass_over(self, method: Method, sample: Any, error: InputError) -> None:
+        if not self.settings.skip_bad:
+            raise error
+        self.bad.setdefault(method.name, {})[sample.key] = str(error)
+
+    # ---- figures -----------------------------------------------------------------------------------------------------
 
     def _score(
-        self,
-        entrant: Entrant,
-        sample: Sample,
-        asked: str,
-        example: Example | None,
-        made: Row | None,
-        stored: Row | None,
-    ) -> Row:
-        kind, networks, place = KINDS[self.kind], self.settings.networks, self.out / entrant.place
-        files = predictions.digest(self.source(entrant), sample.key, len(sample.targets))
-        content = _hash([asked, files, self.shared])
-        seconds = made["seconds"] if made and entrant.method else None
-        if (
-            files
-            and stored
-            and stored["content"] == content
-            and (not stored["features"] or _file(place, content).is_file())
-        ):
-            return stored | {"seconds": seconds}
-        example = sample.load(self.settings.size) if example is None else example
-        layers = self.load(entrant, sample, example)
-        with torch.inference_mode():
-            figures = kind.score(example, layers, networks)
-        features = kind.features(example, layers, networks)
-        if features:
-            buffer = io.BytesIO()
-            np.savez(buffer, **{name: value.numpy() for name, value in features.items()})  # type: ignore[arg-type]
-            _file(place, content).parent.mkdir(exist_ok=True)
-            atomic_write(_file(place, content), buffer.getvalue())
-        height, width = layers.shape[-2:]
-        row: Row = {
-            "key": sample.key,
-            "content": content,
-            "category": sample.category,
-            "height": height,
-            "width": width,
-        }
-        row |= {"features": bool(features), "seconds": seconds}
-        row |= {name: value if isfinite(value) else None for name, value in figures.items()}
-        append_row(place / ROWS, row)
-        return row
-
-    def features(self, entrant: Entrant, rows: Sequence[Row]) -> list[dict[str, Tensor]]:
-        """What `scoring.of_sets` takes, of those rows that have any."""
-        paths = [_file(self.out / entrant.place, row["content"]) for row in rows if row["features"]]
-        return [{name: torch.from_numpy(values) for name, values in np.load(path).items()} for path in paths]
+        self, method: Method, part: SampleSet, sample: Any, request: str, example: Example, layers: Tensor
+    ) -> list[Row]:
+        """A row of each output, stored."""
+        kind, networks, rows = part.kind, self.settings.networks, []
+        keys = self._keys(method, part, sample, request)
+        for name, key, one in zip(method.names, keys, layers if method.outputs else [layers], strict=True):
+            with torch.inference_mode():
+                figures = kind.score(example, one, networks)
+            features = kind.features(example, one, networks)
+            if features:
+                buffer, path = io.BytesIO(), self._features_of(method, key)
+                np.savez(buffer, **{name: value.numpy() for name, value in features.items()})  # type: ignore[arg-type]
+                path.parent.mkdir(exist_ok=True)
+                atomic_write(path, buffer.getvalue())
+            row: Row = {"key": key, "sample": sample.key, "category": sample.category, "method": name, **part.about}
+            row |= {"height": int(one.shape[-2]), "width": int(one.shape[-1]), "features": bool(features)}
+            rows.append(row | {name: value if isfinite(value) else None for name, value in figures.items()})
+        self._append(self._place(method) / ROWS, *rows)
+        return [row | {"seconds": self._seconds(method, sample)} for row in rows]
 
 
-def _file(place: Path, content: str) -> Path:
-    return place / FEATURES / f"{content}.npz"
-
-
-def _hash(told: object) -> str:
-    return sha256(json.dumps(told, sort_keys=True))[:32]
+def _hash(subject: object) -> str:
+    return sha256(json.dumps(subject, sort_keys=True))[:32]

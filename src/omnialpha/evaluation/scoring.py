@@ -1,8 +1,8 @@
-"""What is measured of the answers to a task, by the kind of task: a row a kind."""
+"""How predictions for a task are scored, a row for each kind of task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.evaluation.methods.method import digest_of_weights
 from omnialpha.evaluation.metrics import crello, image, matting
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.clip import Clip
 from omnialpha.evaluation.metrics.components import opencv
 from omnialpha.evaluation.metrics.features import Features
 from omnialpha.evaluation.metrics.lpips import LPIPS
-from omnialpha.evaluation.reconstruction import digest
 from omnialpha.evaluation.reports.report import Column
 from omnialpha.tasks import MAPS, Example, Role
 
@@ -57,7 +57,7 @@ class Networks:
     def identity(self) -> dict[str, Any]:
         """The same for the same figures."""
         return {
-            "lpips": digest(self.lpips) if self.lpips else None,
+            "lpips": digest_of_weights(self.lpips) if self.lpips else None,
             "features": self.features.identity if self.features else None,
             "clip": self.clip.identity if self.clip else None,
         }
@@ -78,17 +78,32 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """figures: of a picture, those that tables show, the first one ranks them; score: these and more, as far as the
-    networks allow. sets: figures of all pictures, by features of what `seen` shows of answer and truth, (K, 3, H, W)
-    each. mattes: a prediction may be a grey matte.
+class Scoring:
+    """How predictions for a task are scored.
+
+    Args:
+        name: the same for the same figures.
+        figures: of a picture, those that tables show; the first one ranks pictures.
+        score: (example with its truths, prediction (m, 4, H, W), networks) -> these and more, as far as the networks
+            allow.
+        sets: figures of all pictures, by the features of what `seen` shows.
+        seen: (example, prediction) -> prediction and truth as (K, 3, H, W) each, None where nothing is comparable.
+        ways: names of the K ways to see them, where tables show each.
+        mattes: whether a prediction may be a grey matte.
+        region, seed, notes: for the report. absent: why a figure that needs no network is missing.
     """
 
+    name: str
     figures: tuple[Column, ...]
     score: Callable[[Example, Tensor, Networks], Figures]
     sets: tuple[Column, ...] = ()
     seen: Callable[[Example, Tensor], tuple[Tensor, Tensor] | None] = lambda example, made: None
+    ways: tuple[str, ...] = ()
     mattes: bool = False
+    region: str = ""
+    seed: str = ""
+    notes: tuple[str, ...] = ()
+    absent: str = "no sample has what it is measured against"
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -134,10 +149,10 @@ def score_matting(example: Example, made: Tensor, networks: Networks) -> Figures
 def score_removal(example: Example, made: Tensor, networks: Networks) -> Figures:
     pair = see_background(example, made)
     assert pair is not None, "removal is measured against a true background"
-    figures = alike(*pair, networks)
+    figures = {name: float(value) for name, value in similarity(*pair, networks).items()}
     mask = next((p[0] for r, p in zip(example.roles, example.inputs, strict=True) if r in MAPS), None)
     if mask is not None and bool((mask > 0.5).any()):
-        figures["hole_psnr"] = min(image.PSNR_CEILING, rgba.psnr(pair[0][0], pair[1][0], mask > 0.5))
+        figures["hole_psnr"] = float(image.psnr(*pair, (mask > 0.5)[None]))
     return figures
 
 
@@ -146,12 +161,12 @@ def see_background(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | No
     return None if true is None else (rgba.flatten(layer(example, made, BG))[None], rgba.flatten(true)[None])
 
 
-def alike(predicted: Tensor, true: Tensor, networks: Networks) -> Figures:
-    """Of RGB (1, 3, H, W) in [0, 1]."""
-    figures = {"psnr": float(image.psnr(predicted, true)), "ssim": float(image.ssim(predicted, true))}
+def similarity(predicted: Tensor, true: Tensor, networks: Networks) -> dict[str, Tensor]:
+    """PSNR, SSIM and, with its network, LPIPS of RGB pictures (B, 3, H, W) in [0, 1]: (B,) each."""
+    figures = {"psnr": image.psnr(predicted, true), "ssim": image.ssim(predicted, true)}
     if networks.lpips:
         device = networks.lpips.shift.device
-        figures["lpips"] = float(networks.lpips((2 * predicted - 1).to(device), (2 * true - 1).to(device)))
+        figures["lpips"] = networks.lpips((2 * predicted - 1).to(device), (2 * true - 1).to(device)).cpu()
     return figures
 
 
@@ -166,7 +181,7 @@ def score_decomposition(example: Example, made: Tensor, networks: Networks) -> F
     figures = crello.measure(made, true) | {"recomposed_psnr": crello.recomposition(made, composite)}
     pair = see_background(example, made)
     assert pair is not None
-    return figures | {f"background_{name}": value for name, value in alike(*pair, networks).items()}
+    return figures | {f"background_{name}": float(v) for name, v in similarity(*pair, networks).items()}
 
 
 # ---- generation -----------------------------------------------------------------------------------------------------
@@ -190,14 +205,14 @@ def see_generated(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | Non
     return predicted, real
 
 
-KINDS: dict[str, Kind] = {
-    "matting": Kind((SAD, MSE, MAD, GRAD, GRAD_AIM, CONN), score_matting, mattes=True),
-    "removal": Kind(
-        (PSNR, SSIM, LPIPS_, Column("hole_psnr", "PSNR in the mask (dB)", 2, "higher")),
+SCORINGS: dict[str, Scoring] = {
+    "matting": Scoring("matting", (SAD, MSE, MAD, GRAD, GRAD_AIM, CONN), score_matting, mattes=True),
+    "removal": Scoring(
+        "removal", (PSNR, SSIM, LPIPS_, Column("hole_psnr", "PSNR in the mask (dB)", 2, "higher")),
         score_removal, (FID, KID, CLIP_FID), see_background,
     ),
-    "decomposition": Kind(
-        (
+    "decomposition": Scoring(
+        "decomposition", (
             Column("rgb_l1_0", "RGB L1", 4, "lower"), Column("alpha_iou_0", "alpha soft IoU", 4, "higher"),
             Column("rgb_l1_5", "RGB L1, 5 merges", 4, "lower"), Column("alpha_iou_5", "IoU, 5 merges", 4, "higher"),
             Column("recomposed_psnr", "PSNR recomposed (dB)", 2, "higher"),
@@ -207,29 +222,23 @@ KINDS: dict[str, Kind] = {
         ),
         score_decomposition,
     ),
-    "generation": Kind((CLIP_SCORE,), score_generation, (FID, KID, CLIP_FID), see_generated),
-    "completion": Kind((CLIP_SCORE,), score_generation),
+    "generation": Scoring("generation", (CLIP_SCORE,), score_generation, (FID, KID, CLIP_FID), see_generated),
+    "completion": Scoring("completion", (CLIP_SCORE,), score_generation),
 }  # fmt: skip
 
 
-def of_sets(pairs: Sequence[Mapping[str, Tensor]], kind: Kind) -> dict[str, float | None]:
-    """FID and its kin of many pictures' features (K, 2, D): the mean over the K ways to see them. None for fewer than
-    two pictures, which are no distribution.
+def of_sets(pairs: Sequence[Mapping[str, Tensor]], kind: Scoring) -> dict[str, float | None]:
+    """FID and its kin of many pictures' features (K, 2, D): the mean over the K ways to see them, and NAME_WAY of each
+    that the kind names. None for fewer than two pictures, which are no distribution.
     """
     made: dict[str, float | None] = {}
     for column in kind.sets:
         whose, distance = SETS[column.key]
-        stacked = torch.stack([f[whose] for f in pairs if whose in f]) if any(whose in f for f in pairs) else None
-        usable = stacked is not None and len(stacked) > 1
-        made[column.key] = _mean(distance(a, b) for a, b in _ways(stacked)) if usable and stacked is not None else None
+        features = [pair[whose] for pair in pairs if whose in pair]
+        each: list[float] = []
+        if len(features) > 1:
+            stacked = torch.stack(features)  # (N, K, 2, D)
+            each = [distance(stacked[:, k, 0], stacked[:, k, 1]) for k in range(stacked.shape[1])]
+        made[column.key] = sum(each) / len(each) if each else None
+        made |= {f"{column.key}_{way}": each[k] if each else None for k, way in enumerate(kind.ways)}
     return made
-
-
-def _ways(stacked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(N, K, 2, D) -> K times (N, D) of the answers and of the truths."""
-    return ((stacked[:, k, 0], stacked[:, k, 1]) for k in range(stacked.shape[1]))
-
-
-def _mean(values: Iterator[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, log10
 
-import torch
 from torch import Tensor
 
+from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.reports.report import Row, mean
 
-PSNR_CAP = 60.0  # dB of one picture, about what 8 bits can say: an untouched picture must not make a mean infinite
-ABOUT = ("category", "part", "task", "method", "told")
+ABOUT = ("category", "part", "task", "method", "guidance")
+OTHERS = ("key", "sample", "height", "width", "features", "seconds")  # of a row, which are no figures
 SUM, COUNT, POOLED = "_sum", "_count", "_pooled"
 
 
@@ -22,19 +22,11 @@ def by_picture(**figures: Tensor) -> list[Row]:
 
 
 def error(name: str, a: Tensor, b: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Of pictures (B, C, H, W), where mask (B, H, W) says: PSNR of each, at most PSNR_CAP, and squared error and number
-    of values, which are pooled.
+    """Of pictures (B, C, H, W), where mask (B, H, W) says: PSNR of each, at most PSNR_8_BIT, and squared error and
+    number of values, which are pooled.
     """
-    square = (a.double() - b.double()).square()
-    counted = torch.ones_like(square) if mask is None else mask[:, None].expand_as(square).double()
-    total, count = (square * counted).sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3))
-    psnr = (-10 * torch.log10(total / count)).clamp(max=PSNR_CAP)
-    return {name: psnr, f"{name}{SUM}": total, f"{name}{COUNT}": count}
-
-
-def mean_psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR of each picture (B, C, H, W), at most PSNR_CAP, then the mean in dB."""
-    return float(error("psnr", a, b)["psnr"].mean())
+    total, count = image.squared_error(a, b, mask)
+    return {name: image.psnr(a, b, mask, image.PSNR_8_BIT), f"{name}{SUM}": total, f"{name}{COUNT}": count}
 
 
 def weighted(difference: Tensor, weight: Tensor) -> Tensor:
@@ -47,7 +39,7 @@ def summarise(rows: Sequence[Row]) -> Row:
     what is pooled.
     """
     made: Row = {name: rows[0][name] for name in ABOUT} | {"n": len(rows)}
-    for name in dict.fromkeys(name for row in rows for name in row if name not in (*ABOUT, "key", "picture")):
+    for name in dict.fromkeys(name for row in rows for name in row if name not in (*ABOUT, *OTHERS)):
         if name.endswith(SUM):
             stem = name.removesuffix(SUM)
             total, count = (sum(row[f"{stem}{what}"] for row in rows) for what in (SUM, COUNT))

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes
 from omnialpha.evaluation.methods.baselines import best_constant
 from omnialpha.evaluation.methods.classical import has_anchors
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import METRICS, POINTWISE, measure, soft_iou
-from omnialpha.evaluation.suite import Figures, Part, Scenes
+from omnialpha.evaluation.suite import Figures, Scenes, Section
 from omnialpha.evaluation.suite_figures import by_picture, error
 from omnialpha.tasks import MAPS, Example, Role
 
@@ -27,23 +27,23 @@ WORDINGS = {  # what the text says; "" is the caption as training composes it: t
 }  # fmt: skip
 
 
-def matting(scenes: Scenes) -> Iterable[Part]:
+def matting(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
 
-    def part(name: str, told: str, examples: Sequence[Example]) -> Part:
+    def section(name: str, guidance: str, examples: Sequence[Example]) -> Section:
         score, constant = partial(matte_figures, held), {BEST_CONSTANT: partial(constants, held)}
-        best = "+composites" if told == Role.ALPHA else "mad"  # whose alpha is given
-        return Part(name, "matting", name, told, examples, score, constant, best)
+        best = "+composites" if guidance == Role.ALPHA else "mad"  # whose alpha is given
+        return Section(name, "matting", name, guidance, examples, score, constant, best)
 
-    yield part("matting_auto", "nothing", held.examples("matting_auto"))
+    yield section("matting_auto", "nothing", held.examples("matting_auto"))
     for role in MAPS:
-        yield part(f"matting_{role}", str(role), held.examples(f"matting_{role}"))
+        yield section(f"matting_{role}", str(role), held.examples(f"matting_{role}"))
     of_anchored = {BEST_CONSTANT: partial(constants, held, anchored=True)}
-    yield Part(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
+    yield Section(ANCHORED, "matting", "matting_trimap", "truth", references=of_anchored)
     yield from text(scenes)
 
 
-def text(scenes: Scenes) -> Iterable[Part]:
+def text(scenes: Scenes) -> Iterable[Section]:
     held = scenes.twos
     for wording, pattern in WORDINGS.items():
         phrases = held.phrases(pattern)
@@ -52,7 +52,7 @@ def text(scenes: Scenes) -> Iterable[Part]:
             continue
         whole = held.examples("matting_text", [asked for asked, _ in phrases])
         first = not pattern
-        yield Part(
+        yield Section(
             f"matting_text: {wording}",
             "matting",
             "matting_text",
@@ -61,18 +61,18 @@ def text(scenes: Scenes) -> Iterable[Part]:
             partial(_picked, held, keep, first),
             {BEST_CONSTANT: partial(constants, held)} if first else {},
             "mad" if first else "",
-            peers=first,
+            baselines=first,
         )
-    for task, told in (("matting_auto", "nothing"), ("matting_trimap", "trimap")):
+    for task, guidance in (("matting_auto", "nothing"), ("matting_trimap", "trimap")):
         score = partial(matte_figures, held)
-        yield Part(f"{task}: {TWO}", "matting", task, told, held.examples(task), score, models=False)
+        yield Section(f"{task}: {TWO}", "matting", task, guidance, held.examples(task), score, models=False)
 
 
-def _picked(held: HeldOut, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:
+def _picked(held: HeldOutScenes, keep: Sequence[int], whole: bool, which: Sequence[int], out: Tensor) -> Figures:
     return matte_figures(held, [keep[i] for i in which], out, whole)
 
 
-def matte_figures(held: HeldOut, which: Sequence[int], out: Tensor, whole: bool = True) -> Figures:
+def matte_figures(held: HeldOutScenes, which: Sequence[int], out: Tensor, whole: bool = True) -> Figures:
     """Of foregrounds (B, 1, 4, H, W). whole: the errors, not only which object was picked."""
     picks, alpha = list(which), out[:, 0, 3]
     true, trimap = held.target[picks, 3], held.trimap[picks]
@@ -92,7 +92,7 @@ def matte_figures(held: HeldOut, which: Sequence[int], out: Tensor, whole: bool 
     return by_picture(**made)
 
 
-def constants(held: HeldOut, anchored: bool = False) -> Figures:
+def constants(held: HeldOutScenes, anchored: bool = False) -> Figures:
     """The one alpha for all pictures that makes the mean of a metric smallest. anchored: for those whose trimap has
     anchors; the others get no figures.
     """

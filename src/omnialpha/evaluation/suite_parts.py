@@ -12,15 +12,17 @@ from torch import Tensor
 from omnialpha import fidelity, rgba
 from omnialpha.data.scene import Caption, Scene, to_example
 from omnialpha.data.synthetic import bank as banks
-from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes
+from omnialpha.evaluation.datasets.rgba_pictures import TASK
+from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.metrics.reader import Reader, Request, requests
-from omnialpha.evaluation.suite import BATCH, Figures, Part, Scenes
+from omnialpha.evaluation.suite import BATCH, Figures, Scenes, Section, identity
 from omnialpha.evaluation.suite_figures import by_picture, error, weighted
 from omnialpha.evaluation.suite_matting import matting
 from omnialpha.masks import DEFINITE
-from omnialpha.tasks import MAPS, TASKS, Role
+from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
 
@@ -28,39 +30,44 @@ SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
 # ---- autoencoder ----------------------------------------------------------------------------------------------------
 
 
-def autoencoder(scenes: Scenes) -> Iterable[Part]:
+def autoencoder(scenes: Scenes) -> Iterable[Section]:
     held, model = scenes.ones, scenes.model
 
-    def measured(pictures: Tensor) -> Figures:
-        again: list[Tensor] = []
-        for batch in pictures.split(BATCH):
-            like = [TASKS["text_to_image"].example(prompt="a picture", size=scenes.size)] * len(batch)
-            cond = model.condition(like)
-            again += model.pictures(model.encode_targets([[p] for p in batch], cond), cond)
-        back = torch.cat([p.cpu() for p in again]).clamp(0, 1)
+    def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
+        like = [TASKS["text_to_image"].example(prompt="a picture", size=scenes.size)] * len(examples)
+        cond = model.condition(like)
+        again = model.pictures(model.encode_targets([[example.inputs[0]] for example in examples], cond), cond)
+        return [picture.cpu().clamp(0, 1) for picture in again]
+
+    def score(which: range, out: Tensor, pictures: Tensor) -> Figures:
+        back, true = out[:, 0], pictures[list(which)]
         each = {
-            name: error("psnr", rgba.flatten(back, color), rgba.flatten(pictures, color))["psnr"]
+            name: error("psnr", rgba.flatten(back, color), rgba.flatten(true, color))["psnr"]
             for name, color in BACKGROUNDS.items()
         }
         mean = torch.stack(list(each.values())).mean(dim=0)
-        return by_picture(**each, mean=mean, alpha_mad=measure(back[:, 3], pictures[:, 3], names=("mad",))["mad"])
+        return by_picture(**each, mean=mean, alpha_mad=measure(back[:, 3], true[:, 3], names=("mad",))["mad"])
 
+    own = Method(model.card.name, make, TASK.__eq__, identity(model), batch=BATCH)
     for name, pictures in (("subject", held.target), ("background", held.background), ("composite", held.composite)):
-        made = {model.card.name: partial(measured, pictures)}
-        yield Part(f"autoencoder: {name}", "autoencoder", "text_to_image", name, references=made)
+        examples = [Example(TASK, (Role.FULL,), (p,), "", (Role.FULL,), scenes.size) for p in pictures]
+        yield Section(
+            f"autoencoder: {name}", "autoencoder", TASK, name, examples, partial(score, pictures=pictures),
+            models=False, baselines=False, own=(own,),
+        )  # fmt: skip
 
 
 # ---- removal --------------------------------------------------------------------------------------------------------
 
 
-def removal(scenes: Scenes) -> Iterable[Part]:
+def removal(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
     for role in (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA, None):
         name = f"removal_{role or 'auto'}"
         examples = held.examples(name)
         # without a map nothing says where the hole is
         guides = held.rough if role is None else [example.inputs[1][0] for example in examples]
-        holes = torch.stack([fidelity.hole(guide, role or Role.ROUGH) for guide in guides])
+        holes = torch.stack([fidelity.removal_mask(guide, role or Role.ROUGH) for guide in guides])
 
         def score(which: range, out: Tensor, holes: Tensor = holes) -> Figures:
             picks, rgb = list(which), out[:, 0, :3]
@@ -68,13 +75,13 @@ def removal(scenes: Scenes) -> Iterable[Part]:
             share = 100 * hole.float().mean(dim=(1, 2))
             return by_picture(hole_share=share, **error("hole", rgb, true, hole), **error("whole", rgb, true))
 
-        yield Part(name, "removal", name, str(role or "nothing"), examples, score, best="+hole")
+        yield Section(name, "removal", name, str(role or "nothing"), examples, score, best="+hole")
 
 
 # ---- decomposition --------------------------------------------------------------------------------------------------
 
 
-def decomposition(scenes: Scenes) -> Iterable[Part]:
+def decomposition(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
 
     def score(which: range, out: Tensor) -> Figures:
@@ -91,16 +98,16 @@ def decomposition(scenes: Scenes) -> Iterable[Part]:
     for role in (None, *MAPS):
         name = f"decompose_{role or 'auto'}"
         examples = held.examples(name)
-        yield Part(name, "decomposition", name, str(role or "nothing"), examples, score, best="alpha_mad")
+        yield Section(name, "decomposition", name, str(role or "nothing"), examples, score, best="alpha_mad")
 
 
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 
-def completion(scenes: Scenes) -> Iterable[Part]:
+def completion(scenes: Scenes) -> Iterable[Section]:
     """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
     held = scenes.ones
-    asks: dict[str, Callable[[HeldOut, list[int], Tensor], dict[str, Tensor]]] = {
+    asks: dict[str, Callable[[HeldOutScenes, list[int], Tensor], dict[str, Tensor]]] = {
         "foreground_to_full": _keeps_foreground,
         "background_to_full": _keeps_background,
         "foreground_to_background": _new_background,
@@ -115,33 +122,33 @@ def completion(scenes: Scenes) -> Iterable[Part]:
         true = torch.stack([example.true_layers() for example in examples])
         truths = {"the true layer": partial(score, range(scenes.n), true)}
         best = "+kept" if name.endswith("full") else ""
-        yield Part(name, "completion", name, "text and layer", examples, score, truths, best)
+        yield Section(name, "completion", name, "text and layer", examples, score, truths, best)
 
 
-def _keeps_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _keeps_foreground(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """The given layer where it is solid; in pictures where it is nowhere, where it is most."""
     given = held.target[picks]
     solid = given[:, 3] > DEFINITE * given[:, 3].amax(dim=(1, 2), keepdim=True)
     return error("kept", out[:, :3], given[:, :3], solid) | {"opacity": 100 * out[:, 3].mean(dim=(1, 2))}
 
 
-def _keeps_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _keeps_background(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """The given scene in its better half: something was to be added, and nothing says where."""
     given = held.background[picks]
     apart = (out[:, :3] - given[:, :3]).abs().mean(dim=1)
     better = apart <= apart.flatten(1).median(dim=1).values[:, None, None]
-    changed = torch.stack([fidelity.changed(a, b) for a, b in zip(out, given, strict=True)])
+    changed = torch.stack([fidelity.removal_mask_of_change(a, b) for a, b in zip(out, given, strict=True)])
     return error("kept", out[:, :3], given[:, :3], better) | {"changed": 100 * changed.float().mean(dim=(1, 2))}
 
 
-def _new_background(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _new_background(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """How far the scene is from the given layer where that would cover it: a copy of the layer is no background."""
     given = held.target[picks]
     away = weighted((out[:, :3] - given[:, :3]).abs(), given[:, 3])
     return {"away": away, "opacity": 100 * out[:, 3].mean(dim=(1, 2))}
 
 
-def _new_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, Tensor]:
+def _new_foreground(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
     """Whether there is a layer with a shape of its own, and how far it is from the scene, over which it is laid."""
     given, alpha = held.background[picks], out[:, 3]
     shown = (alpha.amax(dim=(1, 2)) >= SEEN) & (alpha.amin(dim=(1, 2)) < SEEN)
@@ -152,7 +159,7 @@ def _new_foreground(held: HeldOut, picks: list[int], out: Tensor) -> dict[str, T
 # ---- generation -----------------------------------------------------------------------------------------------------
 
 
-def generation(scenes: Scenes) -> Iterable[Part]:
+def generation(scenes: Scenes) -> Iterable[Section]:
     asked = requests(scenes.n, scenes.seed + banks.TEST_SEED, scenes.size[0])
     reader, row = Reader(scenes.seed), TASKS["text_to_image"]
 
@@ -167,7 +174,7 @@ def generation(scenes: Scenes) -> Iterable[Part]:
 
     drawings = torch.stack([r.drawing for r in asked])
     drawn = [Scene(r.drawing[None], captions=(Caption(r.prompt),)) for r in asked]
-    yield Part(
+    yield Section(
         "text_to_image",
         "generation",
         "text_to_image",
@@ -184,7 +191,7 @@ def _hits(asked: Request, color: str, shape: str) -> dict[str, float]:
     return {"colour": 100.0 * right[0], "shape": 100.0 * right[1], "both": 100.0 * all(right)}
 
 
-CATEGORIES: dict[str, Callable[[Scenes], Iterable[Part]]] = {
+CATEGORIES: dict[str, Callable[[Scenes], Iterable[Section]]] = {
     "autoencoder": autoencoder,
     "matting": matting,
     "removal": removal,

@@ -1,9 +1,9 @@
-"""Picture files: read PNG, WebP, JPEG, TIFF (and what else Pillow knows); write PNG, WebP, JPEG, TIFF atomically.
+"""Picture files: reading PNG, WebP, JPEG, TIFF and what else Pillow knows, writing PNG, WebP, JPEG and TIFF.
 
-In the order of imports: `icc`, `sources`, `metadata`, `samples`, `tiffs`, `decoding`, `encoding`, `reading`, `kinds`,
-`writing`."""
+In the order of imports: `colour`, `sources`, `metadata`, `samples`, `tiffs`, `decoding`, `encoding`, `reading`,
+`conversion`, `writing`, `layers`, `contact_sheet`."""
 
-from omnialpha.io.conversion import AnyImage, loaded, same_kind, to_rgba
+from omnialpha.io.conversion import AnyImage, as_type_of, read_if_file, to_rgba
 from omnialpha.io.reading import Picture, read_image, read_settings
 from omnialpha.io.samples import DAMAGED
 from omnialpha.io.writing import FORMATS, Format, check_output, write_image
@@ -15,10 +15,10 @@ __all__ = [
     "Format",
     "Picture",
     "check_output",
-    "loaded",
+    "read_if_file",
     "read_image",
     "read_settings",
-    "same_kind",
+    "as_type_of",
     "to_rgba",
     "write_image",
 ]

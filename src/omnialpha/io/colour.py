@@ -32,7 +32,7 @@ def srgb_encode(linear: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Channel curves (encoded -> linear, sampled evenly on [0, 1]) and the linear matrix to XYZ D50; grey has one."""
+    """A profile: channel curves (encoded to linear, samples on [0, 1]) and the matrix to XYZ D50, None for grey."""
 
     curves: tuple[np.ndarray, ...]
     matrix: np.ndarray | None
@@ -42,7 +42,7 @@ class Profile:
         return self.matrix is None
 
     def to_srgb(self, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
-        """(H, W, 3) encoded in this profile -> sRGB (H, W, 3) clipped to [0, 1], and whether that cut colours off."""
+        """Convert (H, W, 3) in this profile to sRGB, clipped to [0, 1]; and whether colours were clipped."""
         to_linear_srgb = np.eye(3) if self.matrix is None else np.linalg.solve(SRGB_TO_XYZ, self.matrix)
         clipped = False
 
@@ -56,7 +56,7 @@ class Profile:
         return _in_blocks(convert, pixels), clipped
 
     def from_srgb(self, pixels: np.ndarray) -> np.ndarray:
-        """sRGB (H, W, 3) -> encoded in this RGB profile (H, W, 3), clipped to [0, 1]."""
+        """Convert sRGB (H, W, 3) to this RGB profile, clipped to [0, 1]."""
         assert self.matrix is not None
         from_linear_srgb = np.linalg.solve(self.matrix, SRGB_TO_XYZ)
 
@@ -86,7 +86,7 @@ def _in_blocks(convert: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) 
 
 
 def parse(icc: bytes) -> Profile | None:
-    """ICC bytes -> Profile; None for what is not curves and a matrix (tables, CMYK, Lab). ValueError if damaged."""
+    """Parse ICC bytes; None for profiles without curves and a matrix (tables, CMYK, Lab). ValueError if damaged."""
     try:
         space, connection = icc[16:20], icc[20:24]
         count = struct.unpack_from(">I", icc, 128)[0]

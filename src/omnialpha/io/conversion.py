@@ -1,4 +1,4 @@
-"""What the library takes for a picture, and the way back to the same kind."""
+"""Pictures of other libraries (PIL, numpy, torch) to RGBA tensors, and back to the same type."""
 
 from __future__ import annotations
 
@@ -14,32 +14,42 @@ from torch import Tensor
 from omnialpha.errors import InputError
 from omnialpha.io.decoding import decode
 from omnialpha.io.reading import Picture, read_image, tensor
-from omnialpha.io.samples import ROUNDING, Decoded, explained, rgba_of, unit
-from omnialpha.io.sources import Given
+from omnialpha.io.samples import ROUNDING, Decoded, check_unit_range, readable_errors, rgba_of
+from omnialpha.io.sources import ImageSource
 
 if TYPE_CHECKING:
-    AnyImage = Picture | Given | Image.Image | np.ndarray | Tensor
+    AnyImage = Picture | ImageSource | Image.Image | np.ndarray | Tensor
 else:
     AnyImage = Any
 
 FILES = (str, os.PathLike, bytes, bytearray, memoryview, IOBase)
 
 
-def loaded(image: Any) -> Any:
-    """What has to be read (a path, an open file, bytes) as a Picture; all else as it is."""
+def read_if_file(image: Any) -> Any:
+    """Read a path, an open file or bytes as a Picture; return anything else as it is."""
     return read_image(image) if isinstance(image, FILES) or hasattr(image, "read") else image
 
 
 def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
-    """Any kind of picture -> float32 (4, H, W). Arrays are (H, W[, C]), tensors ([C,] H, W), or a batch of one.
+    """Convert a picture of any type to a straight RGBA tensor.
 
-    8 and 16 bits, bools, or floats in [0, 1]; Pillow's I;16 and I hold 0 to 65535, F holds 0 to 1. data: the picture
-    is a map, whose values are taken as stored; integers of other types may then be labels, 0 and 1, and arrays
-    (1, H, W)."""
+    Args:
+        image: A `Picture`, a path, an open file, bytes, a PIL picture (I;16 and I hold 0 to 65535, F holds 0 to 1), an
+            array (H, W[, C]) or a tensor ([C,] H, W) of 1 to 4 channels, or a batch of one. 8 or 16 bits, bools, or
+            floats in [0, 1].
+        data: The picture is a map, whose values are taken as stored, whatever its colour profile. Integers of other
+            types may then be labels 0 and 1, and arrays (1, H, W).
+
+    Returns:
+        float32 (4, H, W) in [0, 1], sRGB unless `data`, on the device of a tensor that was given.
+
+    Raises:
+        InputError: It is no picture, or cannot be read.
+    """
     if isinstance(image, Picture):
         return image.raw if data else image.rgba
     if isinstance(image, Image.Image):
-        with explained("The picture"):
+        with readable_errors("The picture"):
             return tensor(decode(image, data=data))
     if isinstance(image, np.ndarray):
         array = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
@@ -72,7 +82,7 @@ def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: f
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[-1] > 4):
         raise InputError(f"{named} is not a picture; it needs 1 to 4 channels as {layout}, and no side of 0.")
     if np.issubdtype(array.dtype, np.floating):
-        return rgba_of(unit(array, named, max(rounding, ROUNDING)))
+        return rgba_of(check_unit_range(array, named, max(rounding, ROUNDING)))
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if data and np.issubdtype(array.dtype, np.integer) and array.dtype not in (np.uint8, np.uint16):
         if not np.isin(array, (0, 1)).all():
@@ -86,10 +96,17 @@ def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: f
     return rgba_of(array)
 
 
-def same_kind(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | Tensor:
-    """(4, H, W) -> the kind and precision of `original`, always RGBA, and a batch of one where that is one.
+def as_type_of(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | Tensor:
+    """Convert an RGBA tensor to the type that a picture was given in.
 
-    Files and Pictures give a PIL image; those of 16 bits a uint16 array (H, W, 4), as PIL holds no 16-bit RGBA."""
+    Args:
+        rgba: (4, H, W) in [0, 1].
+        original: What was given.
+
+    Returns:
+        RGBA of the type and precision of `original`, a batch of one where that is one. Files and `Picture`s give a PIL
+        picture; those of 16 bits an array (H, W, 4) uint16, as PIL has no 16-bit RGBA.
+    """
     if isinstance(original, Tensor):
         if original.is_floating_point():
             made = rgba.to(original.device, original.dtype)
@@ -105,13 +122,13 @@ def same_kind(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | Te
         else:
             array = integers(rgba, 8)
         return array[None] if original.ndim == 4 else array
-    original = loaded(original)
+    original = read_if_file(original)
     if isinstance(original, Picture) and original.bits == 16:
         return integers(rgba, 16)
     return Image.fromarray(integers(rgba, 8))
 
 
 def integers(rgba: Tensor, bits: int) -> np.ndarray:
-    """(4, H, W) in [0, 1] -> (H, W, 4) uint8 or uint16."""
+    """Quantise (4, H, W) in [0, 1] to an array (H, W, 4), uint8, or uint16 for 16 `bits`."""
     pixels = rgba.detach().permute(1, 2, 0).float().cpu().numpy().clip(0, 1)
     return (pixels * (2**bits - 1) + 0.5).astype(np.uint16 if bits == 16 else np.uint8)

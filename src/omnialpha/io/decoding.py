@@ -11,8 +11,8 @@ from PIL import Image, ImageCms, ImageFile
 
 from omnialpha.errors import InputError
 from omnialpha.io import colour, metadata, tiffs
-from omnialpha.io.samples import Decoded, orient, rgba_of, third_party, unit
-from omnialpha.io.sources import Source
+from omnialpha.io.samples import Decoded, check_unit_range, decoder_errors, orient, rgba_of
+from omnialpha.io.sources import SourceFile
 
 ORIENTATION, PHOTOMETRIC = 274, 262  # EXIF and TIFF tags
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -25,21 +25,21 @@ if sys.byteorder == "little":  # compressed TIFF arrives in the machine's order
 
 
 def decode(
-    image: Image.Image, source: Source | None = None, *, frame: int | None = None, data: bool = False
+    image: Image.Image, source: SourceFile | None = None, *, frame: int | None = None, data: bool = False
 ) -> Decoded:
     """An opened picture, upright. With its `source`, 16 bits, associated alpha and metadata are read in full.
 
     frame: from 0 on; None: the first, with a note if there are more. data: samples as stored, whatever their profile.
     """
     name = source.name if source else "The picture"
-    with third_party():
+    with decoder_errors():
         frames = getattr(image, "n_frames", 1)
         check_frame(frame, frames, name)
         if frame is not None:
             image.seek(frame)
     raw, is_tiff = _rawmode(image), image.format == "TIFF"
     pixels, bits, notes = tiffs.read(source, frame or 0) if source and is_tiff else (None, 8, [])
-    with third_party():
+    with decoder_errors():
         exif = image.getexif()
         if pixels is None:
             image.load()
@@ -58,13 +58,13 @@ def decode(
     dpi = _dpi(image)
     done.dpi = dpi[::-1] if dpi and turn >= 5 else dpi
     if source:
-        with third_party():
+        with decoder_errors():
             done.metadata, more = metadata.read(image, (done.pixels.shape[1], done.pixels.shape[0]))
         done.notes += more
     return done
 
 
-def decode_unknown(source: Source, *, frame: int | None = None, data: bool = False) -> Decoded:
+def decode_unknown(source: SourceFile, *, frame: int | None = None, data: bool = False) -> Decoded:
     """A TIFF that Pillow cannot open at all, such as RGB floats or 16-bit grey with alpha."""
     frames = tiffs.count(source)
     check_frame(frame, frames, source.name)
@@ -147,13 +147,13 @@ def _apply_profile(done: Decoded, image: Image.Image) -> None:
             done.notes.append("some colours lie outside sRGB and are clipped, but where they are copied to a file")
 
 
-def _sixteen_bit(image: Image.Image, raw: str, source: Source | None, name: str) -> tuple[np.ndarray, int] | None:
+def _sixteen_bit(image: Image.Image, raw: str, source: SourceFile | None, name: str) -> tuple[np.ndarray, int] | None:
     """RGBA (H, W, 4) and 16, of a loaded picture with more than 8 bits a channel; else None.
 
     I;16 and I hold 0 to 65535, F holds 0 to 1; InputError for what lies outside."""
     key = image.info.get("transparency")  # PNG: the one transparent grey value or RGB triple
     if image.mode == "F":
-        return rgba_of(unit(np.asarray(image), name)), 16
+        return rgba_of(check_unit_range(np.asarray(image), name)), 16
     if image.mode.startswith("I"):
         samples = _grey_integers(image, raw, source is None, name)
     elif source is None:
@@ -198,9 +198,9 @@ def _rawmode(image: Image.Image) -> str:
     return str(tiles[0].args[0] if isinstance(tiles[0].args, tuple) else tiles[0].args)
 
 
-def _reread(source: Source, raw: str, instead: str) -> np.ndarray:
+def _reread(source: SourceFile, raw: str, instead: str) -> np.ndarray:
     """The file's samples (H, W, C) uint8, unpacked as `instead` says rather than as `raw`."""
-    with source.open() as file, third_party(), Image.open(file) as twin:
+    with source.open() as file, decoder_errors(), Image.open(file) as twin:
         assert isinstance(twin, ImageFile.ImageFile) and _rawmode(twin) == raw
         twin.tile = [
             tile._replace(args=(instead, *tile.args[1:]) if isinstance(tile.args, tuple) else instead)

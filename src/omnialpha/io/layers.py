@@ -25,7 +25,14 @@ INDEX, FORMAT, VERSION = "layers.json", "omnialpha-layers", 1
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A named picture (4, h, w) whose top left pixel sits at `offset` (top, left) of its stack, maybe outside it."""
+    """A layer of a stack.
+
+    Attributes:
+        name: Any words.
+        rgba: (4, h, w) in [0, 1], straight alpha.
+        offset: Where its top left pixel lies in the stack, (top, left), which may be outside.
+        role: What it is to the task that made it.
+    """
 
     name: str
     rgba: Tensor
@@ -37,7 +44,7 @@ class Layer:
             raise InputError(f"Layer {self.name!r} has shape {tuple(self.rgba.shape)}; pass (4, height, width).")
 
     def placed(self, size: tuple[int, int]) -> Tensor:
-        """The layer on a transparent canvas (4, *size); what sticks out is cut off."""
+        """The layer on a transparent canvas (4, *size), cropped to it."""
         canvas = self.rgba.new_zeros(4, *size)
         (top, left), (height, width) = self.offset, self.rgba.shape[1:]
         rows = slice(max(top, 0), max(min(top + height, size[0]), 0))
@@ -49,7 +56,7 @@ class Layer:
 
 
 class LayerStack:
-    """Layers back to front (background first) on a canvas of `size` (height, width)."""
+    """Layers back to front, the background first, on a canvas of `size` (height, width)."""
 
     def __init__(self, size: tuple[int, int], layers: Iterable[Layer]) -> None:
         self.size = (int(size[0]), int(size[1]))
@@ -80,7 +87,7 @@ class LayerStack:
         return arithmetic.recompose([layer.placed(self.size) for layer in self.layers])
 
     def error(self, reference: Tensor) -> dict[str, float]:
-        """How far recompose() is from `reference` (4, *size), premultiplied: psnr in dB, mae in [0, 1]."""
+        """The difference of `recompose` to a reference (4, *size), both premultiplied: psnr in dB, mae in [0, 1]."""
         if tuple(reference.shape) != (4, *self.size):
             raise InputError(f"The reference has shape {tuple(reference.shape)}; this stack needs {(4, *self.size)}.")
         a, b = arithmetic.premultiply(self.recompose()), arithmetic.premultiply(reference)
@@ -95,10 +102,16 @@ class LayerStack:
         icc: bytes | None = None,
         dpi: tuple[float, float] | None = None,
     ) -> None:
-        """Writes one PNG a layer and layers.json, whole or not at all; replaces only an earlier stack or nothing.
+        """Write a folder of one PNG a layer and layers.json, whole or not at all.
 
-        8 bits round each layer; 16 keep many soft layers within 1/255 of the recomposition. settings, icc and dpi go
-        into every PNG, as `write_image` takes them, the settings into layers.json too."""
+        Args:
+            folder: A new or empty folder, or an earlier stack, which is replaced.
+            bits: A channel. 8 round each layer; 16 keep many soft layers within 1/255 of the recomposition.
+            settings, icc, dpi: Of every PNG, see `write_image`; the settings are in layers.json too.
+
+        Raises:
+            InputError: The folder cannot be written, or holds something else.
+        """
         folder = Path(os.path.abspath(folder))
         check_folder(folder)
         try:
@@ -121,7 +134,11 @@ class LayerStack:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LayerStack:
-        """Reads what save wrote; PNGs that were edited meanwhile are read as they are now."""
+        """Read a folder that `save` wrote. PNGs that were edited since are read as they are.
+
+        Raises:
+            InputError: The folder holds no stack, or a damaged one.
+        """
         folder = Path(folder)
         index = _read_index(folder)
         try:

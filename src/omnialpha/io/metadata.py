@@ -16,7 +16,7 @@ ORIENTATION, EXIF_IFD, WIDTH, HEIGHT = 274, 0x8769, 0xA002, 0xA003
 THUMBNAIL, THUMBNAIL_BYTES = 0x201, 0x202
 # Tags of a TIFF that tell of the picture, not of how the file is laid out: description, maker, model, software, date,
 # artist, copyright, and the parts of EXIF and GPS.
-TOLD = (270, 271, 272, 305, 306, 315, 33432, EXIF_IFD, 0x8825)
+COPIED_TAGS = (270, 271, 272, 305, 306, 315, 33432, EXIF_IFD, 0x8825)
 LAYOUT = ('{"shape', "ImageJ=", "<?xml")  # descriptions that programs read as the layout of the file
 NOT_TEXT = ("XML:com.adobe.xmp", SETTINGS)
 SEGMENT = 65533  # bytes that a segment of a JPEG holds
@@ -60,7 +60,7 @@ def _exif(image: Image.Image) -> bytes | None:
     if image.format != "TIFF" and "Raw profile type exif" not in image.info:
         return None
     whole, kept = image.getexif(), Image.Exif()
-    for tag in TOLD:
+    for tag in COPIED_TAGS:
         value: Any = whole.get_ifd(tag) if tag in (EXIF_IFD, 0x8825) else whole.get(tag)
         if value and not str(value).startswith(LAYOUT):
             kept[tag] = value
@@ -119,7 +119,7 @@ def with_resolution(exif: bytes | None, dpi: tuple[float, float] | None) -> byte
     return made.tobytes(8).removeprefix(MARK)
 
 
-def fitting(data: Metadata, form: str) -> tuple[Metadata, list[str]]:
+def fit_to_format(data: Metadata, form: str) -> tuple[Metadata, list[str]]:
     """What a file of the format `form` can hold of it, and notes on what it cannot."""
     notes = []
 
@@ -134,7 +134,7 @@ def fitting(data: Metadata, form: str) -> tuple[Metadata, list[str]]:
         drop(f"EXIF ({len(data.exif):,} bytes)", exif=None)
     if form == "JPEG" and data.xmp and len(data.xmp) + XMP_MARK > SEGMENT:
         drop(f"XMP ({len(data.xmp):,} bytes)", xmp=None)
-    if form == "TIFF" and data.exif and any(tag in TOLD[-2:] for tag in _loaded(data.exif)):
+    if form == "TIFF" and data.exif and any(tag in COPIED_TAGS[-2:] for tag in _loaded(data.exif)):
         notes.append("TIFF has room for the maker, date, artist and words of the input's EXIF, not for the rest")
     return data, notes
 
@@ -148,6 +148,6 @@ def _loaded(exif: bytes) -> Image.Exif:
 def tiff_tags(data: Metadata) -> list[tuple[int, int, int, bytes, bool]]:
     """The words of the EXIF and the XMP as extra tags of a TIFF: code, type, count, value, first page alone."""
     words = _loaded(data.exif) if data.exif else {}
-    texts = {tag: str(words[tag]).encode("ascii", "replace") + b"\0" for tag in TOLD[:-2] if tag in words}
+    texts = {tag: str(words[tag]).encode("ascii", "replace") + b"\0" for tag in COPIED_TAGS[:-2] if tag in words}
     tags = [(tag, 2, len(text), text, True) for tag, text in texts.items()]
     return tags + ([(700, 1, len(data.xmp), data.xmp, True)] if data.xmp else [])

@@ -18,8 +18,8 @@ from torch import Tensor
 from omnialpha.errors import InputError
 from omnialpha.io.decoding import decode, decode_unknown
 from omnialpha.io.metadata import SETTINGS, Metadata
-from omnialpha.io.samples import Decoded, explained, third_party
-from omnialpha.io.sources import Given, Source, name_of, source
+from omnialpha.io.samples import Decoded, decoder_errors, readable_errors
+from omnialpha.io.sources import ImageSource, SourceFile, display_name, open_source
 from omnialpha.limits import MAX_PIXELS
 
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
@@ -27,30 +27,47 @@ HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as read: straight sRGB (4, H, W) in [0, 1], upright, and what to remember about its file."""
+    """A picture as read, and what is kept of its file.
+
+    Attributes:
+        rgba: (4, H, W) float32 in [0, 1], straight alpha, sRGB, upright.
+        icc: The RGB profile of the file. `rgba` is sRGB already; `write_image` converts back.
+        dpi: Dots per inch, (x, y).
+        bits: A channel in the file, 8 or 16.
+        notes: What was lost or assumed in reading, as sentences for the user.
+        path: Of the file, if it has one.
+        stored: The colours (3, H, W) as the file has them, where its profile changed them.
+        metadata: EXIF, XMP and texts.
+    """
 
     rgba: Tensor
-    icc: bytes | None = None  # the RGB profile it had; rgba is already sRGB, write_image converts back
+    icc: bytes | None = None
     dpi: tuple[float, float] | None = None
-    bits: int = 8  # a channel, in the file: 8 or 16
+    bits: int = 8
     notes: tuple[str, ...] = ()
     path: Path | None = None
-    stored: Tensor | None = None  # the colours (3, H, W) as the file has them, where its profile changed them
+    stored: Tensor | None = None
     metadata: Metadata = field(default_factory=Metadata)
 
     @property
     def raw(self) -> Tensor:
-        """(4, H, W) as the file has it, whatever its profile: what a map means."""
+        """(4, H, W) as the file has it, whatever its profile, as maps are read."""
         return self.rgba if self.stored is None else torch.cat([self.stored, self.rgba[3:]])
 
 
-def read_image(given: Given, *, frame: int | None = None, data: bool = False) -> Picture:
-    """A path, pipe, open binary file or bytes as a Picture; InputError names what is wrong with it.
+def read_image(given: ImageSource, *, frame: int | None = None, data: bool = False) -> Picture:
+    """Read a picture file.
 
-    frame: of an animation or the pages of a TIFF, from 0; None: the first, with a note if there are more. data: the
-    values as stored, with no colour profile applied, as maps need them."""
-    with explained(name_of(given)):
-        origin = source(given)
+    Args:
+        given: A path, a pipe, an open binary file, or bytes.
+        frame: Of an animation or the pages of a TIFF, from 0. None is the first, with a note where there are more.
+        data: Apply no colour profile: the values as stored, as maps need them.
+
+    Raises:
+        InputError: The file is missing, damaged, too large, of no known format, or has no such frame.
+    """
+    with readable_errors(display_name(given)):
+        origin = open_source(given)
         try:
             with _opened(origin) as image:
                 done = decode(image, origin, frame=frame, data=data)
@@ -61,10 +78,10 @@ def read_image(given: Given, *, frame: int | None = None, data: bool = False) ->
     return Picture(tensor(done), *remembered)
 
 
-def read_settings(given: Given) -> dict[str, Any] | None:
-    """The settings that write_image stored in a PNG; None if the file has none."""
-    with explained(name_of(given)), _opened(source(given)) as image:
-        with third_party():
+def read_settings(given: ImageSource) -> dict[str, Any] | None:
+    """Read the settings that `write_image` stored in a PNG; None where there are none."""
+    with readable_errors(display_name(given)), _opened(open_source(given)) as image:
+        with decoder_errors():
             image.load()
         text = getattr(image, "text", {}).get(SETTINGS)
     if text is None:
@@ -72,13 +89,13 @@ def read_settings(given: Given) -> dict[str, Any] | None:
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
-        name = name_of(given)
+        name = display_name(given)
         raise InputError(f"The settings stored in {name} are not JSON ({error}); write the picture again.") from error
     return settings if isinstance(settings, dict) else None
 
 
 @contextmanager
-def _opened(origin: Source) -> Iterator[Image.Image]:
+def _opened(origin: SourceFile) -> Iterator[Image.Image]:
     """An opened picture of at most MAX_PIXELS."""
     with origin.open() as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below instead
@@ -86,9 +103,9 @@ def _opened(origin: Source) -> Iterator[Image.Image]:
         if not head:
             raise InputError(f"{origin.name} is empty (0 bytes); save or copy it again.")
         if head[4:8] == b"ftyp" and head[8:12] in HEIF and b"avif" not in head:
-            _learn_heif(origin.name)
+            _register_heif(origin.name)
         file.seek(0)
-        with third_party():
+        with decoder_errors():
             image = Image.open(file)
         with image:
             if image.width * image.height > MAX_PIXELS:
@@ -96,7 +113,7 @@ def _opened(origin: Source) -> Iterator[Image.Image]:
             yield image
 
 
-def _learn_heif(name: str) -> None:
+def _register_heif(name: str) -> None:
     """Pillow opens HEIC by a plugin of another package."""
     if find_spec("pillow_heif") is None:
         raise InputError(f"{name} is HEIC, which needs pillow-heif: `pip install omnialpha[heif]`, or save it as PNG.")

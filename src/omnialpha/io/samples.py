@@ -1,4 +1,4 @@
-"""Samples of any depth to straight RGBA in [0, 1], and what is said of those that have no such meaning."""
+"""Samples of any depth to straight RGBA in [0, 1], and the errors of decoders as sentences for the user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, Ke
 
 
 class Damaged(Exception):
-    """A decoder of somebody else refused the file's bytes."""
+    """A decoder failed on the bytes of a file."""
 
 
 @dataclass
@@ -38,8 +38,8 @@ class Decoded:
 
 
 @contextmanager
-def third_party() -> Iterator[None]:
-    """Around decoders that are not ours: whatever they raise on damaged bytes becomes Damaged; our bugs stay bugs."""
+def decoder_errors() -> Iterator[None]:
+    """Around calls of Pillow and tifffile: what they raise on damaged bytes becomes `Damaged`."""
     try:
         yield
     except (InputError, UnidentifiedImageError, FileNotFoundError, PermissionError):
@@ -49,8 +49,8 @@ def third_party() -> Iterator[None]:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Turns what can go wrong while the picture `name` is read into one sentence."""
+def readable_errors(name: str) -> Iterator[None]:
+    """Around reading the picture `name`: errors become an `InputError` of one sentence."""
     try:
         yield
     except Image.DecompressionBombError as error:
@@ -65,7 +65,7 @@ def explained(name: str) -> Iterator[None]:
         raise InputError(f"{name} is damaged or cut off ({error}); save or copy it again.") from error
 
 
-def unit(values: np.ndarray, name: str, rounding: float = ROUNDING) -> np.ndarray:
+def check_unit_range(values: np.ndarray, name: str, rounding: float = ROUNDING) -> np.ndarray:
     """Floats in [0, 1] -> float32, what is off by rounding cut; InputError for NaN, infinities and other ranges."""
     if not np.isfinite(values).all():
         raise InputError(f"{name} holds NaN or infinite values; replace them first, by 0 for example.")

@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 from omnialpha.errors import InputError
 
-Given = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 NAMES = {"<stdin>": "standard input"}
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A picture's file, to be opened as often as it takes. name: what messages call it."""
 
     name: str
@@ -30,7 +30,7 @@ class Source:
         return self.path.open("rb")
 
 
-def name_of(given: Given) -> str:
+def display_name(given: ImageSource) -> str:
     if isinstance(given, bytes | bytearray | memoryview):
         return "The given bytes"
     if hasattr(given, "read"):
@@ -39,20 +39,20 @@ def name_of(given: Given) -> str:
     return str(Path(given))
 
 
-def source(given: Given) -> Source:
+def open_source(given: ImageSource) -> SourceFile:
     """Opens nothing but what can be read only once. InputError for a folder or a file in text mode."""
-    name = name_of(given)
+    name = display_name(given)
     if isinstance(given, bytes | bytearray | memoryview):
-        return Source(name, data=bytes(given))
+        return SourceFile(name, data=bytes(given))
     if hasattr(given, "read"):
         data = given.read()
         if not isinstance(data, bytes):
             raise InputError(f"{name} is open in text mode; open it with mode 'rb'.")
-        return Source(name, data=data)
+        return SourceFile(name, data=data)
     path = Path(given)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name one picture in it.")
     if path.exists() and not path.is_file():  # a pipe
         with path.open("rb") as pipe:
-            return Source(name, path, pipe.read())
-    return Source(name, path)
+            return SourceFile(name, path, pipe.read())
+    return SourceFile(name, path)

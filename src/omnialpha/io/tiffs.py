@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from omnialpha.errors import InputError
-from omnialpha.io.samples import Damaged, orient, rgba_of, third_party, unit
-from omnialpha.io.sources import Source
+from omnialpha.io.samples import Damaged, check_unit_range, decoder_errors, orient, rgba_of
+from omnialpha.io.sources import SourceFile
 from omnialpha.limits import MAX_PIXELS
 
 ORIENTATION, PROFILE = 274, 34675  # tags
@@ -23,37 +23,37 @@ Read = tuple[np.ndarray | None, int, list[str]]  # RGBA (H, W, 4) upright or Non
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Any]:
+def _opened(source: SourceFile) -> Iterator[Any]:
     import tifffile
 
     with source.open() as file:
         if file.read(4) not in MAGIC:
             raise UnidentifiedImageError(source.name)
         file.seek(0)
-        with third_party():
+        with decoder_errors():
             tiff = tifffile.TiffFile(file)
         yield tiff
 
 
-def count(source: Source) -> int:
+def count(source: SourceFile) -> int:
     """How many pages; UnidentifiedImageError where it is no TIFF."""
-    with _opened(source) as tiff, third_party():
+    with _opened(source) as tiff, decoder_errors():
         return len(tiff.pages)
 
 
-def profile(source: Source, frame: int) -> tuple[bytes | None, bool]:
+def profile(source: SourceFile, frame: int) -> tuple[bytes | None, bool]:
     """The embedded colour profile of a page, and whether the page is grey."""
-    with _opened(source) as tiff, third_party():
+    with _opened(source) as tiff, decoder_errors():
         page = tiff.pages[frame]
         return page.tags.valueof(PROFILE), page.photometric != 2
 
 
-def read(source: Source, frame: int, alone: bool = False) -> Read:
+def read(source: SourceFile, frame: int, alone: bool = False) -> Read:
     """A grey or RGB page of 16 bits, floats or associated alpha; no pixels where the page is left to Pillow.
 
     alone: there is no Pillow to leave it to. InputError for samples that have no agreed white, or are not in [0, 1]."""
     with _opened(source) as tiff:
-        with third_party():
+        with decoder_errors():
             page = tiff.pages[frame]
         kinds = tuple(page.extrasamples) if page.photometric in GREY_OR_RGB else ()
         samples = _samples(page, source, alone)
@@ -69,7 +69,7 @@ def _alphas(kinds: tuple[int, ...]) -> list[int]:
     return [i for i, kind in enumerate(kinds) if kind in (ASSOCIATED, UNASSOCIATED)][:1]
 
 
-def _samples(page: Any, source: Source, alone: bool) -> np.ndarray | None:
+def _samples(page: Any, source: SourceFile, alone: bool) -> np.ndarray | None:
     """(H, W, C) as stored, or None."""
     whole = page.dtype is not None and page.bitspersample == page.dtype.itemsize * 8 and page.dtype != bool
     ours = whole and page.photometric in GREY_OR_RGB
@@ -87,7 +87,7 @@ def _samples(page: Any, source: Source, alone: bool) -> np.ndarray | None:
     if any(map(lambda a, n: a + n > size, page.dataoffsets, page.databytecounts)):
         raise Damaged("the file is truncated")
     try:
-        with third_party():
+        with decoder_errors():
             samples: np.ndarray | None = page.asarray() if ours else None
     except Damaged as error:
         if not isinstance(error.__cause__, ValueError):
@@ -110,7 +110,7 @@ def _rgba(page: Any, samples: np.ndarray, kinds: tuple[int, ...], name: str) -> 
     colours = 3 if page.photometric == 2 else 1
     samples = samples[..., [*range(colours), *(colours + i for i in _alphas(kinds))]]
     if np.issubdtype(samples.dtype, np.floating):
-        samples = unit(samples, name)
+        samples = check_unit_range(samples, name)
     if page.photometric == 0:
         top = 1 if np.issubdtype(samples.dtype, np.floating) else np.iinfo(samples.dtype).max
         samples = np.concatenate([top - samples[..., :1], samples[..., 1:]], axis=-1)

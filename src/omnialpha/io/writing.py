@@ -1,4 +1,4 @@
-"""Pictures to PNG, WebP, JPEG or TIFF: whole or not at all, read back to make sure."""
+"""Writing pictures as PNG, WebP, JPEG or TIFF: whole or not at all, and read back before they get their name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,18 @@ FORMATS = {
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> Format:
-    """Raises InputError, before any work is done, where a picture cannot be written to `path`."""
+    """Check that a picture can be written, before any work is done.
+
+    Args:
+        path: The output file.
+        inputs: Files that it must not overwrite.
+
+    Returns:
+        The format of its suffix.
+
+    Raises:
+        InputError: The folder, the suffix or the permissions do not allow it, or it is one of the inputs.
+    """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"The output {path} is a folder; add a file name such as {path / 'out.png'}.")
@@ -72,12 +83,24 @@ def write_image(
     bits: int = 8,
     source: Picture | None = None,
 ) -> tuple[str, ...]:
-    """Writes (4, H, W) in the format of the suffix, whole or not at all, and reads it back to make sure. An open
-    binary file gets a PNG. Returns notes on what the format has no room for.
+    """Write a picture, whole or not at all, and read it back to make sure.
 
-    `icc` is an RGB profile: the colours are converted to it and it is embedded; other profiles are left out, which
-    means sRGB. WebP is lossless. `settings` is stored in PNG alone. `source` is the picture that this one was made
-    from: its profile, resolution and metadata are kept, and where colours equal its own, so are its samples."""
+    Args:
+        path: A file, in the format of its suffix (WebP is lossless), or an open binary file, which gets a PNG.
+        rgba: (4, H, W) in [0, 1], straight alpha, sRGB.
+        settings: Stored in PNG alone, see `read_settings`.
+        icc: An RGB profile to convert the colours to and to embed. Other profiles are left out, which means sRGB.
+        dpi: Dots per inch, (x, y).
+        bits: A channel: 8, or 16 for PNG and TIFF.
+        source: The picture that this one was made from. Its profile, resolution and metadata are kept, and its samples
+            where the colours equal its own.
+
+    Returns:
+        Notes on what the format has no room for, as sentences for the user.
+
+    Raises:
+        InputError: The picture does not fit the format, or cannot be written.
+    """
     if isinstance(path, str | os.PathLike):
         path = Path(path)
         form = check_output(path)
@@ -101,7 +124,7 @@ def write_image(
     if not form.alpha and not opaque:
         raise InputError(f"{name} cannot hold transparency, as JPEG has none; use .png.")
     text = json.dumps(settings) if settings is not None else None
-    kept, notes = metadata.fitting(source.metadata if source else metadata.Metadata(), form.name)
+    kept, notes = metadata.fit_to_format(source.metadata if source else metadata.Metadata(), form.name)
     data = encode(form.name, array, text, icc, dpi, kept)
     if isinstance(path, Path):
         atomic_write(path, data, lambda written: _check_written(written, array.shape[1::-1], opaque))

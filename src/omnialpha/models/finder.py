@@ -200,7 +200,7 @@ class U2NetP(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> U2NetP:
-        """From a folder that `save` wrote. InputError where it is damaged."""
+        """Read a finder from a folder that `save` wrote. Raises InputError where it is damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -145,10 +145,12 @@ class SFTRecipe:
         """What a batch may hold for a model of this card and autoencoder, where that is said in tokens."""
         if not self.tokens:
             return None
-        from omnialpha.pipeline import PATCH
+        from omnialpha.models.transformer.positions import PATCH_SIZE
 
         hinted = bool(self.finder or card.finder)
-        return Budget(self.tokens, self.text_tokens, card.grid, autoencoder.ratio * PATCH, card.picture_pixels, hinted)
+        return Budget(
+            self.tokens, self.text_tokens, card.grid, autoencoder.ratio * PATCH_SIZE, card.picture_pixels, hinted
+        )
 
     def _pack(self, model: OmniAlpha) -> None:
         if self.packing or self.tokens:
@@ -212,7 +214,7 @@ class SFTRecipe:
 
     def parts(self) -> Parts:
         """Of `start`, with the card as it is trained with; InputError where it cannot do the tasks."""
-        from omnialpha import loading
+        from omnialpha.models.checkpoints.checking import check
         from omnialpha.models.checkpoints.folders import Card, resolve
 
         if not self.start:
@@ -221,8 +223,9 @@ class SFTRecipe:
         card = config.build(Card, asdict(parts.card) | self.card, "card.")
         for name in self.tasks:
             card.check_task(name)
-        loading.KINDS[card.family].check(parts)
-        return replace(parts, own_card=card)
+        parts = replace(parts, own_card=card)
+        check(parts)
+        return parts
 
     def _load(self, parts: Parts, whole: bool = True, reads: bool = True) -> OmniAlpha:
         """The model as it runs, or only what encodes, or without what reads instructions."""

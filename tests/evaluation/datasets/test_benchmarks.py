@@ -6,24 +6,25 @@ import pytest
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, Benchmark
-from omnialpha.evaluation.scoring import KINDS
+from omnialpha.evaluation.scoring import SCORINGS
 from omnialpha.tasks import CATEGORIES, TASKS
 
 NAMED = {
     "aim-500", "refmatte-rw100", "p3m-500-p", "p3m-500-np", "am-2k", "composition-1k", "distinctions-646",
     "alphamatting", "matting-folder", "rord",
-    "ober", "alphalayers", "alphatest", "crello", "folder",
+    "ober", "alphalayers", "alphatest", "crello", "folder", "vae", "suite",
 }  # fmt: skip
 
 
 def test_the_benchmarks_of_the_paper_and_any_folder() -> None:
     assert set(BENCHMARKS) == NAMED
-    assert KINDS.keys() == set(CATEGORIES)
+    assert SCORINGS.keys() == set(CATEGORIES)
 
 
 @pytest.mark.parametrize("row", BENCHMARKS.values(), ids=BENCHMARKS)
 def test_rows_are_whole(row: Benchmark) -> None:
-    assert set(row.tasks) <= TASKS.keys() and row.kind in ("", *KINDS)
+    if not row.own_command:
+        assert set(row.tasks) <= TASKS.keys() and row.kind in ("", *SCORINGS)
     assert all((row.title, row.about, row.size, row.scale, row.source, row.license))
     assert bool(row.tasks) == bool(row.kind)
     for task in row.tasks:
@@ -50,4 +51,4 @@ def test_the_page_has_every_row() -> None:
     page = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for row in BENCHMARKS.values():
         (line,) = (line for line in page.splitlines() if line.startswith(f"| `{row.name}` |"))
-        assert "--task" in line if not row.tasks else f"`{row.tasks[0].split('_')[0]}_" in line
+        assert "--task" in line if not row.tasks else f"`{row.tasks[0].split('_')[0]}" in line

@@ -13,24 +13,24 @@ from omnialpha.data.synthetic import bank
 from omnialpha.data.synthetic import layers as synthetic
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets import heldout
-from omnialpha.evaluation.datasets.heldout import Source
+from omnialpha.evaluation.datasets.heldout import HeldOutSource
 
 SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> HeldOutSource:
     return heldout.open_source(side=32)
 
 
-def test_equal_arguments_give_equal_scenes(source: Source) -> None:
+def test_equal_arguments_give_equal_scenes(source: HeldOutSource) -> None:
     a, b, other = (heldout.draw(source, 6, SIZE, seed, objects=2) for seed in (3, 3, 4))
     assert torch.equal(a.layers, b.layers) and torch.equal(a.rough, b.rough)
     assert [scene.captions for scene in a.scenes] == [scene.captions for scene in b.scenes]
     assert not torch.equal(a.composite, other.composite)
 
 
-def test_scenes_are_whole_records(source: Source) -> None:
+def test_scenes_are_whole_records(source: HeldOutSource) -> None:
     held = heldout.draw(source, 6, SIZE, 0)
     assert len(held) == 6 and held.layers.shape == (6, 1, 4, *SIZE) and held.rough.shape == (6, *SIZE)
     again = rgba.recompose([held.background, held.target])
@@ -39,7 +39,7 @@ def test_scenes_are_whole_records(source: Source) -> None:
     assert bool((held.rough[held.target[:, 3] > 0.01] == 1).all())
 
 
-def test_two_objects_are_asked_for_in_turn_and_named_as_drawn(source: Source) -> None:
+def test_two_objects_are_asked_for_in_turn_and_named_as_drawn(source: HeldOutSource) -> None:
     held = heldout.draw(source, 12, SIZE, 0, objects=2)
     assert [scene.subject for scene in held.scenes] == [(0,), (1,)] * 6
     assert torch.equal(held.target[1], held.layers[1, 1]) and torch.equal(held.other[1], held.layers[1, 0])
@@ -66,7 +66,7 @@ def test_every_procedural_caption_has_a_plain_noun() -> None:
     ("words", "said"),
     [("red hair", "red hair"), ("cross", "a cross"), ("arrow at the top", "an arrow at the top"), ("twigs", "twigs")],
 )
-def test_articles(source: Source, words: str, said: str) -> None:
+def test_articles(source: HeldOutSource, words: str, said: str) -> None:
     held = heldout.draw(source, 1, SIZE, 0, objects=2)
     assert held.phrases(words)[0][0] == said
 
@@ -92,6 +92,6 @@ def test_a_folder_gives_its_test_split(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(heldout.draw(source, 2, (32, 32), 0)) == 2
 
 
-def test_zero_scenes_are_refused(source: Source) -> None:
+def test_zero_scenes_are_refused(source: HeldOutSource) -> None:
     with pytest.raises(InputError, match="n=0"):
         heldout.draw(source, 0, SIZE, 0)

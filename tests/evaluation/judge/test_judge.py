@@ -5,11 +5,10 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +19,25 @@ from chat_server import Chat, Messages, good, pictures, serve, texts
 from judged_runs import GREY, SIZE, sample, two
 from omnialpha.errors import InputError
 from omnialpha.evaluation.judge import verdicts
-from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, content, retry_after
+from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, content
 from omnialpha.evaluation.judge.judge import VERDICTS_FILE, Judge, count, parse
 from omnialpha.evaluation.judge.pairs import ASPECTS, aspects, flat, match
 from omnialpha.evaluation.judge.verdicts import Answer
-from omnialpha.evaluation.methods.predictions import read_asked, write_asked
+from omnialpha.evaluation.methods.predictions import read_requests, write_requests
 
 KEY = "sk-a-very-secret-key"
 KEYS = ("one", "two", "deep/three")
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy before this machine, and short pauses between the client's tries."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def judge(url: str, *names: str, **limits: float) -> Judge:
-    told = {"timeout": 5.0, "pause": 0.01} | limits
+    told = {"timeout": 5.0} | limits
     return Judge(Endpoint(url, "vlm", KEY, **told), aspects(names or ("overall",)))  # type: ignore[arg-type]
 
 
@@ -71,7 +72,7 @@ def test_both_orders_of_each_pair(tmp_path: Path) -> None:
         (key, side, "B", "brighter") for key in KEYS for side in "AB"
     ]
     path, headers, body = chat.requests[0]
-    assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+    assert path == "/v1/chat/completions" and headers["authorization"] == f"Bearer {KEY}"
     assert (body["model"], body["temperature"], len(body["messages"])) == ("vlm", 0, 1)
 
 
@@ -95,7 +96,7 @@ def test_layers_and_samples_without_a_text_or_pictures(tmp_path: Path) -> None:
     bare = replace(sample("bare", tmp_path / "in"), prompt="", inputs={})
     a, b = two(tmp_path, ["bare"])
     for folder in (a, b):
-        write_asked(folder, [bare])
+        write_requests(folder, [bare])
     assert [p.applies(name) for p in match(a, b).pairs for name in ASPECTS] == [True, True, False, False]
 
     import judged_runs
@@ -238,21 +239,6 @@ def test_retry_after_is_honoured(tmp_path: Path) -> None:
     assert 1.0 <= chat.times[1] - chat.times[0] < 3
 
 
-def test_retry_after_in_words() -> None:
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    past = format_datetime(datetime.now(UTC) - timedelta(seconds=30), usegmt=True)
-    assert 28 <= retry_after(soon) <= 30
-    assert [retry_after(text) for text in (past, "", "soon", "7", "-7")] == [0, 0, 0, 7, 0]
-
-
-def test_pauses_grow(tmp_path: Path) -> None:
-    pairs = match(*two(tmp_path, ["one"]))
-    with serve(chat := Chat(brighter, [(500, b"", {})] * 3)) as url:
-        judge(url, pause=0.05).ask(pairs.pairs, tmp_path / "out")
-    gaps = np.diff(chat.times[:4])
-    assert all(gap >= least for gap, least in zip(gaps, (0.05, 0.1, 0.2), strict=True))
-
-
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
 def test_a_refusal_stops_at_once(tmp_path: Path, status: int) -> None:
     body = f"bad key {KEY}".encode()
@@ -319,6 +305,22 @@ def test_the_key_is_nowhere(tmp_path: Path) -> None:
     assert KEY not in repr(asked) + repr(answers) + "".join(p.read_text() for p in out.iterdir())
 
 
+def test_only_the_given_key_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "of-the-environment")
+    pairs = match(*two(tmp_path, ["one"]))
+    with serve(chat := Chat(brighter)) as url:
+        Judge(Endpoint(url, "vlm"), ("overall",)).ask(pairs.pairs, tmp_path / "out")
+    sent = chat.requests[0][1]
+    assert "authorization" not in sent and "of-the-environment" not in str(sent)
+
+
+def test_a_missing_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InputError, match=r"omnialpha\[eval\]"):
+        judge("http://127.0.0.1:9/v1").ask(match(*two(tmp_path, ["one"])).pairs, tmp_path / "out")
+
+
 def test_several_at_once_and_a_stop_keeps_what_is_answered(tmp_path: Path) -> None:
     """Ctrl-C while answers are awaited: at once, and the next run asks for the rest only."""
     keys = [str(n) for n in range(6)]
@@ -357,7 +359,7 @@ def test_a_judge_who_follows_the_order(tmp_path: Path) -> None:
 
 def test_missing_samples_are_named(tmp_path: Path) -> None:
     a, b = two(tmp_path, KEYS, {"A": ["two"]})
-    write_asked(b, [one for one in read_asked(b).values() if one.key != "one"])
+    write_requests(b, [one for one in read_requests(b).values() if one.key != "one"])
     pairs = match(a, b)
     assert [pair.asked.key for pair in pairs.pairs] == ["deep/three"]
     assert pairs.missing == {"A": ["two"], "B": ["one"]} and pairs.names == {"A": "heron", "B": "otter"}
@@ -365,10 +367,10 @@ def test_missing_samples_are_named(tmp_path: Path) -> None:
 
 def test_inputs_are_compared_by_content(tmp_path: Path) -> None:
     a, b = two(tmp_path, ["one"])
-    asked = read_asked(b)["one"]
+    asked = read_requests(b)["one"]
     moved = tmp_path / "moved.png"
     moved.write_bytes(Path(asked.inputs["composite"][0]).read_bytes())
-    write_asked(b, [replace(asked, inputs={"composite": [str(moved)]})])
+    write_requests(b, [replace(asked, inputs={"composite": [str(moved)]})])
     assert len(match(a, b).pairs) == 1
     Image.new("RGB", SIZE).save(moved)
     with pytest.raises(InputError, match="differ, so sample one is not the same on both sides"):
@@ -390,7 +392,7 @@ def test_inputs_are_compared_by_content(tmp_path: Path) -> None:
 )
 def test_runs_that_do_not_compare(tmp_path: Path, change: dict[str, object], words: str) -> None:
     a, b = two(tmp_path, ["one"])
-    write_asked(b, [replace(read_asked(b)["one"], **change)])  # type: ignore[arg-type]
+    write_requests(b, [replace(read_requests(b)["one"], **change)])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=words):
         match(a, b)
 
@@ -417,5 +419,6 @@ def test_what_else_is_refused(tmp_path: Path) -> None:
         Judge(Endpoint("http://x/v1", "vlm"), ("overall",), "plaid")
     with pytest.raises(InputError, match=r"holds no samples\.jsonl"):
         match(tmp_path, tmp_path)
-    assert Endpoint("http://x/v1/chat/completions", "vlm").address == Endpoint("http://x/v1/", "vlm").address
+    addresses = ("http://x/v1/chat/completions", "http://x/v1/", "http://x/v1")
+    assert {str(Endpoint(url, "vlm").client().base_url) for url in addresses} == {"http://x/v1/"}
     assert Answer("x", "overall", "A", "A").error == ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.judge.judge_report import Compared, report
+from omnialpha.evaluation.judge.judge_report import Comparison, report
 from omnialpha.evaluation.judge.verdicts import Answer
 from omnialpha.evaluation.reports.report import Report, Row
 
@@ -17,8 +17,8 @@ NAMES = {"A": "heron", "B": "otter"}
 
 def compared(
     samples: Sequence[str], several: bool = False, missing: Mapping[str, Sequence[str]] | None = None
-) -> Compared:
-    return Compared(
+) -> Comparison:
+    return Comparison(
         title="Comparison",
         names=NAMES,
         samples=samples,

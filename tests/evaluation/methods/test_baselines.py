@@ -13,9 +13,9 @@ from finders import fake_finder
 from omnialpha import masks, rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import baselines, classical
-from omnialpha.evaluation.methods.baselines import PEERS
+from omnialpha.evaluation.methods.baselines import BASELINES
 from omnialpha.evaluation.metrics.matting import measure
-from omnialpha.fidelity import hole
+from omnialpha.fidelity import removal_mask
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 pytest.importorskip("cv2")
@@ -53,7 +53,7 @@ def example(task: str, rgb: Tensor, alpha: Tensor) -> Example:
 
 
 def answer(peer: str, task: str, rgb: Tensor, alpha: Tensor) -> Tensor:
-    return PEERS[peer].make([example(task, rgb, alpha)], [0])[0]
+    return BASELINES[peer].make([example(task, rgb, alpha)], [0])[0]
 
 
 @pytest.mark.parametrize(("power", "metric"), [(1, "mad"), (2, "mse")])
@@ -172,13 +172,13 @@ def test_the_mean_colour_is_that_of_a_ring() -> None:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_peer_answers_in_the_layers_of_its_tasks(name: str) -> None:
     rgb, alpha = scene()
     rgb, alpha = rgb[:, :48], alpha[:48]  # not square
-    peer = PEERS[name]
+    peer = BASELINES[name]
     done = [task for task in TASKS if peer.does(task)]
-    assert done and peer.told and peer.identity and peer.name
+    assert done and peer.given and peer.identity and peer.name
     for task in done:
         made = answer(name, task, rgb, alpha)
         assert made.shape == (len(TASKS[task].targets), 4, 48, SIDE) and made.dtype == torch.float32
@@ -188,7 +188,11 @@ def test_every_peer_answers_in_the_layers_of_its_tasks(name: str) -> None:
 
 
 def test_peers_have_names_of_their_own() -> None:
-    assert len({peer.name for peer in PEERS.values()}) == len({peer.identity for peer in PEERS.values()}) == len(PEERS)
+    assert (
+        len({peer.name for peer in BASELINES.values()})
+        == len({peer.identity for peer in BASELINES.values()})
+        == len(BASELINES)
+    )
 
 
 @pytest.mark.parametrize("role", MAPS)
@@ -201,7 +205,7 @@ def test_the_map_itself(role: Role) -> None:
 def test_grabcut_takes_every_map_but_alpha(task: str) -> None:
     rgb, alpha = scene(soft=0.5)
     assert float(measure(answer("grabcut", task, rgb, alpha)[0, 3], alpha)["mad"]) < 0.01
-    assert not PEERS["grabcut"].does("matting_alpha")
+    assert not BASELINES["grabcut"].does("matting_alpha")
 
 
 def test_mattes_have_the_subjects_own_colours() -> None:
@@ -218,7 +222,7 @@ def test_mattes_have_the_subjects_own_colours() -> None:
 def test_a_removal_touches_only_the_hole(name: str, role: Role) -> None:
     rgb, alpha = scene(soft=1)
     made = answer(name, f"removal_{role}", rgb, alpha)[0, :3]
-    where = hole(maps(alpha)[role], role)
+    where = removal_mask(maps(alpha)[role], role)
     assert torch.equal(made[:, ~where], rgb[:, ~where])
     assert float(made[0, 30, 34]) < 0.3 < float(rgb[0, 30, 34])  # the red is gone
 
@@ -244,7 +248,7 @@ def test_a_matte_and_what_is_filled_behind_it_recompose(name: str, task: str) ->
 def test_baselines() -> None:
     rgb, alpha = scene()
     asked = TASKS["decompose_auto"].example(image=baselines.solid(rgb), layers=3)
-    layers = PEERS["unchanged"].make([asked], [0])[0]
+    layers = BASELINES["unchanged"].make([asked], [0])[0]
     assert layers.shape[0] == 3 and torch.equal(layers[0, :3], rgb) and not layers[1:].any()
     assert torch.equal(answer("unchanged", "background_to_full", rgb, alpha)[0, :3], rgb)
     assert bool((answer("opaque", "matting_auto", rgb, alpha)[0, 3] == 1).all())

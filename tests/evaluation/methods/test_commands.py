@@ -125,7 +125,7 @@ def test_a_task_or_category_in_front_narrows_it() -> None:
     method = of_command(f"removal={PYTHON} {{input}} {{mask}} {{output}}")
     assert [t for t in TASKS if method.does(t)] == ["removal_alpha", "removal_precise", "removal_rough"]
     assert of_command(f"{PYTHON} {{input}} {{output}}", only="matting_auto").does("matting_auto")
-    assert method.told.startswith("command: ") and method.name == Path(sys.executable).name
+    assert method.given.startswith("command: ") and method.name == Path(sys.executable).name
 
 
 def test_identity_is_of_the_command() -> None:

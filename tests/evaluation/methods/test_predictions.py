@@ -9,7 +9,7 @@ from PIL import Image
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import predictions
-from omnialpha.evaluation.methods.predictions import PREDICTIONS, Asked
+from omnialpha.evaluation.methods.predictions import PREDICTIONS, PredictionRequest
 
 
 def layers(count: int) -> torch.Tensor:
@@ -27,13 +27,17 @@ def test_what_is_written_is_read_to_8_bits(count: int, tmp_path: Path) -> None:
     assert (tmp_path / PREDICTIONS / "a" / ("b.c.png" if count == 1 else "b.c/02.png")).is_file()
 
 
-def test_asked_survives_the_file(tmp_path: Path) -> None:
-    asked = [Asked("a", "matting_text", "Cut out é.", "é", "x", {"composite": ["c.jpg"]}, ["t.png"], ["foreground"])]
-    predictions.write_asked(tmp_path, asked)
-    assert predictions.read_asked(tmp_path) == {"a": asked[0]}
+def test_requests_survive_the_file(tmp_path: Path) -> None:
+    asked = [
+        PredictionRequest(
+            "a", "matting_text", "Cut out é.", "é", "x", {"composite": ["c.jpg"]}, ["t.png"], ["foreground"]
+        )
+    ]
+    predictions.write_requests(tmp_path, asked)
+    assert predictions.read_requests(tmp_path) == {"a": asked[0]}
     (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="samples.jsonl, line 1, is no sample"):
-        predictions.read_asked(tmp_path)
+        predictions.read_requests(tmp_path)
 
 
 def test_a_grey_file_without_alpha_is_a_matte(tmp_path: Path) -> None:

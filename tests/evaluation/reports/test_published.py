@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from omnialpha.evaluation.reports import published
-from omnialpha.evaluation.reports.published import TABLES, Printed, Published, beside
+from omnialpha.evaluation.reports.published import TABLES, Printed, Published, comparable
 
 Rows = Mapping[str, Mapping[str, Printed]]
 
@@ -94,8 +94,8 @@ def test_removal() -> None:
 
 
 def test_what_a_run_compares_with() -> None:
-    assert [one.title for one in beside("aim-500", "matting_auto")] == ["Automatic matting, AIM-500"]
-    assert [one.title for one in beside("aim-500", "matting_trimap")] == []
-    assert [one.title for one in beside("alphalayers", "matting_text")] == ["Referring matting, AlphaLayersTest"]
-    assert [one.title for one in beside("rord", "decompose_rough")] == ["Removal, RORD"]
-    assert len(beside("reconstruction")) == 2
+    assert [one.title for one in comparable("aim-500", "matting_auto")] == ["Automatic matting, AIM-500"]
+    assert [one.title for one in comparable("aim-500", "matting_trimap")] == []
+    assert [one.title for one in comparable("alphalayers", "matting_text")] == ["Referring matting, AlphaLayersTest"]
+    assert [one.title for one in comparable("rord", "decompose_rough")] == ["Removal, RORD"]
+    assert len(comparable("vae")) == 2

@@ -173,7 +173,7 @@ def test_given_texts_replace_stored_ones(released_base: Path, released_omnialpha
     assert card.instructions == {"matting_auto": "Given.", "text_to_image": "{prompt}"}
     assert card.text(TASKS["text_to_image"].example(prompt="a mug", size=(32, 32))) == "a mug", "bare"
     store(folder, RELEASE, {"matting_auto": "Again."}, online=False)
-    assert instructions.beside(folder) == {"matting_auto": "Again."}
+    assert instructions.stored(folder) == {"matting_auto": "Again."}
 
 
 def test_what_cannot_be_had_says_what_to_do(server: Hub, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from flux import TEXT_DIM, TRANSFORMER, WORDS
 from omnialpha.errors import InputError
+from omnialpha.models.checkpoints.checking import check
 from omnialpha.models.checkpoints.folders import Parts, resolve
-from omnialpha.models.flux import files as flux_files
 from omnialpha.models.flux import transformer as flux
+from omnialpha.models.flux.sizes import read_sizes
 from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.flux.transformer import FluxTransformer
 from omnialpha.models.lora import adapters
@@ -163,9 +164,9 @@ def test_text_encoders_are_saved(text: FluxText, tmp_path: Path) -> None:
 
 def test_whole_folder_is_accepted_and_measured(flux_folder: Path, transformer: FluxTransformer, text: FluxText) -> None:
     parts = resolve(flux_folder)
-    flux_files.check(parts)
+    check(parts)
     vae = load_vae(parts.vae, widen=True)
-    sizes = flux_files.read_sizes(parts, vae)
+    sizes = read_sizes(parts, vae)
     for weights, module in ((sizes.transformer, transformer), (sizes.text, text), (sizes.vae, vae)):
         assert weights.total == sum(parameter.numel() for parameter in module.parameters())
     assert (sizes.layers, sizes.width, sizes.context, sizes.side) == (5, 32, TEXT_DIM, 16)
@@ -209,7 +210,7 @@ def _no_tokenizer(parts: Parts, folder: Path) -> Parts:
 )
 def test_refuses_parts(flux_folder: Path, tmp_path: Path, spoil: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(InputError) as caught:
-        flux_files.check(spoil(resolve(flux_folder), tmp_path))
+        check(spoil(resolve(flux_folder), tmp_path))
     assert all(word in str(caught.value) for word in words), caught.value
 
 

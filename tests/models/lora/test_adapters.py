@@ -20,7 +20,7 @@ import small
 from omnialpha.errors import InputError
 from omnialpha.models.lora import adapters
 from omnialpha.models.lora import files as lora_files
-from omnialpha.models.lora.adapters import PRESETS, AdapterFile, Settings
+from omnialpha.models.lora.adapter_file import PRESETS, AdapterFile, Settings, describe, sampling_settings
 from omnialpha.models.lora.names import ATTENTION, MLP, Modules, find_targets
 from omnialpha.models.transformer.model import MultiImageTransformer, dead_parameters
 from omnialpha.models.transformer.positions import Layout, batch_positions
@@ -401,17 +401,17 @@ def test_settings_travel_in_the_header_and_those_given_win(model, base, tmp_path
     path = write(tmp_path / "x.safetensors", tensors(base))
     adapters.apply(model, [AdapterFile(path, **vars(lightning))])
     saved = adapters.save(model, tmp_path / "saved.safetensors")
-    described = adapters.describe(AdapterFile(saved, 0.5))
+    described = describe(AdapterFile(saved, 0.5))
     assert described == AdapterFile(saved, 0.5, **vars(lightning))
     assert adapters.apply(model, [AdapterFile(saved, 0.5)]) == (described,)
-    assert adapters.brought([described]) == lightning
+    assert sampling_settings([described]) == lightning
     (file,) = adapters.apply(model, [AdapterFile(saved, steps=6)])
-    assert adapters.brought([file]) == replace(lightning, steps=6)
+    assert sampling_settings([file]) == replace(lightning, steps=6)
     plain = AdapterFile(path)
-    assert adapters.brought([plain, file]) == replace(lightning, steps=6)
-    assert adapters.brought([plain, replace(file, weight=0.0)]) == adapters.brought([]) == Settings()
+    assert sampling_settings([plain, file]) == replace(lightning, steps=6)
+    assert sampling_settings([plain, replace(file, weight=0.0)]) == sampling_settings([]) == Settings()
     with pytest.raises(InputError, match=r"different steps \(saved: 6, b: 8\)"):
-        adapters.brought([file, AdapterFile(Path("b"), steps=8)])
+        sampling_settings([file, AdapterFile(Path("b"), steps=8)])
     kept = adapters.save(model, tmp_path / "other", settings=Settings(shift=Shift(fixed=0.5)))
     with safe_open(kept, "pt") as opened:
         assert json.loads(opened.metadata()["omnialpha"])["shift"]["fixed"] == 0.5
@@ -449,7 +449,7 @@ def test_all_that_is_added_trains(model, base, given):
 
 
 def test_dead_modules_can_be_kept_and_do_not_train(model):
-    trained = adapters.add(model, 2, skip_dead=False)
+    trained = adapters.add(model, 2, skip_unused=False)
     assert len({name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}) == 24
     dead = set(dead_parameters(model))
     assert len(trained) == 2 * (24 - 4)

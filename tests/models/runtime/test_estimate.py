@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,11 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-from omnialpha.errors import InputError
 from omnialpha.loading import Setup, resolve
 from omnialpha.models.checkpoints.folders import CARD
 from omnialpha.models.runtime import estimate as estimating
-from omnialpha.models.runtime.estimate import Job, check_fits, estimate, measure_speed
+from omnialpha.models.runtime.estimate import Job, estimate, measure_speed, memory_warning
 from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.runtime.offload import size_of
 from omnialpha.models.runtime.placement import Placement
@@ -207,33 +207,28 @@ def test_offloading_and_quantising_the_large_model(large):
         (60, {"device": "cpu", "dtype": "float32"}, "use --dtype bfloat16."),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_would(large, free, settings, fix):
+def test_what_does_not_fit_is_said_with_what_would(large, free, settings, fix):
     made = estimate(job(large, **settings))
+    text = memory_warning(made, int(free * 1e9), int(80e9))
     if fix is None:
-        check_fits(made, int(free * 1e9), int(80e9))
+        assert text == ""
         return
-    with pytest.raises(InputError) as refused:
-        check_fits(made, int(free * 1e9), int(80e9))
-    text = str(refused.value)
     assert f"needs about {made.peak_bytes / 1e9:.1f} GB of {made.device}, which has {free:.1f} GB free" in text
-    assert fix in text
+    assert fix in f"{text}."
 
 
 @pytest.mark.usefixtures("gpu")
 def test_main_memory_counts_too(large):
-    with pytest.raises(
-        InputError, match=r"needs about 4\d\.\d GB of main memory, which has 16\.0 GB free: use --offload disk"
-    ):
-        check_fits(estimate(job(large, offload="model")), int(40e9), int(16e9))
+    said = memory_warning(estimate(job(large, offload="model")), int(40e9), int(16e9))
+    assert re.search(r"needs about 4\d\.\d GB of main memory, which has 16\.0 GB free, .*: use --offload disk$", said)
     # int8 cannot go to a disk, and main memory is too small for anything wider
-    with pytest.raises(InputError, match="use --offload model"):
-        check_fits(estimate(job(large, quantize="int8")), int(20e9), int(30e9))
-    with pytest.raises(InputError, match="use --quantize nf4 --offload model"):
-        check_fits(estimate(job(large, quantize="int8", offload="group")), int(12e9), int(20e9))
+    assert memory_warning(estimate(job(large, quantize="int8")), int(20e9), int(30e9)).endswith("use --offload model")
+    said = memory_warning(estimate(job(large, quantize="int8", offload="group")), int(12e9), int(20e9))
+    assert said.endswith("use --quantize nf4 --offload model")
 
 
 def test_a_run_on_this_machine_fits(tiny_model):
-    check_fits(estimate(job(ModelSizes.of(tiny_model), Layout(((2, 2),)), device="cpu")))
+    assert memory_warning(estimate(job(ModelSizes.of(tiny_model), Layout(((2, 2),)), device="cpu"))) == ""
 
 
 def test_the_size_of_the_picture_counts(tiny_model):
@@ -246,7 +241,7 @@ def test_the_size_of_the_picture_counts(tiny_model):
             made = estimate(one, speed=1e12)
             assert made.peak_bytes == made.stages["full size"]
             assert 0.9 <= made.peak_bytes / 1e9 / measured <= 1.35, (megapixels, refined)
-            assert made.seconds == pytest.approx(megapixels * (0.7 + 2.5 * refined), abs=0.5)
+            assert made.seconds == pytest.approx(megapixels * (0.7 + 0.45 * refined), abs=0.5)
     two = Layout(((2, 2),) * 2, ((2, 2),))
     layers = replace(job(sizes, two, device="cpu"), pixels=12 * 10**6, compared=True)
     assert 0.9 <= estimate(layers).peak_bytes / 1e9 / 2.05 <= 1.35
@@ -260,17 +255,15 @@ def test_full_size_work_beside_a_gpu_is_in_main_memory(large):
     assert more.host_bytes - less.host_bytes == 10**7 * (2 * 16 + 48) and "full size" not in more.stages
 
 
-def test_a_cpu_that_lacks_a_little_is_warned_and_one_that_lacks_much_refused(tiny_model):
+def test_a_picture_that_is_too_large_is_warned_about(tiny_model):
     sizes = ModelSizes.of(tiny_model)
     made = estimate(replace(job(sizes, Layout(((2, 2),)), device="cpu"), pixels=10**8))
     need = made.peak_bytes
-    assert check_fits(made, need) == ""
-    assert check_fits(made, int(need / 1.2)) == (
-        f"this run needs about {need / 1e9:.1f} GB of cpu, which has {need / 1.2e9:.1f} GB free: "
-        "it may be slow, or be stopped by the system"
+    assert memory_warning(made, need) == ""
+    assert memory_warning(made, int(need / 1.3)) == (
+        f"this run needs about {need / 1e9:.1f} GB of cpu, which has {need / 1.3e9:.1f} GB free, "
+        "so it may be slow or be stopped: make the picture smaller"
     )
-    with pytest.raises(InputError, match="GB of cpu, which has .* GB free: make the picture smaller"):
-        check_fits(made, int(need / 1.3))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +305,7 @@ def test_operations_are_those_that_are_counted(nano):
             nano.pictures(x, cond)
     sizes, layout = ModelSizes.of(nano), cond.layouts[0]
     words = cond.text.shape[1] - len(layout.inputs) * sizes.picture_tokens
-    one = Job(sizes, layout, Placement(device="cpu"), 1, False, words=words)
+    one = Job(sizes, layout, Placement(device="cpu"), 1, False, instruction_tokens=words)
     assert 0.7 < estimating._branch(one) / step.get_total_flops() < 1.5
     silent = replace(sizes, text=replace(sizes.text, total=0))
     assert 0.3 < estimating._once(replace(one, sizes=silent)) / autoencoder.get_total_flops() < 3

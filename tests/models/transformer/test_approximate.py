@@ -7,12 +7,12 @@ import pytest
 from omnialpha.errors import InputError
 from omnialpha.loading import load
 from omnialpha.models.transformer.approximate import NAMES, Approximations
-from omnialpha.sampling import ALWAYS
+from omnialpha.sampling import FULL_INTERVAL
 from omnialpha.tasks import TASKS
 
 
 def test_nothing_is_approximate_unless_asked():
-    assert Approximations.parse({}) == Approximations(None, None, ALWAYS, None, None)
+    assert Approximations.parse({}) == Approximations(None, None, FULL_INTERVAL, None, None)
 
 
 @pytest.mark.parametrize(

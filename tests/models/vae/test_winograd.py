@@ -1,9 +1,6 @@
 """The strip-wise convolution against torch's own, in double precision."""
 
-import copy
-import gc
 import os
-import pickle
 from threading import get_ident
 
 import pytest
@@ -11,17 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from omnialpha.models.vae import threads as pools
 from omnialpha.models.vae import winograd
 from omnialpha.models.vae.alphavae import AlphaVAE
 from omnialpha.models.vae.blocks import RMSNorm, Upsample, activated, convolved
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept():
-    winograd.kept.clear()
-    yield
-    winograd.kept.clear()
 
 
 @pytest.fixture(params=[1, 3])
@@ -38,7 +27,7 @@ def close(made, wanted):
 
 @pytest.mark.parametrize("taps", [2, 3])
 def test_the_transforms_make_a_correlation(taps):
-    data, filters, sums = winograd.winograd(taps)
+    data, filters, sums = winograd._winograd(taps)
     d, g = torch.randn(winograd.TILE + taps - 1).double(), torch.randn(taps).double()
     wanted = torch.stack([d[i : i + taps] @ g for i in range(winograd.TILE)])
     assert (sums @ ((filters @ g) * (data @ d)) - wanted).abs().max() < 1e-13
@@ -53,7 +42,7 @@ def test_equals_the_plain_convolution(threads, height, width, channels):
     x = torch.randn(2, channels[0], height, width)
     x[0, :, 1, 2] = 0  # a pixel without a direction
     add = torch.randn(2, channels[1], height, width)
-    assert winograd.suits(x, conv)
+    assert winograd._suits(x, conv)
     wanted = conv.double()(activated(norm.double(), x.double()))
     made = convolved(norm.float(), conv.float(), x)
     assert close(made, wanted)
@@ -64,7 +53,7 @@ def test_equals_the_plain_convolution(threads, height, width, channels):
 @torch.no_grad()
 def test_doubling_equals_upsampling_then_convolution(threads, height, width):
     layer, x = Upsample(128), torch.randn(2, 128, height, width)
-    assert winograd.suits(x, layer)
+    assert winograd._suits(x, layer)
     grown = F.interpolate(x.double(), scale_factor=2.0, mode="nearest-exact")
     wanted = F.conv2d(grown, layer.weight.double(), layer.bias.double(), padding=1)
     made = layer(x)
@@ -84,69 +73,13 @@ def test_the_codec_leaves_its_inputs_alone():
 @torch.no_grad()
 def test_only_where_it_is_exact_and_worth_it():
     conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 8, 8)
-    assert winograd.suits(x, conv)
-    assert not winograd.suits(x.bfloat16(), conv)
-    assert not winograd.suits(x[..., :7], conv)
-    assert winograd.suits(x, nn.Conv2d(64, 4, 3, padding=1))
-    assert not winograd.suits(x, nn.Conv2d(64, 32, 3, padding=1))
+    assert winograd._suits(x, conv)
+    assert not winograd._suits(x.bfloat16(), conv)
+    assert not winograd._suits(x[..., :7], conv)
+    assert winograd._suits(x, nn.Conv2d(64, 4, 3, padding=1))
+    assert not winograd._suits(x, nn.Conv2d(64, 32, 3, padding=1))
     with torch.enable_grad():
-        assert not winograd.suits(x, conv)
-
-
-# ---- kept weights ---------------------------------------------------------------------------------------------------
-
-
-def same(pixels, out):
-    out.copy_(pixels)
-
-
-CHANGES = {
-    "a step in place": lambda conv: conv.weight.mul_(1.5),
-    "data in place, unseen by autograd": lambda conv: conv.weight.data.mul_(1.5),
-    "other data": lambda conv: setattr(conv.weight, "data", conv.weight * 1.5),
-    "another parameter": lambda conv: setattr(conv, "weight", nn.Parameter(conv.weight * 1.5)),
-    "a checkpoint": lambda conv: conv.load_state_dict({"weight": conv.weight * 1.5, "bias": conv.bias}),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_changed_weights_are_transformed_anew(change, mode):
-    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 8, 8)
-    with mode():
-        winograd.convolve(x, conv, same)
-        assert len(winograd.kept) == 1
-    with torch.no_grad():
-        CHANGES[change](conv)
-    with mode():
-        assert close(winograd.convolve(x, conv, same), conv(x))
-
-
-@torch.no_grad()
-def test_what_is_kept_is_used_counted_limited_and_let_go(monkeypatch):
-    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 8, 8)
-    first = winograd.convolve(x, conv, same)
-    size = (36 + 9) * 64 * 64 * 4
-    assert winograd.kept_bytes() == size
-    made = winograd.kept[conv][1][0]
-    made.zero_()  # what is kept is what counts
-    assert (winograd.convolve(x, conv, same) - conv.bias[:, None, None]).abs().max() == 0
-    made = copy.deepcopy(conv)
-    assert torch.equal(winograd.convolve(x, made, same), first) and len(pickle.dumps(made)) < size  # not taken along
-    assert winograd.kept_bytes() == 2 * size
-    del made
-    gc.collect()
-    assert winograd.kept_bytes() == size  # nor left behind
-    monkeypatch.setattr(winograd, "LIMIT", 2 * size - 1)
-    winograd.convolve(x, nn.Conv2d(64, 64, 3, padding=1), same)
-    other = nn.Conv2d(64, 64, 3, padding=1)
-    winograd.convolve(x, other, same)
-    assert other not in winograd.kept and conv in winograd.kept
-    winograd.kept.clear()
-    winograd.convolve(torch.randn(1, 64, 68, 64), conv, same)  # so large that making them is little of the work
-    monkeypatch.setattr(winograd, "LIMIT", 0)
-    winograd.convolve(x, conv, same)
-    assert not winograd.kept
+        assert not winograd._suits(x, conv) and winograd.convolve(x, conv) is None
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------
@@ -161,13 +94,13 @@ def test_jobs_are_done_once_each_by_threads_that_compute_alone(threads):
             done.append(job)
 
     with torch.inference_mode():
-        pools.share(range(100), work)
+        winograd._share(range(100), work)
         assert sorted(done) == list(range(100))
         assert {case[1:] for case in seen} == {(1, False, True)}
         assert (get_ident() in {case[0] for case in seen}) == (threads == 1)
     assert torch.get_num_threads() == threads
     with pytest.raises(ZeroDivisionError), torch.no_grad():
-        pools.share(range(100), lambda jobs: [1 // (job - 70) for job in jobs])
+        winograd._share(range(100), lambda jobs: [1 // (job - 70) for job in jobs])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes of this kind here")
@@ -175,10 +108,10 @@ def test_jobs_are_done_once_each_by_threads_that_compute_alone(threads):
 @torch.no_grad()
 def test_a_forked_process_has_threads_of_its_own(threads):
     conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 256, 64)
-    wanted = winograd.convolve(x, conv, same)
+    wanted = winograd.convolve(x, conv)
     child = os.fork()
     if not child:
-        os._exit(pools._pool.cache_info().currsize)
+        os._exit(winograd._pool.cache_info().currsize)
     assert os.waitpid(child, 0)[1] == 0
-    assert threads == 1 or pools._pool.cache_info().currsize
-    assert torch.equal(winograd.convolve(x, conv, same), wanted)
+    assert threads == 1 or winograd._pool.cache_info().currsize
+    assert torch.equal(winograd.convolve(x, conv), wanted)

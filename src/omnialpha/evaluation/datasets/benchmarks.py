@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS
 
 if TYPE_CHECKING:
-    from omnialpha.evaluation.datasets.samples import Sample
+    pass
 
 THOUSANDS = "SAD, GRAD and CONN in thousands, so they grow with the picture (GRAD as AIM: / 10); MSE, MAD are means"
 PLAIN = "PSNR in dB, at most 100"
@@ -19,9 +19,18 @@ PLAIN = "PSNR in dB, at most 100"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """layout: a reader in `layouts`. tasks: that it can ask for, its own first; () for any, by --task. kind: how
-    answers are scored, see `scoring.KINDS`; "": by the category of the task. size: the rule of those who published it.
-    count: of samples that it should have, if that is known. unsure: what could not be confirmed of its layout.
+    """A row of the table.
+
+    Args:
+        name: of its command, `omnialpha eval NAME`.
+        layout: a reader in `layouts`; "" for samples that lie in no folder.
+        tasks: that it can ask for, its own first; () for any, by --task.
+        kind: how predictions are scored, see `scoring.SCORINGS`; "": by the category of the task.
+        size: the rule of those who published it.
+        count: of samples that it should have, if that is known.
+        categories: whether reports have figures by category.
+        unsure: what could not be confirmed of its layout.
+        own_command: the module in `cli` whose command has options of its own; "" for those of all benchmarks.
     """
 
     name: str
@@ -37,6 +46,7 @@ class Benchmark:
     count: int | None = None
     categories: bool = False
     unsure: str = ""
+    own_command: str = ""
 
     def task(self, wanted: str | None) -> str:
         """The task that is asked for, by its name, or its own."""
@@ -58,7 +68,7 @@ class Benchmark:
     def scored_as(self, task: str) -> str:
         return self.kind or TASKS[task].category
 
-    def samples(self, data: str, task: str, limit: int | None = None) -> list[Sample]:
+    def samples(self, data: str, task: str, limit: int | None = None) -> list[Any]:
         """In the order of the data set; limit: of each category, the first ones. InputError for another layout."""
         from omnialpha.evaluation.datasets.layouts import LAYOUTS
 
@@ -71,7 +81,7 @@ class Benchmark:
         return made
 
 
-def _of_each(samples: Iterable[Sample], limit: int | None) -> Iterator[Sample]:
+def _of_each(samples: Iterable[Any], limit: int | None) -> Iterator[Any]:
     counts: dict[str, int] = {}
     for sample in samples:
         counts[sample.category] = counts.get(sample.category, 0) + 1
@@ -157,6 +167,16 @@ ROWS = (
     Benchmark(
         "folder", "Any data", "a JSONL manifest, shards or a folder of them (docs/data.md), by --task",
         "records", (), "", "as stored", f"{THOUSANDS}; {PLAIN}", "yours", "yours",
+    ),
+    Benchmark(
+        "vae", "RGBA reconstruction", "what an autoencoder loses of pictures with alpha", "rgba_pictures",
+        ("reconstruction",), "reconstruction", "as stored (published: 1024x1024)", "means over nine backgrounds",
+        "AlphaVAE, 2025 (arXiv 2507.09308)", "that of your pictures", categories=True, own_command="evaluate",
+    ),
+    Benchmark(
+        "suite", "Suite on held-out layers", "a model and baselines on held-out layers, all categories", "",
+        (), "", "the model's own", f"{THOUSANDS}; PSNR in dB, at most 60", "yours, or drawn by this software", "yours",
+        own_command="suite",
     ),
 )  # fmt: skip
 BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in ROWS}

@@ -30,7 +30,7 @@ MASS = (
 
 
 @dataclass(frozen=True)
-class Source:
+class HeldOutSource:
     """A bank of held-out layers, the main colour of each foreground's pixels, and where they come from, in words."""
 
     bank: Bank
@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutScenes:
     """Scenes of as many layers and one size, each with its subject, that one's trimap and rough map, and captions that
     are worded as in training and know name, colour and place. Its properties are of all scenes: (n, ..., H, W).
     """
@@ -108,17 +108,17 @@ def _phrase(pattern: str, caption: Caption) -> str:
     return _with_article(pattern.format(name=caption.name, color=caption.color, place=caption.place))
 
 
-def open_source(folder: str | Path | None = None, side: int = SIDE) -> Source:
+def open_source(folder: str | Path | None = None, side: int = SIDE) -> HeldOutSource:
     """The test split of a data folder, or of the procedural layers."""
     if folder is None:
         bank, about = banks.unseen(side), f"procedural, test split, seed {banks.TEST_SEED}"
     else:
         bank, about = banks.read(folder, side, "test"), f"test split of {Path(folder).name}"
     pixels = bank.foregrounds.permute(0, 2, 3, 1).numpy()
-    return Source(bank, tuple(synthetic.dominant_color(p) for p in pixels), about)
+    return HeldOutSource(bank, tuple(synthetic.dominant_color(p) for p in pixels), about)
 
 
-def draw(source: Source, n: int, size: tuple[int, int], seed: int, objects: int = 1) -> HeldOut:
+def draw(source: HeldOutSource, n: int, size: tuple[int, int], seed: int, objects: int = 1) -> HeldOutScenes:
     """n scenes at (height, width), equal for equal arguments. Two objects stand apart, and are asked for in turn."""
     if n < 1:
         raise InputError(f"n={n} scenes cannot be measured: use 1 or more.")
@@ -138,7 +138,7 @@ def draw(source: Source, n: int, size: tuple[int, int], seed: int, objects: int 
             pictures = {role: masks.as_picture(values) for role, values in maps.items()}
             kept.append(replace(scene, captions=captions, maps=pictures, subject=(subject,)))
     assert len(kept) == n, f"only {len(kept)} of {count} scenes are usable"
-    return HeldOut(tuple(kept))
+    return HeldOutScenes(tuple(kept))
 
 
 def _usable(alpha: Tensor, trimap: Tensor, rough: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Published data sets as they are unpacked: a reader a layout, from what --data says and a task to samples.
 
-A folder that is not laid out so is told of in one sentence.
+A folder that is not laid out so is refused in one sentence.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from omnialpha.evaluation.datasets.folder_datasets import (
     unlike,
 )
 from omnialpha.evaluation.datasets.parquet_datasets import Held, find_tables, table_rows
+from omnialpha.evaluation.datasets.rgba_pictures import rgba_pictures
 from omnialpha.evaluation.datasets.samples import Sample, of_record
 from omnialpha.tasks import Role
 from omnialpha.tasks import task as find_task
 
-Reader = Callable[[str, str], Iterator[Sample]]
+Reader = Callable[[str, str], Iterator[Any]]  # path and task -> samples
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
@@ -52,9 +53,9 @@ def refmatte_rw100(data: str, task: str) -> Iterator[Sample]:
         raise unlike(folder, "RefMatte-RW100", "image/, mask/ or refmatte_rw100_label.json")
     labels, index = _json(label), _json(root / "eval_index_expression.json")
     images, masks = by_name(where[0]), by_name(where[1])
-    for name, told in sorted(labels.items()):
+    for name, label in sorted(labels.items()):
         try:
-            picture, said = str(told["image_name"]), told["expressions"]
+            picture, said = str(label["image_name"]), label["expressions"]
             prompt = str(said[int(index.get(picture, index.get(name, -1)))])
         except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(f"{label} says nothing of use about {name!r}: copy it again.") from None
@@ -167,4 +168,5 @@ LAYOUTS: dict[str, Reader] = {
     "alphatest": alphatest,
     "crello": crello,
     "records": records,
+    "rgba_pictures": rgba_pictures,
 }  # fmt: skip

@@ -18,7 +18,7 @@ from omnialpha.data.records.pictures import Handle, Size, levels, read, read_all
 from omnialpha.data.records.records import LayeredRecord, Record
 from omnialpha.data.scene import opaque
 from omnialpha.errors import InputError
-from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.evaluation.methods.predictions import PredictionRequest
 from omnialpha.files import sha256
 from omnialpha.tasks import Example, Role
 from omnialpha.tasks import task as find_task
@@ -65,7 +65,7 @@ class Sample:
         given = [handle for row in self.inputs.values() for handle in row]
         return given + [h for h in (*self.truths, self.trimap) if h is not None]
 
-    def asked(self) -> Asked:
+    def request(self) -> PredictionRequest:
         """What `predictions` keeps of it; pictures that lie in no file of their own have no path."""
         row, targets = find_task(self.task), self.targets
         if self.record:
@@ -83,14 +83,14 @@ class Sample:
             if isinstance(handle, Path):
                 inputs.setdefault(str(role), []).append(str(handle.absolute()))
         truths = [str(handle.absolute()) if isinstance(handle, Path) else "" for handle in true]
-        return Asked(
+        return PredictionRequest(
             self.key, self.task, self.instruction, self.prompt, self.category, inputs, truths, [*map(str, targets)]
         )
 
     def identity(self, longer: int | None) -> str:
         """The same for the same pictures and words, measured at the same size."""
-        asked = [self.key, self.task, self.instruction, longer, [digest(handle) for handle in self.handles]]
-        return sha256(json.dumps(asked))
+        content = [self.key, self.task, self.instruction, longer, [digest(handle) for handle in self.handles]]
+        return sha256(json.dumps(content))
 
     def load(self, longer: int | None = None) -> Example:
         """The example, with its truths.

@@ -1,31 +1,29 @@
-"""A chat model behind any endpoint that speaks `/chat/completions`: asked again until it answers in the asked form."""
+"""A chat model behind any endpoint that speaks `/chat/completions`, reached by openai's client.
+
+The client retries what may pass (408, 409, 429, 5xx, broken connections, timeouts) with growing pauses, and waits as
+long as `Retry-After` says, up to two minutes. Answers that are not in the asked form are asked for again here.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
-    import httpx2
+    import openai
 
 T = TypeVar("T")
 Message = dict[str, Any]
 
 LENGTH = 500  # characters that are kept of a text from outside
 CONNECT = 10.0  # seconds
-
-# What an HTTP status means; one that is in neither set ends this question with an error.
-REFUSED = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # so would every other question be
-AGAIN = {408, 409, 425, 429, *range(500, 600)}
+REFUSED = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # statuses that every other question would get too
+RETRIES = "x-stainless-retry-count"  # the header in which the client says which attempt a request is
 
 
 class Malformed(ValueError):
@@ -42,10 +40,17 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the model is. url: up to `/chat/completions`, or with it. key: sent, never shown or stored.
+    """Where a chat model is, and how it is asked.
 
-    timeout: seconds for one try as a whole; tries: a question; pause: seconds before the second try, doubled before
-    each further one; patience: the longest wait in seconds that the endpoint may ask for (`Retry-After`).
+    Args:
+        url: the address up to `/chat/completions`, or with it.
+        model: its name at the endpoint.
+        key: sent as a bearer token; never shown or stored.
+        timeout: seconds to wait for the endpoint, each try.
+        tries: requests for one question, at most.
+
+    Raises:
+        InputError: an address, a key or a limit that cannot be used.
     """
 
     url: str
@@ -53,8 +58,6 @@ class Endpoint:
     key: str = field(default="", repr=False)
     timeout: float = 120.0
     tries: int = 4
-    pause: float = 1.0
-    patience: float = 300.0
 
     def __post_init__(self) -> None:
         try:
@@ -79,16 +82,25 @@ class Endpoint:
     def host(self) -> str:
         return str(urlsplit(self.url).hostname)
 
-    @property
-    def address(self) -> str:
-        return self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    def client(self) -> openai.AsyncOpenAI:
+        """The client, an asynchronous context manager. Only the key given here is sent, none of the environment's.
 
-    def client(self) -> httpx2.AsyncClient:
+        Raises:
+            InputError: openai is not installed.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise InputError("the judge needs openai's client: `pip install omnialpha[eval]` brings it.") from None
         import httpx2
 
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        limit = httpx2.Timeout(None, connect=min(CONNECT, self.timeout))  # the whole is limited in `_post`
-        return httpx2.AsyncClient(headers=headers, timeout=limit)
+        limits = httpx2.Timeout(self.timeout, connect=min(CONNECT, self.timeout))
+        return openai.AsyncOpenAI(
+            api_key=self.key or "none",
+            base_url=self.url.rstrip("/").removesuffix("/chat/completions"),
+            timeout=limits,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=limits),
+        )
 
     def clean(self, text: str) -> str:
         """Text from outside in one short line, without the key should it be in there."""
@@ -96,47 +108,58 @@ class Endpoint:
         return " ".join(text.split())[:LENGTH]
 
     async def complete(
-        self, client: httpx2.AsyncClient, messages: Sequence[Message], read: Callable[[str], T], reminder: str
+        self, client: openai.AsyncOpenAI, messages: Sequence[Message], read: Callable[[str], T], reminder: str
     ) -> T:
-        """The answer as `read` takes it. Where that raises Malformed, the reminder is sent after what was said.
+        """Ask until `read` takes the answer. Where that raises Malformed, the reminder is sent after what was said.
 
-        Raises Unanswered; InputError where it is of no use to ask at all.
+        Args:
+            client: that of `client()`.
+            messages: the question, in the words of the protocol.
+            read: the text of an answer -> what is returned.
+            reminder: says once more which form is asked for.
+
+        Raises:
+            Unanswered: no answer in the asked form after all tries.
+            InputError: the endpoint is not there, or would refuse every other question too.
         """
         import httpx2
+        import openai
 
-        talk, wait = list(messages), 0.0
-        for attempt in range(1, self.tries + 1):
-            reached, last = True, attempt == self.tries
+        talk: Any = list(messages)
+        used, why = 0, ""
+        unsent = ("OpenAI-Organization", "OpenAI-Project", *(() if self.key else ("Authorization",)))
+        headers = dict.fromkeys(unsent, openai.Omit())
+        while used < self.tries:
+            asking = client.with_options(max_retries=self.tries - used - 1).chat.completions.with_raw_response
             try:
-                async with asyncio.timeout(self.timeout):
-                    response = await client.post(self.address, json=self.body(talk))
-                if response.status_code == 200:
-                    return read(content(response.content))
-                why = f"status {response.status_code}: {self.clean(response.text)}"
-                if response.status_code in REFUSED:
-                    raise InputError(f"{self.host} refuses: {why}")
-                wait = retry_after(response.headers.get("Retry-After", ""))
-                last = last or response.status_code not in AGAIN or wait > self.patience
+                response = await asking.create(model=self.model, temperature=0, messages=talk, extra_headers=headers)
+                used += 1 + response.retries_taken
+                return read(content(response.content))
             except Malformed as error:
                 why = self.clean(str(error))
                 reply = [{"role": "assistant", "content": error.said}, {"role": "user", "content": reminder}]
                 talk = [*messages, *(reply if error.said else ())]
-            except TimeoutError:
-                why = f"no answer within {self.timeout:g} s"
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                why, reached = self.clean(str(error)) or "no connection", False
-            except httpx2.HTTPError as error:
-                why = f"the connection broke ({type(error).__name__})"
-            if last:
-                break
-            await asyncio.sleep(max(wait, self.pause * 2 ** (attempt - 1) * random.uniform(1, 1.5)))
-            wait = 0.0
-        if not reached:
-            raise InputError(f"{self.host} cannot be reached ({why}): start it, or check the address.")
-        raise Unanswered(f"{why} (tries: {attempt})")
+            except openai.APIStatusError as error:
+                why = f"status {error.status_code}: {self.clean(error.response.text)}"
+                if error.status_code in REFUSED:
+                    raise InputError(f"{self.host} refuses: {why}") from None
+                raise Unanswered(f"{why} (tries: {used + _tries(error)})") from None
+            except openai.APIConnectionError as error:  # timeouts too
+                cause = error.__cause__
+                if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+                    why = self.clean(str(cause)) or "no connection"
+                    raise InputError(
+                        f"{self.host} cannot be reached ({why}): start it, or check its address."
+                    ) from None
+                why = f"the connection broke ({type(cause).__name__})"
+                why = f"no answer within {self.timeout:g} s" if isinstance(error, openai.APITimeoutError) else why
+                raise Unanswered(f"{why} (tries: {used + _tries(error)})") from None
+        raise Unanswered(f"{why} (tries: {used})")
 
-    def body(self, messages: Sequence[Message]) -> Message:
-        return {"model": self.model, "temperature": 0, "messages": list(messages)}
+
+def _tries(error: openai.APIError) -> int:
+    """How often the client has asked before it gave up."""
+    return 1 + int(error.request.headers.get(RETRIES, 0))
 
 
 def content(body: bytes) -> str:
@@ -148,14 +171,3 @@ def content(body: bytes) -> str:
     if not isinstance(said, str):
         raise Malformed("the response holds no text")
     return said
-
-
-def retry_after(header: str) -> float:
-    """Seconds to wait by the header, which states seconds or a date; 0 if it states nothing."""
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        until = parsedate_to_datetime(header)
-    except ValueError:
-        return 0.0
-    return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())

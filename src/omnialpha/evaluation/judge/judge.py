@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, Message, Unanswered
-from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, Pair, Shown, check_ground
+from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, ComparedPair, RenderedPicture, check_ground
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
 from omnialpha.evaluation.reports.report import Row, append_row, read_rows
 from omnialpha.files import sha256
 
 if TYPE_CHECKING:
-    import httpx2
+    import openai
 
 VERDICTS_FILE = "verdicts.jsonl"
 CHOICES = ("A", "B", TIE)  # in the words of an answer, where A is what was shown first
@@ -55,13 +55,13 @@ class Question:
     aspect: str
     first: str
     text: str
-    pictures: Sequence[tuple[str, Shown]] = field(repr=False)
+    pictures: Sequence[tuple[str, RenderedPicture]] = field(repr=False)
 
     def key(self, model: str) -> str:
         """The same for the same model, order, words and pictures, and for nothing else."""
         pictures = [(label, shown.digest) for label, shown in self.pictures]
-        told = json.dumps([model, SIDES.index(self.first), self.text, FORM, pictures])
-        return sha256(told)
+        content = json.dumps([model, SIDES.index(self.first), self.text, FORM, pictures])
+        return sha256(content)
 
     def messages(self) -> list[Message]:
         parts: list[Message] = [{"type": "text", "text": self.text}]
@@ -78,7 +78,7 @@ class Question:
         return Answer(self.sample, self.aspect, self.first, sides[row["choice"]], reason=row["reason"])
 
 
-def questions(pair: Pair, aspects: Sequence[str], ground: str) -> list[Question]:
+def questions(pair: ComparedPair, aspects: Sequence[str], ground: str) -> list[Question]:
     """Each aspect that applies, in both orders; the pictures are read once."""
     asks: list[Question] = []
     asked, (given, made) = pair.asked, pair.shown(ground)
@@ -94,7 +94,7 @@ def questions(pair: Pair, aspects: Sequence[str], ground: str) -> list[Question]
     return asks
 
 
-def count(pairs: Sequence[Pair], aspects: Sequence[str]) -> int:
+def count(pairs: Sequence[ComparedPair], aspects: Sequence[str]) -> int:
     """How many questions there are."""
     return sum(2 for pair in pairs for name in aspects if pair.applies(name))
 
@@ -140,17 +140,30 @@ class Judge:
             raise InputError(f"workers={self.workers} is out of range: use 1 or more.")
 
     def ask(
-        self, pairs: Sequence[Pair], folder: Path, told: Callable[[Answer, bool], object] = lambda answer, kept: None
+        self,
+        pairs: Sequence[ComparedPair],
+        folder: Path,
+        on_answer: Callable[[Answer, bool], object] = lambda answer, kept: None,
     ) -> list[Answer]:
-        """All answers, in the order of the pairs. told: called with each as it comes, and whether it was kept before.
+        """Ask about all pairs; whatever stops it, what was answered stays in the folder.
 
-        An error is an answer too, and is asked again the next time. InputError where the endpoint is not there or
-        refuses. Whatever stops it, what was answered stays in the folder.
+        Args:
+            pairs: what is compared.
+            folder: where answers are kept; those that it holds are not asked for again, but errors are.
+            on_answer: called with each answer as it comes, and whether it was kept before.
+
+        Returns:
+            All answers, in the order of the pairs; an error is an answer too.
+
+        Raises:
+            InputError: the endpoint is not there or refuses.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        return asyncio.run(self._ask(pairs, folder / VERDICTS_FILE, told))
+        return asyncio.run(self._ask(pairs, folder / VERDICTS_FILE, on_answer))
 
-    async def _ask(self, pairs: Sequence[Pair], path: Path, told: Callable[[Answer, bool], object]) -> list[Answer]:
+    async def _ask(
+        self, pairs: Sequence[ComparedPair], path: Path, on_answer: Callable[[Answer, bool], object]
+    ) -> list[Answer]:
         rows, queue = read_rows(path), iter(enumerate(pairs))
         made: dict[int, list[Answer]] = {place: [] for place in range(len(pairs))}
 
@@ -163,7 +176,7 @@ class Judge:
                         rows[key] = {"key": key, **await self._answer(client, question)}
                         append_row(path, rows[key])
                     made[place].append(question.answer(rows[key]))
-                    told(made[place][-1], kept)
+                    on_answer(made[place][-1], kept)
 
         async with self.endpoint.client() as client:
             workers = [asyncio.create_task(work()) for _ in range(self.workers)]
@@ -175,7 +188,7 @@ class Judge:
                 await asyncio.gather(*workers, return_exceptions=True)
         return [answer for answers in made.values() for answer in answers]
 
-    async def _answer(self, client: httpx2.AsyncClient, question: Question) -> Row:
+    async def _answer(self, client: openai.AsyncOpenAI, question: Question) -> Row:
         row: Row = {"sample": question.sample, "aspect": question.aspect, "first": question.first}
         messages = await asyncio.to_thread(question.messages)
         try:

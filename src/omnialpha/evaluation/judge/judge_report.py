@@ -15,7 +15,7 @@ from omnialpha.evaluation.judge import verdicts
 from omnialpha.evaluation.judge.judge import Judge
 from omnialpha.evaluation.judge.pairs import ASPECTS, SIDE, SIDES, WORDING, Pairs
 from omnialpha.evaluation.judge.study import Study
-from omnialpha.evaluation.judge.verdicts import TIE, Answer, Estimate
+from omnialpha.evaluation.judge.verdicts import TIE, Answer, Interval
 from omnialpha.evaluation.reports.report import FILES, Case, Column, Report, Row, Table
 
 CASES = 3  # of each kind
@@ -23,7 +23,7 @@ VALUES = {"A": 1, TIE: 0, "B": -1}
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """What was compared, and by whom. names: of the sides; samples: all that were asked about, in order.
 
     raters: who answered, in words; several: whether they are people, who each saw one order; missing: keys of samples
@@ -44,13 +44,13 @@ class Compared:
     wording: str = WORDING
 
 
-def of_judge(judge: Judge, pairs: Pairs, seed: int = 0) -> Compared:
+def of_judge(judge: Judge, pairs: Pairs, seed: int = 0) -> Comparison:
     def pictures(key: str) -> dict[str, Tensor]:
         pair = next(pair for pair in pairs.pairs if pair.asked.key == key)
         made = {f"{side}: {label}": pixels for side in SIDES for label, pixels in pair.made(side).items()}
         return pair.given() | made
 
-    return Compared(
+    return Comparison(
         title="Comparison by a judge",
         names=pairs.names,
         samples=[pair.asked.key for pair in pairs.pairs],
@@ -65,8 +65,8 @@ def of_judge(judge: Judge, pairs: Pairs, seed: int = 0) -> Compared:
     )
 
 
-def of_study(study: Study, folder: Path, people: int, seed: int = 0) -> Compared:
-    return Compared(
+def of_study(study: Study, folder: Path, people: int, seed: int = 0) -> Comparison:
+    return Comparison(
         title="Comparison by people",
         names=study.names,
         samples=[sample.key for sample in study.samples],
@@ -85,7 +85,7 @@ def of_study(study: Study, folder: Path, people: int, seed: int = 0) -> Compared
 Groups = dict[str, dict[str, list[Answer]]]  # aspect -> sample -> answers without errors
 
 
-def report(compared: Compared, answers: Sequence[Answer], against: Sequence[Path] = ()) -> Report:
+def report(compared: Comparison, answers: Sequence[Answer], against: Sequence[Path] = ()) -> Report:
     """against: folders of other reports on the same two runs. InputError where nothing was answered."""
     groups = {a: verdicts.by_sample(answer for answer in answers if answer.aspect == a) for a in compared.aspects}
     groups = {aspect: samples for aspect, samples in groups.items() if samples}
@@ -118,12 +118,12 @@ def report(compared: Compared, answers: Sequence[Answer], against: Sequence[Path
 
 
 def _summary(
-    compared: Compared, aspect: str, samples: Mapping[str, Sequence[Answer]], answers: Sequence[Answer]
+    compared: Comparison, aspect: str, samples: Mapping[str, Sequence[Answer]], answers: Sequence[Answer]
 ) -> Row:
     """Every figure of an aspect, shares in [0, 1]; NAME, NAME_low and NAME_high."""
     combined = [verdicts.combine([a.verdict for a in group]) for group in samples.values()]
     shares = verdicts.rates(combined, compared.seed)
-    figures: dict[str, Estimate | None] = {
+    figures: dict[str, Interval | None] = {
         "a_wins": shares["A"],
         "ties": shares[TIE],
         "b_wins": shares["B"],
@@ -143,8 +143,8 @@ def _summary(
     return row | ({"kappa": verdicts.mean_kappa(samples)} if compared.several else {})
 
 
-def _tables(compared: Compared, summary: Sequence[Row]) -> list[Table]:
-    def told(row: Row, name: str, sign: str = "") -> str | None:
+def _tables(compared: Comparison, summary: Sequence[Row]) -> list[Table]:
+    def figure(row: Row, name: str, sign: str = "") -> str | None:
         if row[name] is None:
             return None
         value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
@@ -152,8 +152,8 @@ def _tables(compared: Compared, summary: Sequence[Row]) -> list[Table]:
 
     shown = [
         {**row, "aspect": ASPECTS[row["aspect"]].title}
-        | {name: told(row, name) for name in ("a_wins", "ties", "b_wins", "score", "consistency")}
-        | {"order_bias": told(row, "order_bias", "+")}
+        | {name: figure(row, name) for name in ("a_wins", "ties", "b_wins", "score", "consistency")}
+        | {"order_bias": figure(row, "order_bias", "+")}
         for row in summary
     ]
     aspect, n = Column("aspect", "aspect"), Column("n", "n", 0)
@@ -174,7 +174,7 @@ def _tables(compared: Compared, summary: Sequence[Row]) -> list[Table]:
     return [Table("Preference", (aspect, n, *wins), shown), Table("Order and agreement", (aspect, n, *order), shown)]
 
 
-def _rows(compared: Compared, groups: Groups, failed: Sequence[Answer]) -> list[Row]:
+def _rows(compared: Comparison, groups: Groups, failed: Sequence[Answer]) -> list[Row]:
     """A row a sample and aspect; no verdict where an answer is an error."""
     errors = {(answer.sample, answer.aspect): answer.error for answer in reversed(failed)}
     made = []
@@ -183,19 +183,19 @@ def _rows(compared: Compared, groups: Groups, failed: Sequence[Answer]) -> list[
             group, error = groups.get(aspect, {}).get(key, []), errors.get((key, aspect), "")
             if group or error:
                 verdict = verdicts.combine([answer.verdict for answer in group]) if group else None
-                told = "; ".join(_told(answer) for answer in group)
-                made.append({"sample": key, "aspect": aspect, "verdict": verdict, "answers": told, "error": error})
+                content = "; ".join(_in_words(answer) for answer in group)
+                made.append({"sample": key, "aspect": aspect, "verdict": verdict, "answers": content, "error": error})
     return made
 
 
-def _told(answer: Answer) -> str:
+def _in_words(answer: Answer) -> str:
     """In words: what was first, what was chosen, and why."""
     who = f"{answer.rater}: " if answer.rater else ""
     why = f" ({answer.reason})" if answer.reason else ""
     return f"{who}{answer.first} first, {answer.verdict}{why}"
 
 
-def _notes(compared: Compared, answers: Sequence[Answer], failed: Sequence[Answer], groups: Groups) -> list[str]:
+def _notes(compared: Comparison, answers: Sequence[Answer], failed: Sequence[Answer], groups: Groups) -> list[str]:
     rule = "a verdict is what more than half of the people say" if compared.several else "a verdict counts where both "
     rule += "" if compared.several else "orders agree"
     notes = [
@@ -224,7 +224,7 @@ def _notes(compared: Compared, answers: Sequence[Answer], failed: Sequence[Answe
 # ---- agreement with other reports -----------------------------------------------------------------------------------
 
 
-def _agreement(compared: Compared, rows: Sequence[Row], against: Sequence[Path]) -> list[Table]:
+def _agreement(compared: Comparison, rows: Sequence[Row], against: Sequence[Path]) -> list[Table]:
     """Cohen's kappa with the verdicts of each other report."""
     ours = {(row["sample"], row["aspect"]): row["verdict"] for row in rows if row["verdict"]}
     made: list[Row] = []
@@ -254,10 +254,10 @@ def _read_report(folder: Path, names: Mapping[str, str]) -> tuple[str, dict[tupl
             f"{folder} holds no {path.name}: give a folder that `eval judge` or `study-report` has written."
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        header = told["header"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        header = content["header"]
         sides = {side: header[side] for side in SIDES}
-        made = {(row["sample"], row["aspect"]): row["verdict"] for row in told["rows"] if row["verdict"] in VALUES}
+        made = {(row["sample"], row["aspect"]): row["verdict"] for row in content["rows"] if row["verdict"] in VALUES}
         raters = str(header["model"])
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path} is no report of a comparison: give one of `eval judge` or `study-report`.") from None
@@ -269,7 +269,7 @@ def _read_report(folder: Path, names: Mapping[str, str]) -> tuple[str, dict[tupl
 # ---- cases ----------------------------------------------------------------------------------------------------------
 
 
-def _cases(compared: Compared, groups: Groups) -> list[Case]:
+def _cases(compared: Comparison, groups: Groups) -> list[Case]:
     """The clearest for either side, and those on which answers differ most; each sample once."""
     spread, value = {}, {}
     for key in compared.samples:
@@ -286,6 +286,8 @@ def _cases(compared: Compared, groups: Groups) -> list[Case]:
     made: dict[str, Case] = {}
     for kind, keys in kinds:
         for key in [key for key in keys if key not in made][:CASES]:
-            said = [f"{ASPECTS[a].title}: {'; '.join(map(_told, groups[a][key]))}" for a in groups if key in groups[a]]
+            said = [
+                f"{ASPECTS[a].title}: {'; '.join(map(_in_words, groups[a][key]))}" for a in groups if key in groups[a]
+            ]
             made[key] = Case(f"{key} ({kind})", ". ".join(said), compared.pictures(key))
     return list(made.values())

@@ -17,7 +17,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import predictions
-from omnialpha.evaluation.methods.predictions import Asked
+from omnialpha.evaluation.methods.predictions import PredictionRequest
 from omnialpha.files import sha256
 from omnialpha.io import read_image
 
@@ -72,7 +72,7 @@ def aspects(names: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RenderedPicture:
     """A picture as it is shown. label: what it is, without a hint of who made it; pixels: uint8 (H, W, 3)."""
 
     label: str
@@ -89,10 +89,10 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedPair:
     """A sample that both runs have. folders: by side."""
 
-    asked: Asked
+    asked: PredictionRequest
     folders: Mapping[str, Path]
 
     def applies(self, aspect: str) -> bool:
@@ -112,10 +112,10 @@ class Pair:
         layers = predictions.read(self.folders[side] / predictions.PREDICTIONS, self.asked.key, len(roles), None)
         return {_numbered(role, roles, k): layers[k] for k, role in enumerate(roles)}
 
-    def shown(self, ground: str, side: int = SIDE) -> tuple[list[Shown], dict[str, list[Shown]]]:
+    def shown(self, ground: str, side: int = SIDE) -> tuple[list[RenderedPicture], dict[str, list[RenderedPicture]]]:
         """What was given, and what each side made of it, on the ground and no larger than `side` px."""
-        given = [Shown(label, flat(pixels, ground, side)) for label, pixels in self.given().items()]
-        made = {s: [Shown(label, flat(p, ground, side)) for label, p in self.made(s).items()] for s in SIDES}
+        given = [RenderedPicture(label, flat(pixels, ground, side)) for label, pixels in self.given().items()]
+        made = {s: [RenderedPicture(label, flat(p, ground, side)) for label, p in self.made(s).items()] for s in SIDES}
         return given, made
 
 
@@ -129,7 +129,7 @@ class Pairs:
     """names: what the sides are called. missing: keys of samples by the side that lacks them."""
 
     names: Mapping[str, str]
-    pairs: Sequence[Pair]
+    pairs: Sequence[ComparedPair]
     missing: Mapping[str, Sequence[str]]
 
 
@@ -141,7 +141,7 @@ def match(a: Path, b: Path, limit: int | None = None) -> Pairs:
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} is out of range: use 1 or more.")
     folders = dict(zip(SIDES, (a, b), strict=True))
-    asked = {side: predictions.read_asked(folder) for side, folder in folders.items()}
+    asked = {side: predictions.read_requests(folder) for side, folder in folders.items()}
     keys = list(dict.fromkeys((*asked["A"], *asked["B"])))
     missing = {side: [k for k in keys if not _has(folders[side], asked[side].get(k))] for side in SIDES}
     lacking = {*missing["A"], *missing["B"]}
@@ -153,14 +153,14 @@ def match(a: Path, b: Path, limit: int | None = None) -> Pairs:
     names = {side: folder.resolve().name for side, folder in folders.items()}
     if len(set(names.values())) == 1:
         names = {side: str(folder) for side, folder in folders.items()}
-    return Pairs(names, [Pair(asked["A"][key], folders) for key in common], missing)
+    return Pairs(names, [ComparedPair(asked["A"][key], folders) for key in common], missing)
 
 
-def _has(folder: Path, asked: Asked | None) -> bool:
+def _has(folder: Path, asked: PredictionRequest | None) -> bool:
     return asked is not None and predictions.exists(folder, asked.key, len(asked.targets))
 
 
-def _same(a: Asked, b: Asked) -> None:
+def _same(a: PredictionRequest, b: PredictionRequest) -> None:
     """InputError unless both are the same request, on the same pictures."""
     for name in ("task", "instruction", "prompt", "targets"):
         if getattr(a, name) != getattr(b, name):

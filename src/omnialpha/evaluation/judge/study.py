@@ -17,12 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, Pair, Pairs, Shown, check_ground
-from omnialpha.evaluation.judge.study_page import FORMAT, VERSION, page
+from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, ComparedPair, Pairs, RenderedPicture, check_ground
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
 from omnialpha.files import atomic_write, sha256
 from omnialpha.io import read_image
+from omnialpha.templates import render
 
+FORMAT, VERSION = "omnialpha study result", 1
 STUDY, PAGE, PICTURES = "study.json", "page", "pictures"
 TITLE = "Which result is better?"
 CHOICES = ("left", TIE, "right")
@@ -31,7 +32,7 @@ Listed = list[tuple[str, str, int, int]]  # label, file below PAGE, width, heigh
 
 
 @dataclass(frozen=True)
-class Sample:
+class StudySample:
     """key: of the sample in the benchmark; order: whose the two results are; given, results: what is shown."""
 
     id: str
@@ -50,7 +51,7 @@ class Study:
     ground: str
     wording: str
     missing: Mapping[str, Sequence[str]]
-    samples: Sequence[Sample]
+    samples: Sequence[StudySample]
 
     def pictures(self, folder: Path, key: str) -> dict[str, Tensor]:
         """What was shown of a sample, by what it was."""
@@ -68,7 +69,7 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
     """
     check_ground(ground)
     generator = np.random.default_rng(seed)
-    files: dict[str, Shown] = {}
+    files: dict[str, RenderedPicture] = {}
     samples, shown = [], []
     for number, pair in enumerate(pairs.pairs, start=1):
         order = SIDES if generator.random() < 0.5 else SIDES[::-1]
@@ -76,7 +77,7 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
         if asked:
             given, made = pair.shown(ground)
             results = [_listed(made[side], files) for side in order]
-            samples.append(Sample(f"s{number:04}", pair.asked.key, asked, order, _listed(given, files), results))
+            samples.append(StudySample(f"s{number:04}", pair.asked.key, asked, order, _listed(given, files), results))
             shown.append(_for_page(samples[-1], pair))
     if not samples:
         raise InputError(f"no sample can be asked about {', '.join(aspects)}: ask about overall or quality too.")
@@ -89,7 +90,12 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
     return study
 
 
-def _listed(pictures: Sequence[Shown], files: dict[str, Shown]) -> Listed:
+def page(title: str, data: dict[str, Any]) -> str:
+    """One HTML page with its script and no outside resources. data: what study.js reads, see `build`."""
+    return render("study.html", title=title, data=data | {"format": FORMAT, "version": VERSION})
+
+
+def _listed(pictures: Sequence[RenderedPicture], files: dict[str, RenderedPicture]) -> Listed:
     made = []
     for one in pictures:
         file = f"{PICTURES}/{one.digest[:20]}.png"
@@ -98,16 +104,16 @@ def _listed(pictures: Sequence[Shown], files: dict[str, Shown]) -> Listed:
     return made
 
 
-def _for_page(sample: Sample, pair: Pair) -> dict[str, Any]:
+def _for_page(sample: StudySample, pair: ComparedPair) -> dict[str, Any]:
     """Nothing here may tell which side a result is of."""
     asked = pair.asked
     lines = [asked.instruction] + ([asked.prompt] if asked.prompt not in asked.instruction else [])
     text = "\n".join(line for line in lines if line)
-    told = {"id": sample.id, "text": text, "aspects": sample.aspects}
-    return told | {"given": sample.given, "results": sample.results}
+    stored = {"id": sample.id, "text": text, "aspects": sample.aspects}
+    return stored | {"given": sample.given, "results": sample.results}
 
 
-def _write(folder: Path, study: Study, html: str, files: Mapping[str, Shown]) -> None:
+def _write(folder: Path, study: Study, html: str, files: Mapping[str, RenderedPicture]) -> None:
     (folder / PAGE / PICTURES).mkdir(parents=True, exist_ok=True)
     for name, shown in files.items():
         atomic_write(folder / PAGE / name, shown.png())
@@ -124,8 +130,8 @@ def read(folder: Path) -> Study:
     if not path.is_file():
         raise InputError(f"{folder} holds no {STUDY}: give a folder that `omnialpha eval study` has written.")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Study(**told | {"samples": [Sample(**sample) for sample in told["samples"]]})
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Study(**stored | {"samples": [StudySample(**sample) for sample in stored["samples"]]})
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path} is damaged: run `omnialpha eval study` again.") from None
 
@@ -139,12 +145,12 @@ def read_answers(study: Study, files: Sequence[Path]) -> list[Answer]:
     answers: list[Answer] = []
     seen: dict[str, Path] = {}
     for path in files:
-        annotator, told = _read_result(study, path)
+        annotator, stored = _read_result(study, path)
         name = annotator.casefold()
         if name in seen:
             raise InputError(f"{seen[name]} and {path} are both by {annotator!r}: leave one of them out.")
         seen[name] = path
-        answers += _answers(study, path, annotator, told)
+        answers += _answers(study, path, annotator, stored)
     return answers
 
 
@@ -153,9 +159,9 @@ def _read_result(study: Study, path: Path) -> tuple[str, list[Any]]:
     if not path.is_file():
         raise InputError(f"there is no file {path}: give the files that annotators saved from the page.")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        good = told["format"] == FORMAT and told["version"] == VERSION and isinstance(told["answers"], list)
-        annotator, name = told["annotator"], told["study"]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        good = stored["format"] == FORMAT and stored["version"] == VERSION and isinstance(stored["answers"], list)
+        annotator, name = stored["annotator"], stored["study"]
         good = good and isinstance(annotator, str) and bool(annotator.strip())
     except (ValueError, TypeError, KeyError):
         good = False
@@ -163,15 +169,15 @@ def _read_result(study: Study, path: Path) -> tuple[str, list[Any]]:
         raise InputError(f"{path} is no result of a study, or of another version: save it from the page again.")
     if name != study.id:
         raise InputError(f"{path} answers study {name!r}, but this one is {study.id}: give its own folder.")
-    if not told["answers"]:
+    if not stored["answers"]:
         raise InputError(f"{path} holds no answers: leave it out.")
-    return annotator, told["answers"]
+    return annotator, stored["answers"]
 
 
-def _answers(study: Study, path: Path, annotator: str, told: Sequence[Any]) -> list[Answer]:
+def _answers(study: Study, path: Path, annotator: str, stored: Sequence[Any]) -> list[Answer]:
     samples = {sample.id: sample for sample in study.samples}
     made: dict[tuple[str, str], Answer] = {}
-    for number, one in enumerate(told, start=1):
+    for number, one in enumerate(stored, start=1):
         try:
             sample, aspect, left, choice = samples[one["sample"]], one["aspect"], one["left"], one["choice"]
             good = aspect in sample.aspects and type(left) is int and left in (0, 1) and choice in CHOICES

@@ -35,7 +35,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A figure and its interval."""
 
     value: float
@@ -60,7 +60,7 @@ def by_sample(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
     return {sample: group for sample, group in groups.items() if not any(answer.error for answer in group)}
 
 
-def rates(verdicts: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+def rates(verdicts: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """The share of each of VERDICTS, and as "score" that of A where a tie counts as half."""
     assert verdicts, "no verdicts"
     given = np.array([[verdict == name for name in VERDICTS] for verdict in verdicts], dtype=float)
@@ -70,7 +70,7 @@ def rates(verdicts: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
     return {name: ratio(column, ones, seed) for name, column in columns.items()}
 
 
-def order_bias(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Estimate | None:
+def order_bias(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Interval | None:
     """The share of answers for what was shown first, of those that chose a side, minus half; None if none did.
 
     0: the order does not matter, .5: always the first, -.5: always the second.
@@ -81,10 +81,10 @@ def order_bias(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Estimat
     if not sizes.sum():
         return None
     share = ratio(firsts, sizes, seed)
-    return Estimate(share.value - 0.5, share.low - 0.5, share.high - 0.5)
+    return Interval(share.value - 0.5, share.low - 0.5, share.high - 0.5)
 
 
-def consistency(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Estimate | None:
+def consistency(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Interval | None:
     """The share of samples, of those answered more than once, about which all answers are the same."""
     several = [group for group in groups.values() if len(group) > 1]
     if not several:
@@ -93,7 +93,7 @@ def consistency(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Estima
     return ratio(same, np.ones(len(several)), seed)
 
 
-def ratio(parts: np.ndarray, wholes: np.ndarray, seed: int) -> Estimate:
+def ratio(parts: np.ndarray, wholes: np.ndarray, seed: int) -> Interval:
     """sum(parts) / sum(wholes) over samples (n,), with its interval; resamples without any whole say nothing."""
     generator, n, drawn = np.random.default_rng(seed), len(parts), []
     step = max(1, CHUNK // n)
@@ -102,7 +102,7 @@ def ratio(parts: np.ndarray, wholes: np.ndarray, seed: int) -> Estimate:
         sums = wholes[picks].sum(1)
         drawn.append(parts[picks].sum(1)[sums > 0] / sums[sums > 0])
     low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(parts.sum() / wholes.sum()), float(low), float(high))
+    return Interval(float(parts.sum() / wholes.sum()), float(low), float(high))
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:

@@ -1,6 +1,6 @@
 """What a model is measured beside: classical methods and baselines behind the interface of a `Method`.
 
-Each answers in the task's layers (m, 4, H, W) at the size that came in, and says what it is told beside the example.
+Each answers in the task's layers (m, 4, H, W) at the size that came in, and says what it is given beside the example.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GREY = 0.5  # of an empty scene
 def best_constant(true: Tensor, power: int = 1, where: Tensor | None = None) -> float:
     """The one alpha that minimises mean |true - c|^power: the median (power 1: SAD, MAD) or the mean (power 2: MSE).
 
-    No peer, as it needs the truth."""
+    No baseline, as it needs the truth."""
     if power not in (1, 2):
         raise InputError(f"power={power} has no closed form here: use 1 (SAD, MAD) or 2 (MSE).")
     values = (true if where is None else true[where]).double().flatten()
@@ -73,7 +73,7 @@ def _grabcut(rgb: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
     if guide is None:
         return grabcut_rectangle(rgb)
     if role is Role.PRECISE:  # sure inside, and unknown as far as `fidelity` lets such a subject reach
-        guide = (guide.float() + fidelity.hole(guide, role).float()) / 2
+        guide = (guide.float() + fidelity.removal_mask(guide, role).float()) / 2
     elif role is Role.ROUGH:
         guide = guide / 2
     return grabcut_trimap(rgb, guide)
@@ -97,33 +97,33 @@ def _opaque(rgb: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
 
 
 def _matting(cut: Cut) -> Callable[[Example], Tensor]:
-    def answer(example: Example) -> Tensor:
+    def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         return with_colour(rgb, cut(rgb, guide, role))[None]
 
-    return answer
+    return make_one
 
 
 def _removal(fill: Fill) -> Callable[[Example], Tensor]:
-    def answer(example: Example) -> Tensor:
+    def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         assert guide is not None
-        return solid(_filled(fill, rgb, fidelity.hole(guide, role)))[None]
+        return solid(_filled(fill, rgb, fidelity.removal_mask(guide, role)))[None]
 
-    return answer
+    return make_one
 
 
 def _both(cut: Cut, fill: Fill = telea) -> Callable[[Example], Tensor]:
     """A matte, and what it touches filled: a removal or a decomposition."""
 
-    def answer(example: Example) -> Tensor:
+    def make_one(example: Example) -> Tensor:
         rgb, guide, role = given(example)
         alpha = cut(rgb, guide, role)
-        touched = masks.dilate(alpha > masks.PRESENT, fidelity.RIM * min(alpha.shape))  # a binary matte has no rim
+        touched = masks.dilate(alpha > masks.PRESENT, fidelity.SOFT_EDGE * min(alpha.shape))
         behind = solid(_filled(fill, rgb, touched))
         return torch.stack([behind] if len(example.targets) == 1 else [behind, with_colour(rgb, alpha)])
 
-    return answer
+    return make_one
 
 
 def _filled(fill: Fill, rgb: Tensor, hole: Tensor) -> Tensor:
@@ -151,12 +151,12 @@ def _blank(example: Example) -> Tensor:
 
 
 def _method(
-    name: str, answer: Callable[[Example], Tensor], tasks: Iterable[str], told: str, package: str = ""
+    name: str, make_one: Callable[[Example], Tensor], tasks: Iterable[str], given: str, package: str = ""
 ) -> Method:
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
-        return [answer(example).float().cpu() for example in examples]
+        return [make_one(example).float().cpu() for example in examples]
 
-    return Method(name, make, frozenset(tasks).__contains__, identity=f"{name} {_version(package)}", told=told)
+    return Method(name, make, frozenset(tasks).__contains__, identity=f"{name} {_version(package)}", given=given)
 
 
 def _version(package: str) -> str:
@@ -178,10 +178,10 @@ KINDS = {"closed-form": "cf", "knn": "knn", "lbdm": "lbdm", "lkm": "lkm"}
 WORDS = {"closed-form": "closed form", "knn": "KNN matting", "lbdm": "learning-based matting", "lkm": "large kernels"}
 COLOUR = "colours by pymatting's estimate_foreground_ml"
 BORDER = f"without a map: that {FRAME:.0%} of each side is background"
-BOTH = f"what its matte touches, {fidelity.RIM:.1%} wider, is filled by Telea"
+BOTH = f"what its matte touches, {fidelity.SOFT_EDGE:.1%} wider, is filled by Telea"
 
-# By the name that `--peer` takes. told: what it is given beside the example, and what is added to it.
-PEERS: dict[str, Method] = {
+# By the name that `--peer` takes. given: what it is given beside the example, and what is added to it.
+BASELINES: dict[str, Method] = {
     "grabcut": _method("GrabCut", _matting(_grabcut), _rows("matting", "auto", *MARKS), f"{BORDER}; {COLOUR}", CV),
     **{
         key: _method(WORDS[key], _matting(_by_trimap(kind)), _rows("matting", Role.TRIMAP), COLOUR, PM)
@@ -224,7 +224,7 @@ PEERS: dict[str, Method] = {
 # ---- finders --------------------------------------------------------------------------------------------------------
 
 OWN_FINDER = "its finder alone"  # what the suite calls the one in a model's folder
-FINDER = "onnx:"  # before a path, where `--peer` takes the name of a peer
+FINDER = "onnx:"  # before a path, where `--peer` takes the name of a baseline
 
 
 def finder(path: str | Path, name: str = "") -> Method:

@@ -71,7 +71,7 @@ def solve(kind: str, rgb: Tensor, trimap: Tensor) -> Tensor:
     settings: dict[str, Any] = {"preconditioner": jacobi}
     if kind == "lkm":  # two of its windows must fit side by side
         settings = {"laplacian_kwargs": {"radius": min(KERNEL, (min(trimap.shape) - 1) // 4)}}
-    with kernels.alone():
+    with kernels.one_thread():
         alpha = estimate(rgb.permute(1, 2, 0).double().cpu().numpy(), trimap.double().cpu().numpy(), **settings)
     return torch.from_numpy(np.ascontiguousarray(alpha)).float().clamp(0, 1)
 

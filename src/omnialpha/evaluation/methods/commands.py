@@ -27,7 +27,7 @@ from omnialpha.tasks import CATEGORIES, TASKS, Example, Role
 
 TIMEOUT = 600.0  # seconds for one example
 OUTPUT = "output"  # a PNG file, or where a task makes several layers a folder for them, read by name, back to front
-# What a program can be told. A file: the roles it may be of.
+# What a program can be given. A file: the roles it may be of.
 FILES: dict[str, tuple[Role, ...]] = {
     "input": (Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND),
     "trimap": (Role.TRIMAP,),
@@ -181,7 +181,7 @@ def of_command(command: str, timeout: float = TIMEOUT, only: str = "", name: str
         return [program.answer(example, seed) for example, seed in zip(examples, seeds, strict=True)]
 
     identity = sha256("\0".join((only, *words)))[:16]
-    return Method(name or program.name, make, program.does, f"command {identity}", told=f"command: {command.strip()}")
+    return Method(name or program.name, make, program.does, f"command {identity}", given=f"command: {command.strip()}")
 
 
 def split_only(command: str) -> tuple[str, str]:

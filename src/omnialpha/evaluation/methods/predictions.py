@@ -26,7 +26,7 @@ GREY = 0.1  # channels of a grey JPEG differ by less
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictionRequest:
     """A sample as it was asked for. key: its file name, which may have folders (`/`). inputs: paths by role, truths: in
     the order of targets, the roles to make; pictures that lie in no file have none.
     """
@@ -41,13 +41,13 @@ class Asked:
     targets: list[str] = field(default_factory=list)
 
 
-def write_asked(folder: Path, asked: Iterable[Asked]) -> None:
+def write_requests(folder: Path, asked: Iterable[PredictionRequest]) -> None:
     lines = [json.dumps(asdict(one), ensure_ascii=False) for one in asked]
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / SAMPLES, ("\n".join(lines) + "\n").encode())
 
 
-def read_asked(folder: Path) -> dict[str, Asked]:
+def read_requests(folder: Path) -> dict[str, PredictionRequest]:
     """By key. InputError where the folder holds no samples, or a line that is none."""
     path = folder / SAMPLES
     if not path.is_file():
@@ -55,7 +55,7 @@ def read_asked(folder: Path) -> dict[str, Asked]:
     made = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
-            one = Asked(**json.loads(line))
+            one = PredictionRequest(**json.loads(line))
         except (ValueError, TypeError):
             raise InputError(f"{path}, line {number}, is no sample: run `omnialpha eval` again.") from None
         made[one.key] = one

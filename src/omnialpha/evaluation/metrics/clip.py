@@ -101,9 +101,9 @@ class Clip:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts, cut at `limit` tokens -> (B, D) float32 on the CPU, not of unit length; see `note`."""
-        told = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
         with torch.inference_mode():
-            pooled = self.model.text_model(**told.to(self.model.device)).pooler_output
+            pooled = self.model.text_model(**tokens.to(self.model.device)).pooler_output
             return self.model.text_projection(pooled).cpu()
 
     def note(self, texts: Sequence[str]) -> str:

@@ -16,48 +16,64 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics import matting
 from omnialpha.limits import by
 
-PSNR_CEILING = 100.0  # dB, of equal pictures too: a mean over pictures stays finite
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+PSNR_CEILING = 100.0  # dB, of equal pictures too
+PSNR_8_BIT = 60.0  # dB, about what 8 bits can say: the ceiling where untouched pictures are common
+SSIM_WINDOW = 11  # px a side
 
 
-def psnr(predicted: Tensor, true: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB (peak 1) over all values of a picture, at most PSNR_CEILING; float64."""
+def squared_error(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of squared errors and number of values of each picture, which can be added up over pictures.
+
+    Args:
+        predicted: (B, C, H, W).
+        true: of the same shape.
+        mask: (B, H, W) bool, the pixels that count; all where it is None.
+
+    Returns:
+        Two times (B,) float64.
+    """
     _check(predicted, true)
-    error = (predicted.double() - true.double()).square().mean(dim=(1, 2, 3))
-    return -10 * torch.log10(error.clamp_min(10 ** (-PSNR_CEILING / 10)))
+    error = (predicted.double() - true.double()).square()
+    counted = torch.ones_like(error) if mask is None else mask[:, None].expand_as(error).double()
+    return (error * counted).sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3))
+
+
+def psnr(predicted: Tensor, true: Tensor, mask: Tensor | None = None, ceiling: float = PSNR_CEILING) -> Tensor:
+    """Peak signal-to-noise ratio in dB, peak 1.
+
+    Args:
+        predicted, true, mask: see `squared_error`.
+        ceiling: the most that a picture gets, so that a mean over pictures stays finite.
+
+    Returns:
+        (B,) float64; NaN where no pixel counts.
+    """
+    total, count = squared_error(predicted, true, mask)
+    return (-10 * torch.log10(total / count)).clamp(max=ceiling)
 
 
 def ssim(predicted: Tensor, true: Tensor) -> Tensor:
-    """Structural similarity, at most 1, over the places where the 11 px Gaussian window fits, mean over channels.
+    """Structural similarity (Wang et al. 2004) as scikit-image computes it with the original's settings.
 
-    Wang et al. 2004, as skimage with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.
+    Args:
+        predicted: (B, C, H, W) in [0, 1], sides of 11 px or more.
+        true: of the same shape.
+
+    Returns:
+        (B,) float64 on the CPU, at most 1: means over channels and over the places where the 11 px Gaussian window
+        fits. Without gradient.
     """
+    from skimage.metrics import structural_similarity
+
     _check(predicted, true)
     if min(true.shape[-2:]) < SSIM_WINDOW:
         raise InputError(
             f"SSIM needs sides of {SSIM_WINDOW} px or more, not {by(true.shape[-2:])}: use larger pictures."
         )
-    mean_p, mean_t = _window(predicted), _window(true)
-    var_p = _window(predicted.square()) - mean_p.square()
-    var_t = _window(true.square()) - mean_t.square()
-    covariance = _window(predicted * true) - mean_p * mean_t
-    above = (2 * mean_p * mean_t + SSIM_C1) * (2 * covariance + SSIM_C2)
-    below = (mean_p.square() + mean_t.square() + SSIM_C1) * (var_p + var_t + SSIM_C2)
-    return (above / below).mean(dim=(1, 2, 3))
-
-
-def _window(x: Tensor) -> Tensor:
-    """Means under the Gaussian window, where it fits. Sums of shifted pictures: faster than convolutions of one
-    channel each, and differentiable all the same.
-    """
-    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    taps = (weights / weights.sum()).tolist()
-    for dim in (-1, -2):
-        length = x.shape[dim] - SSIM_WINDOW + 1
-        x = torch.stack([tap * x.narrow(dim, i, length) for i, tap in enumerate(taps)]).sum(dim=0)
-    return x
+    settings = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5}
+    pairs = zip(*(x.detach().double().cpu().numpy() for x in (predicted, true)), strict=True)
+    values = [structural_similarity(p, t, use_sample_covariance=False, **settings) for p, t in pairs]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def composites(x: Tensor, colors: Iterable[Sequence[float]]) -> Tensor:

@@ -1,144 +1,175 @@
-"""From the rows of a benchmark to its report: a row a method, on the samples that all of them have answered."""
+"""From the rows of a benchmark to its report: a row a method, on the samples that all of them have predictions for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import Benchmark
-from omnialpha.evaluation.datasets.samples import Sample
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT, best_constants
-from omnialpha.evaluation.reports.reconstruction_report import HALF, PUBLISHED, WEIGHTED
+from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.reports.report import Case, Column, Report, Row, Table, mean
-from omnialpha.evaluation.runner import Entrant, Runner
-from omnialpha.evaluation.scoring import KINDS, UNKNOWN, of_sets
+from omnialpha.evaluation.runner import Runner, SampleSet
+from omnialpha.evaluation.scoring import UNKNOWN, Scoring, of_sets
 from omnialpha.limits import by
 from omnialpha.tasks import Role
 
 WORST, BEST = 6, 2
-TOTAL = "total"
-META = ("key", "content", "category", "height", "width", "features", "seconds")  # of a row, beside its figures
-SECONDS = Column("seconds", "s a picture (median)", 3, "lower")
+TOTAL, WEIGHTED = "total", "published weighting"
+# AlphaVAE's categories of text to image: one weighs half, the others share the other half.
+PUBLISHED = ("animal", "fruit", "furniture", "mixed", "plant", "portrait", "toy", "transparent")
+HALF = "mixed"
+ABOUT = (
+    "key",
+    "sample",
+    "category",
+    "method",
+    "height",
+    "width",
+    "features",
+    "seconds",
+)  # of a row, beside its figures
+METHOD, N, SECONDS = (
+    Column("method", "method"),
+    Column("n", "n", 0),
+    Column("seconds", "s a picture (median)", 3, "lower"),
+)
 
-Answers = Mapping[str, Sequence[Row]]
+Parts = Mapping[str, SampleSet]  # by task, with the same samples in the same order
+Rows = Mapping[str, Sequence[Row]]  # by method
 
 
 def report(
-    benchmark: Benchmark, runner: Runner, entrants: Sequence[Entrant], answers: Answers, device: str, data: str
+    benchmark: Benchmark, runner: Runner, parts: Parts, methods: Sequence[Method], rows: Rows, device: str, data: str
 ) -> Report:
-    """answers: by the entrant's name. InputError where no sample was answered by all."""
-    shared = common(runner, entrants, answers)
-    summary = summarise(benchmark, runner, entrants, shared)
-    if runner.kind == "matting":
-        summary.append(_constant(benchmark, runner, entrants[0].task, next(iter(shared.values()))))
-    rows = [{"method": name, **_told(row)} for name, of in shared.items() for row in of]
-    first = next(iter(shared.values()))
+    """The whole report of a run.
+
+    Args:
+        benchmark: whose samples were measured.
+        runner: that measured them.
+        parts: what the methods were asked for, all scored alike.
+        methods: each with its task.
+        rows: all that `runner` gave.
+        device, data: in words.
+
+    Raises:
+        InputError: no sample has a prediction of every method.
+    """
+    shared = common(runner, parts, methods, rows)
+    summary = summarise(benchmark, runner, parts, methods, shared)
+    kind, first = parts[methods[0].task].kind, next(iter(shared.values()))
+    if kind.mattes:
+        summary.append(_constant(benchmark, runner, parts[methods[0].task], methods[0].task, first))
+    tasks = list(dict.fromkeys(method.task for method in methods))
     return Report(
-        title=f"{benchmark.title}: {' and '.join(dict.fromkeys(e.task for e in entrants))}",
+        title=benchmark.title + (f": {' and '.join(tasks)}" if benchmark.own_command == "" else ""),
         header={
             "n": str(len(first)),
             "resolution": _resolution(first, runner.settings.size),
-            "region": _region(summary),
+            "region": kind.region or _region(summary),
             "scale": benchmark.scale,
-            "seed": str(runner.settings.seed),
+            "seed": kind.seed or str(runner.settings.seed),
             "device": device,
             "model": ", ".join(shared),
             "time a picture": _times(summary),
             "data": data,
         },
-        tables=_tables(runner, summary),
+        tables=_tables(kind, summary),
         summary=summary,
-        rows=rows,
-        skipped=_skipped(runner, summary),
-        notes=_notes(benchmark, runner, entrants, answers, len(first)),
-        cases=_cases(runner, entrants, shared),
+        rows=[{k: v for k, v in row.items() if k not in ("key", "features")} for of in shared.values() for row in of],
+        skipped=_skipped(runner, kind, summary),
+        notes=_notes(benchmark, runner, kind, methods, rows, summary),
+        cases=_cases(runner, parts, methods, shared),
         cases_title="Worst and best cases",
     )
 
 
-def common(runner: Runner, entrants: Sequence[Entrant], answers: Answers) -> dict[str, list[Row]]:
-    """The rows of those samples that every entrant has answered, in the order of the data set."""
-    found = {entrant.name: {row["key"]: row for row in answers[entrant.name]} for entrant in entrants}
-    keys = [s.key for s in next(iter(runner.samples.values())) if all(s.key in of for of in found.values())]
+def common(runner: Runner, parts: Parts, methods: Sequence[Method], rows: Rows) -> dict[str, list[Row]]:
+    """The rows of those samples that every method has predictions for, in the order of the data set."""
+    by_sample = {method.name: {row["sample"]: row for row in rows[method.name]} for method in methods}
+    samples = next(iter(parts.values())).samples
+    keys = [s.key for s in samples if all(s.key in of for of in by_sample.values())]
     if not keys:
         why = next((reason for of in runner.bad.values() for reason in of.values()), "nothing was made")
-        raise InputError(f"no sample of {len(runner)} was answered by all: {why}")
-    return {name: [of[key] for key in keys] for name, of in found.items()}
+        raise InputError(f"none of the {len(samples)} samples can be measured for every method: {why}")
+    return {name: [of[key] for key in keys] for name, of in by_sample.items()}
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def summarise(
-    benchmark: Benchmark, runner: Runner, entrants: Sequence[Entrant], shared: Mapping[str, list[Row]]
-) -> list[Row]:
+def summarise(benchmark: Benchmark, runner: Runner, parts: Parts, methods: Sequence[Method], shared: Rows) -> list[Row]:
     """Of each method a row in total, one a category, and the published weighting of AlphaTest's categories."""
     made: list[Row] = []
-    for entrant in entrants:
-        rows = shared[entrant.name]
+    for method in methods:
+        rows, kind = shared[method.name], parts[method.task].kind
         found = sorted({row["category"] for row in rows})
         names = found if benchmark.categories and found != [""] else []
-        told = {"benchmark": benchmark.name, "task": entrant.task, "method": entrant.name}
-        total = told | _row(runner, entrant, TOTAL, rows)
-        parts = [told | _row(runner, entrant, n, [r for r in rows if r["category"] == n]) for n in names]
-        made += [total, *parts, *([told | _weighted(parts)] if names == sorted(PUBLISHED) else [])]
+        about = {"benchmark": benchmark.name, "task": method.task, "method": method.name}
+        groups = {TOTAL: rows} | {name: [row for row in rows if row["category"] == name] for name in names}
+        means = {name: about | {"category": name} | _means(runner, method, kind, of) for name, of in groups.items()}
+        parts_of = [means[name] for name in names]
+        made += [*means.values(), *([_weighted(parts_of)] if names == sorted(PUBLISHED) else [])]
     return made
 
 
-def _row(runner: Runner, entrant: Entrant, category: str, rows: Sequence[Row]) -> Row:
-    names = dict.fromkeys(name for row in rows for name in row if name not in META)
+def _means(runner: Runner, method: Method, kind: Scoring, rows: Sequence[Row]) -> Row:
+    figures = dict.fromkeys(name for row in rows for name in row if name not in ABOUT)
+    sets = of_sets(runner.features(method, rows), kind) if kind.sets else {}
     times = [row["seconds"] for row in rows if row["seconds"] is not None]
-    made: Row = {"category": category, "n": len(rows)} | {name: mean(rows, name) for name in names}
-    kind = KINDS[runner.kind]
-    made |= of_sets(runner.features(entrant, rows), kind) if kind.sets else {}
+    made: Row = {"n": len(rows)} | {name: mean(rows, name) for name in figures} | sets
     return made | {"seconds": median(times) if times else None}
 
 
-def _constant(benchmark: Benchmark, runner: Runner, task: str, rows: Sequence[Row]) -> Row:
-    """The row of the best constant, which is told the truth, on the samples that have these rows."""
-    keys = {row["key"] for row in rows}
-    loaded = (sample.load(runner.settings.size) for sample in runner.samples[task] if sample.key in keys)
-    mattes = ((true[3], one.trimap) for one in loaded if (true := one.truth(Role.FOREGROUND)) is not None)
+def _constant(benchmark: Benchmark, runner: Runner, part: SampleSet, task: str, rows: Sequence[Row]) -> Row:
+    """The row of the best constant, which knows the truth, on the samples that have these rows."""
+    keys = {row["sample"] for row in rows}
+    examples = (sample.load(runner.settings.size) for sample in part.samples if sample.key in keys)
+    mattes = ((true[3], one.trimap) for one in examples if (true := one.truth(Role.FOREGROUND)) is not None)
     about = {"benchmark": benchmark.name, "task": task, "method": BEST_CONSTANT, "category": TOTAL, "n": len(rows)}
     return about | best_constants(mattes) | {"seconds": None}
 
 
 def _weighted(parts: Sequence[Row]) -> Row:
-    made: Row = {"category": WEIGHTED, "n": sum(row["n"] for row in parts)}
-    shares = {row["category"]: 0.5 if row["category"] == HALF else 0.5 / (len(parts) - 1) for row in parts}
-    for name in (n for n in parts[0] if n not in ("benchmark", "task", "method", "category", "n", "seconds")):
-        values = [row.get(name) for row in parts]
-        known = all(value is not None for value in values)
-        made[name] = sum(shares[row["category"]] * row[name] for row in parts) if known else None
-    return made
-
-
-def _told(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("content", "features")}
+    """One category weighs .5, the others share .5; a figure that one of them lacks has none."""
+    made: Row = dict(parts[0]) | {"category": WEIGHTED, "n": sum(row["n"] for row in parts)}
+    for name in [n for n in parts[0] if n not in ("benchmark", "task", "method", "category", "n", "seconds")]:
+        half, others = ([row[name] for row in parts if (row["category"] == HALF) is yes] for yes in (True, False))
+        known = None not in half + others
+        made[name] = (sum(half) / len(half) + sum(others) / len(others)) / 2 if known else None
+    return made | {"seconds": None}
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-def _tables(runner: Runner, summary: Sequence[Row]) -> list[Table]:
-    kind = KINDS[runner.kind]
-    columns = tuple(c for c in kind.columns if any(row.get(c.key) is not None for row in summary))
-    method, n, task = Column("method", "method"), Column("n", "n", 0), Column("task", "asked for")
+def _tables(kind: Scoring, summary: Sequence[Row]) -> list[Table]:
+    def there(columns: Sequence[Column]) -> tuple[Column, ...]:
+        return tuple(c for c in columns if any(row.get(c.key) is not None for row in summary))
+
+    columns, task = there(kind.columns), Column("task", "asked for")
     totals = [
         row | ({"task": "nothing, it knows the truth"} if row["method"] == BEST_CONSTANT else {})
         for row in summary
         if row["category"] == TOTAL
     ]
-    made = [Table("All pictures", (method, task, n, *columns, SECONDS), totals)]
-    if any(UNKNOWN + c.key in row for c in kind.figures for row in summary):
-        unknown = tuple(Column(UNKNOWN + c.key, c.title, c.digits, c.better) for c in kind.figures)
-        made.append(Table("Unknown region of the trimap", (method, task, n, *unknown), totals))
-    if len(parts := [row for row in summary if row["category"] != TOTAL]) > 0:
-        made.append(Table("By category", (method, Column("category", "category"), n, *columns), parts))
+    made = [Table("All pictures", (METHOD, task, N, *columns, *there([SECONDS])), totals)]
+    unknown = [Column(UNKNOWN + c.key, c.title, c.digits, c.better) for c in kind.figures]
+    if there(unknown):
+        made.append(Table("Unknown region of the trimap", (METHOD, task, N, *unknown), totals))
+    if parts := [row for row in summary if row["category"] != TOTAL]:
+        made.append(Table("By category", (METHOD, Column("category", "category"), N, *columns), parts))
+    if kind.ways:
+        shown = [c for c in columns if there([Column(f"{c.key}_{kind.ways[0]}", c.title)])]
+        rows = [
+            {"method": row["method"], "way": way} | {c.key: row.get(f"{c.key}_{way}") for c in shown}
+            for row in totals
+            for way in kind.ways
+        ]
+        made.append(Table("By background, all pictures", (METHOD, Column("way", "background"), *shown), rows))
     return made
 
 
@@ -157,38 +188,36 @@ def _times(summary: Sequence[Row]) -> str:
     made = [
         f"{r['method']} {r['seconds']:.3f} s" for r in summary if r["category"] == TOTAL and r["seconds"] is not None
     ]
-    return ", ".join(made) + " (median)" if made else "not measured: predictions of a folder"
+    return ", ".join(made) + " (median)" if made else "not measured"
 
 
-def _skipped(runner: Runner, summary: Sequence[Row]) -> dict[str, str]:
-    wanted = {column.key for column in KINDS[runner.kind].columns}
+def _skipped(runner: Runner, kind: Scoring, summary: Sequence[Row]) -> dict[str, str]:
+    wanted = {column.key for column in kind.columns}
     lacking = {name: why for name, why in runner.settings.networks.lacking().items() if name in wanted}
-    for name in sorted(wanted - lacking.keys()):
-        if all(row.get(name) is None for row in summary):
-            lacking[name] = "no sample has what it is measured against"
-    return lacking
+    absent = [n for n in sorted(wanted - lacking.keys()) if all(row.get(n) is None for row in summary)]
+    return lacking | dict.fromkeys(absent, kind.absent)
 
 
-def _notes(benchmark: Benchmark, runner: Runner, entrants: Sequence[Entrant], answers: Answers, n: int) -> list[str]:
+def _notes(
+    benchmark: Benchmark, runner: Runner, kind: Scoring, methods: Sequence[Method], rows: Rows, summary: Sequence[Row]
+) -> list[str]:
+    n = summary[0]["n"]
     notes = [f"source: {benchmark.source}; licence: {benchmark.license}", f"published size: {benchmark.size}"]
-    notes += ["plain means over pictures; methods are compared on the same samples"]
+    notes += ["plain means over pictures; methods are compared on the same samples", *kind.notes]
+    if any(row["category"] == WEIGHTED for row in summary):
+        notes.append(f"{WEIGHTED}: {HALF} weighs .5, the other {len(PUBLISHED) - 1} categories share .5")
     if benchmark.count is not None and n != benchmark.count:
         notes.append(f"n={n}, the whole {benchmark.title} has {benchmark.count}")
     notes += [f"not confirmed: {benchmark.unsure}"] if benchmark.unsure else []
-    notes += [f"{e.name}: {e.method.told}" for e in entrants if e.method and e.method.told]
-    notes += [f"{e.name}: predictions of {e.folder.resolve().name}" for e in entrants if e.folder]
-    networks = runner.settings.networks
+    notes += [f"{method.name}: {method.given}" for method in methods if method.given]
+    notes += [f"{method.name}: predictions of {method.folder.resolve().name}" for method in methods if method.folder]
+    networks, titles = runner.settings.networks, " ".join(column.title for column in kind.columns)
     named = {"LPIPS": networks.lpips, "FID and KID": networks.features, "CLIP": networks.clip}
-    notes += [f"{what}: {network.name}" for what, network in named.items() if network and _uses(runner, what)]
-    for entrant in entrants:
-        if (more := len(answers[entrant.name]) - n) > 0:
-            notes.append(f"{entrant.name} answered {more} samples more, which others did not: they are left out")
+    notes += [f"{what}: {network.name}" for what, network in named.items() if network and what.split()[0] in titles]
+    for method in methods:
+        if (more := len(rows[method.name]) - n) > 0:
+            notes.append(f"{method.name} has {more} samples more, which others lack: they are left out")
     return notes + [f"passed over, {name}: {why}" for name, of in runner.bad.items() for why in of.values()]
-
-
-def _uses(runner: Runner, what: str) -> bool:
-    titles = " ".join(column.title for column in KINDS[runner.kind].columns)
-    return what.split()[0] in titles
 
 
 def in_words(row: Row, columns: Sequence[Column]) -> str:
@@ -199,44 +228,46 @@ def in_words(row: Row, columns: Sequence[Column]) -> str:
 # ---- cases ----------------------------------------------------------------------------------------------------------
 
 
-def _cases(runner: Runner, entrants: Sequence[Entrant], shared: Mapping[str, list[Row]]) -> list[Case]:
+def _cases(runner: Runner, parts: Parts, methods: Sequence[Method], shared: Rows) -> list[Case]:
     """By the first figure of the first method, the worst ones and then the best."""
-    kind, first = KINDS[runner.kind], entrants[0].name
+    first = methods[0]
+    kind = parts[first.task].kind
     ranking = kind.figures[0]
     ranked = sorted(
-        (row for row in shared[first] if row.get(ranking.key) is not None),
+        (row for row in shared[first.name] if row.get(ranking.key) is not None),
         key=lambda row: row[ranking.key] * (-1 if ranking.better == "higher" else 1),
     )
     best = ranked[: min(BEST, len(ranked) // 2)]
     worst = ranked[len(best) :][-WORST:][::-1]
-    samples = {task: {sample.key: sample for sample in of} for task, of in runner.samples.items()}
-    found = {name: {row["key"]: row for row in rows} for name, rows in shared.items()}
-    told = [("worst", row) for row in worst] + [("best", row) for row in best]
+    by_sample = {name: {row["sample"]: row for row in rows} for name, rows in shared.items()}
     return [
         Case(
-            f"{what}: {row['key']}",
-            "; ".join(f"{e.name}: {in_words(found[e.name][row['key']], kind.figures)}" for e in entrants),
-            _pictures(runner, {entrant: samples[entrant.task][row["key"]] for entrant in entrants}),
+            f"{what}: {row['sample']}",
+            "; ".join(f"{m.name}: {in_words(by_sample[m.name][row['sample']], kind.figures)}" for m in methods),
+            _pictures(runner, parts, methods, row["sample"]),
         )
-        for what, row in told
+        for what, rows in (("worst", worst), ("best", best))
+        for row in rows
     ]
 
 
-def _pictures(runner: Runner, samples: Mapping[Entrant, Sample]) -> dict[str, Tensor]:
-    """What was given and is true, once, and what each entrant made of it."""
+def _pictures(runner: Runner, parts: Parts, methods: Sequence[Method], key: str) -> dict[str, Tensor]:
+    """What was given and is true, once, and what each method made of it."""
+    samples = {task: next(sample for sample in part.samples if sample.key == key) for task, part in parts.items()}
+    examples = {task: sample.load(runner.settings.size) for task, sample in samples.items()}
     made: dict[str, Tensor] = {}
-    loaded = {sample.task: sample.load(runner.settings.size) for sample in samples.values()}
-    for one in loaded.values():
-        made |= _named("given", one.roles, one.inputs)
-    for one in loaded.values():
-        made |= _named("true", one.targets, one.truths)
-    for entrant, sample in samples.items():
-        one = loaded[sample.task]
-        made |= _named(entrant.name, one.targets, tuple(runner.load(entrant, sample, one)))
+    for one in examples.values():
+        made |= named("given", one.roles, one.inputs)
+    for one in examples.values():
+        made |= named("true", one.targets, one.truths)
+    for method in methods:
+        one = examples[method.task]
+        layers = runner.predicted(method, parts[method.task], samples[method.task], one)
+        made |= named(method.name, one.targets, tuple(layers))
     return made
 
 
-def _named(what: str, roles: Sequence[Role], pictures: Sequence[Tensor | None]) -> dict[str, Tensor]:
+def named(what: str, roles: Sequence[Role], pictures: Sequence[Tensor | None]) -> dict[str, Tensor]:
     """By their role, which is numbered where it repeats."""
     made = {}
     for place, (role, picture) in enumerate(zip(roles, pictures, strict=True)):

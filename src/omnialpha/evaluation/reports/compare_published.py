@@ -11,8 +11,8 @@ from typing import Any
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.reports import published
+from omnialpha.evaluation.reports.benchmark_report import TOTAL, WEIGHTED
 from omnialpha.evaluation.reports.published import TABLES, Note, Published
-from omnialpha.evaluation.reports.reconstruction_report import TOTAL, WEIGHTED
 from omnialpha.evaluation.reports.report import FILES, HEADER, Column, Report, Row, Table
 
 OURS, PUBLISHED = "ours", "published"
@@ -37,8 +37,8 @@ def read_runs(folder: Path) -> list[Run]:
     if not path.is_file():
         raise InputError(f"{folder} holds no {FILES['json']}: give the folder of a run of `omnialpha eval`.")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        header, summary = dict(told["header"]), [dict(row) for row in told["summary"]]
+        data = json.loads(path.read_text(encoding="utf-8"))
+        header, summary = dict(data["header"]), [dict(row) for row in data["summary"]]
         of = next(of for names, of in KINDS if names <= summary[0].keys() | header.keys())
         return of(path.parent, header, summary)
     except (ValueError, TypeError, LookupError, StopIteration):
@@ -48,37 +48,29 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def _benchmark(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
-    """A run a task; figures of the unknown region have names of their own."""
+    """A run a task; figures of the unknown region have names of their own. Reconstructions name their pictures."""
+    data = f", {header['data']}" if summary[0]["benchmark"] == "vae" else ""
     tasks: dict[str, list[Row]] = {}
-    for row in (row for row in summary if row["category"] in WAYS and row["method"] != BEST_CONSTANT):
-        method = {"method": row["method"] + WAYS[row["category"]]}
-        tasks.setdefault(row["task"], []).append(row | _told(header) | method | {"region": "whole picture"})
+    for row in (row for row in summary if row["category"] in OVERALL and row["method"] != BEST_CONSTANT):
+        method = {"method": row["method"] + data + OVERALL[row["category"]]}
+        tasks.setdefault(row["task"], []).append(row | _stated(header) | method | {"region": "whole picture"})
     return [Run(folder, summary[0]["benchmark"], task, header["scale"], tuple(rows)) for task, rows in tasks.items()]
-
-
-def _reconstruction(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
-    method = f"{header['model']}, {header['pictures']}"
-    rows = tuple(
-        row | _told(header) | {"method": method + WAYS[row["category"]]} for row in summary if row["category"] in WAYS
-    )
-    return [Run(folder, "reconstruction", "", "means over nine backgrounds", rows)]
 
 
 def _judged(folder: Path, header: Mapping[str, str], summary: Sequence[Row]) -> list[Run]:
     row = next((row for row in summary if row["aspect"] == "overall"), summary[0])
     shares = {key: 100 * row[name] for key, name in (("wins", "a_wins"), ("ties", "ties"), ("losses", "b_wins"))}
     method = f"{header['A']} against {header['B']}, by {header['model']}"
-    return [Run(folder, "judge", "", "", (_told(header) | shares | {"method": method},))]
+    return [Run(folder, "judge", "", "", (_stated(header) | shares | {"method": method},))]
 
 
-def _told(header: Mapping[str, str]) -> Row:
+def _stated(header: Mapping[str, str]) -> Row:
     return {key: header[key] for key in ("n", "resolution", "region", "seed")}
 
 
-WAYS = {TOTAL: "", WEIGHTED: f", {WEIGHTED}"}  # of a summary by categories, the rows of all pictures
+OVERALL = {TOTAL: "", WEIGHTED: f", {WEIGHTED}"}  # of a summary by categories, the rows of all pictures
 KINDS = (  # names in the header or the summary of a report -> who reads it
     ({"benchmark", "task", "method"}, _benchmark),
-    ({"pictures", "rgba_psnr"}, _reconstruction),
     ({"A", "B", "a_wins"}, _judged),
 )
 
@@ -126,7 +118,7 @@ def _marks(numbers: Iterable[int]) -> str:
 def _shown(runs: Sequence[Run]) -> list[tuple[Published, list[Run]]]:
     if not runs:
         return [(one, []) for one in TABLES]
-    fits = [published.beside(run.benchmark, run.task) for run in runs]
+    fits = [published.comparable(run.benchmark, run.task) for run in runs]
     made = [(one, [run for run, fit in zip(runs, fits, strict=True) if one in fit]) for one in TABLES]
     alone = [(_alone(run), [run]) for run, fit in zip(runs, fits, strict=True) if not fit]
     return [(one, own) for one, own in made if own] + alone
@@ -154,10 +146,10 @@ def _about(notes: Iterable[Note], method: str, numbers: _Numbers) -> list[int]:
 
 
 def _own_rows(run: Run, one: Published, numbers: _Numbers) -> list[Row]:
-    told = f"run {run.folder.resolve().name}" + (f": {run.scale}" if run.scale else "")
+    source = f"run {run.folder.resolve().name}" + (f": {run.scale}" if run.scale else "")
     made = []
     for row in run.rows:
-        seed = f"{told}; seed {row['seed']}"
+        seed = f"{source}; seed {row['seed']}"
         stated = {"method": row["method"] + _marks([numbers.of(seed)]), "whose": OURS}
         figures: dict[str, Any] = {column.key: row.get(column.key) for column in one.columns}
         made.append(stated | {key: str(row[key]) for key in ("n", "resolution", "region")} | figures)

@@ -245,7 +245,7 @@ TABLES = (
         "mean over nine backgrounds, through JPEG",
     ),
     Published(
-        "RGBA reconstruction, AIM-500", "table 2", "reconstruction", (), ALPHAVAE, RECONSTRUCTION,
+        "RGBA reconstruction, AIM-500", "table 2", "vae", (), ALPHAVAE, RECONSTRUCTION,
         _rows(RECONSTRUCTION, """
             LayerDiffuse (SDXL): 32.0879 0.9436 17.7023 0.0418
             AlphaVAE (SDXL): 35.7446 0.9576 10.9178 0.0495
@@ -257,7 +257,7 @@ TABLES = (
                     ("RGBA-VAE (Qwen-Image)",)),),
     ),
     Published(
-        "RGBA reconstruction, AlphaTest", "table 2", "reconstruction", (), ALPHAVAE, RECONSTRUCTION,
+        "RGBA reconstruction, AlphaTest", "table 2", "vae", (), ALPHAVAE, RECONSTRUCTION,
         _rows(RECONSTRUCTION, """
             LayerDiffuse (SDXL): 32.4531 0.9473 6.4832 0.0324
             AlphaVAE (SDXL): 35.5597 0.9605 3.7305 0.0402
@@ -281,6 +281,6 @@ TABLES = (
 )  # fmt: skip
 
 
-def beside(benchmark: str, task: str = "") -> list[Published]:
+def comparable(benchmark: str, task: str = "") -> list[Published]:
     """The tables that a run compares with."""
     return [t for t in TABLES if t.benchmark == benchmark and (not t.tasks or task in t.tasks)]

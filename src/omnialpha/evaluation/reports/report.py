@@ -10,12 +10,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import isfinite
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write
+from omnialpha.templates import render
 
 Row = dict[str, Any]  # figures are floats; None: there is none
 
@@ -167,11 +167,11 @@ def mean(rows: Iterable[Row], key: str) -> float | None:
 def as_csv(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
     """Columns in the order of their first use; the last one says what is left out, and why."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    told = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
+    last = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
     file = io.StringIO()
-    writer = csv.DictWriter(file, [*names, *told], lineterminator="\n")
+    writer = csv.DictWriter(file, [*names, *last], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, **told} for row in rows)
+    writer.writerows({**row, **last} for row in rows)
     return file.getvalue()
 
 
@@ -199,94 +199,22 @@ def _plain(text: str) -> str:
 
 # ---- page -----------------------------------------------------------------------------------------------------------
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<header><h1>$title</h1><dl>$header</dl></header>
-<main>
-$main
-</main>
-</body>
-</html>
-""")
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbfc; --card: #fff; --ink: #1b1d22; --muted: #565c67; --rule: #dcdfe5;
-  --accent: #1f4fa3; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14161a; --card: #1d2026; --ink: #eceef2; --muted: #a7adb9; --rule: #343841; --accent: #9cc0ff; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-header, main { max-width: 84rem; margin: 0 auto; padding: 0 1.5rem; }
-header { padding-top: 2rem; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.3rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: .25rem 0; }
-dl { display: flex; flex-wrap: wrap; gap: .75rem 2rem; margin: 1.25rem 0; }
-dt { color: var(--muted); font-size: .85rem; }
-dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--rule); text-align: right; }
-th { color: var(--muted); font-size: .85rem; }
-.text { text-align: left; }
-article { background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: 1rem;
-  margin: .75rem 0; }
-.row { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: .5rem; }
-figure { margin: 0; }
-figcaption, .muted { font-size: .85rem; color: var(--muted); }
-img { display: block; border: 1px solid var(--rule); }
-.on-checkerboard { background: repeating-conic-gradient(#ccc 0 25%, #fff 0 50%) 0 0 / 16px 16px; }
-"""
-
 
 def page(report: Report) -> str:
     """One HTML page without scripts or outside resources."""
-    header = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in report.header.items())
-    parts = [_table(table) for table in report.tables]
-    said = [f"{name}: skipped, {why}" for name, why in report.skipped.items()] + list(report.notes)
-    if said:
-        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>")
-    if report.cases:
-        parts += [f"<h2>{escape(report.cases_title)}</h2>", *(_case(case) for case in report.cases)]
-    return PAGE.substitute(title=escape(report.title), style=STYLE, header=header, main="\n".join(parts))
+    notes = [f"{name}: skipped, {why}" for name, why in report.skipped.items()] + list(report.notes)
+    return render("report.html", report=report, notes=notes, thumbnails=_thumbnails)
 
 
-def _table(table: Table) -> str:
-    def row(tag: str, cells: Sequence[str]) -> str:
-        kinds = (' class="text"' if c.digits is None else "" for c in table.columns)
-        return "<tr>" + "".join(f"<{tag}{k}>{escape(v)}</{tag}>" for k, v in zip(kinds, cells, strict=True)) + "</tr>"
-
-    head = row("th", [c.heading for c in table.columns])
-    body = "".join(row("td", [c.cell(values) for c in table.columns]) for values in table.rows)
-    return f'<h2>{escape(table.title)}</h2><div class="wide"><table>{head}{body}</table></div>'
-
-
-def _case(case: Case) -> str:
-    figures = []
+def _thumbnails(case: Case) -> Iterator[tuple[str, str, tuple[int, int], bool]]:
+    """Of each picture and of its alpha: label, data URI, (width, height), and whether it is the one with alpha."""
     for label, pixels in case.pictures.items():
         scale = min(1.0, THUMBNAIL / max(pixels.shape[-2:]))
         height, width = (max(1, round(side * scale)) for side in pixels.shape[-2:])
         small = rgba.resize(pixels.float().cpu(), (height, width))
         samples = (small.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        for what, array in ((label, samples), (f"{label}, alpha", np.ascontiguousarray(samples[..., 3]))):
-            ground = ' class="on-checkerboard"' if array.ndim == 3 else ""
-            alt = escape(f"{case.title}: {what}")
-            figures.append(
-                f'<figure><img{ground} src="{_data_uri(array)}" alt="{alt}" width="{array.shape[1]}"'
-                f' height="{array.shape[0]}"><figcaption>{escape(what)}</figcaption></figure>'
-            )
-    told = f'<h3>{escape(case.title)}</h3><p class="muted">{escape(case.note)}</p>'
-    return f'<article>{told}<div class="row">{"".join(figures)}</div></article>'
+        yield label, _data_uri(samples), (width, height), True
+        yield f"{label}, alpha", _data_uri(np.ascontiguousarray(samples[..., 3])), (width, height), False
 
 
 def _data_uri(array: np.ndarray) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
+from omnialpha.evaluation.methods.method import Method
+from omnialpha.evaluation.metrics.image import PSNR_8_BIT
+from omnialpha.evaluation.reports.benchmark_report import named
 from omnialpha.evaluation.reports.report import Case, Report, Row
-from omnialpha.evaluation.reports.suite_tables import TABLES, Found, readme, verdict
-from omnialpha.evaluation.suite import Contestant, Part, Suite
-from omnialpha.evaluation.suite_figures import PSNR_CAP
+from omnialpha.evaluation.reports.suite_tables import TABLES, SuiteResults, readme, verdict
+from omnialpha.evaluation.suite import Section, Suite
 from omnialpha.limits import by
 
 FEW = 100  # scenes; below it no figure should be quoted
@@ -16,7 +19,7 @@ NOTES = {
     "": (
         '"default" is what a user gets; "raw" is the model\'s own picture, without what is taken over from the input',
         "a figure of each picture, then the mean; pooled: over all counted pixels of all pictures, one PSNR",
-        f"PSNR of a picture is at most {PSNR_CAP:.0f} dB",
+        f"PSNR of a picture is at most {PSNR_8_BIT:.0f} dB",
         "noise of picture i is drawn from seed + i; the wordings of an instruction take turns",
     ),
     "autoencoder": ("autoencoder: `mean` is the plain mean over the nine backgrounds",),
@@ -52,11 +55,11 @@ NOTES = {
 def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
     """Of all rows. The model's pictures of the cases are made once more."""
     scenes = suite.scenes
-    found = Found(rows, scenes.model.card.name)
+    results = SuiteResults(rows, scenes.model.card.name)
     categories = list(dict.fromkeys(row["category"] for row in rows))
-    tables = [readme(found), *(table for name in categories for table in TABLES[name](found)), verdict(found)]
+    tables = [readme(results), *(table for name in categories for table in TABLES[name](results)), verdict(results)]
     return Report(
-        title="Suite on held-out layers",
+        title=BENCHMARKS["suite"].title,
         header={
             "n": str(scenes.n),
             "resolution": by(scenes.size),
@@ -67,61 +70,59 @@ def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
             "layers": scenes.source.about,
         },
         tables=[table for table in tables if table.rows],
-        summary=[row for part in found.rows for row in found.of(part)],
+        summary=[row for part in results.rows for row in results.of(part)],
         rows=rows,
-        notes=[*_notes(suite, found, categories)],
-        cases=cases(suite, found),
+        notes=[*_notes(suite, results, categories)],
+        cases=cases(suite, results),
         cases_title="The best and the worst picture of each part",
     )
 
 
-def _notes(suite: Suite, found: Found, categories: Sequence[str]) -> list[str]:
+def _notes(suite: Suite, results: SuiteResults, categories: Sequence[str]) -> list[str]:
     notes = [note for name in ("", *categories) for note in NOTES[name]]
     if suite.scenes.n < FEW:
         notes.insert(0, f"n={suite.scenes.n} is too few to quote: use {FEW} or more")
-    trimaps = found.rows.get("matting_trimap", {}).get(found.default, [])
+    trimaps = results.rows.get("matting_trimap", {}).get(results.default, [])
     if bare := sum(not row["anchored"] for row in trimaps):
         notes.append(
             f"{bare} of {len(trimaps)} trimaps have no sure subject (it is thin or see-through): methods of pymatting "
             "have nothing to start from there and answer the trimap, .5 where it is unknown"
         )
-    notes += [f"{one.names[0]}: {one.told}" for one in suite.contestants if one.told not in ("", "nothing")]
+    notes += [f"{method.name}: {method.given}" for method in suite.methods if method.given not in ("", "nothing")]
     return notes
 
 
-def cases(suite: Suite, found: Found) -> list[Case]:
+def cases(suite: Suite, results: SuiteResults) -> list[Case]:
     """By the model's default output."""
-    model = next(one for one in suite.contestants if one.is_model)
+    model = next(method for method in suite.methods if method.outputs)
     made = []
-    for part in suite.parts:
+    for part in suite.sections:
         figure = part.best.removeprefix("+")
-        ranked = [r for r in found.rows.get(part.name, {}).get(found.default, []) if r.get(figure) is not None]
+        ranked = [r for r in results.rows.get(part.name, {}).get(results.default, []) if r.get(figure) is not None]
         if not part.best or not ranked:
             continue
         ranked.sort(key=lambda row: row[figure], reverse=part.best.startswith("+"))
         for word, row in (("best", ranked[0]), ("worst", ranked[-1])):
             if word == "best" or len(ranked) > 1:
-                peers = {name: rows for name, rows in found.rows[part.name].items() if name != found.default}
                 others = [
                     f"{name} {value:.4g}"
-                    for name, rows in peers.items()
-                    if (value := _at(rows, row, figure)) is not None
+                    for name, rows in results.rows[part.name].items()
+                    if name != results.default and (value := _at(rows, row, figure)) is not None
                 ]
                 note = f"{figure.replace('_', ' ')} {row[figure]:.4g}" + (f"; {', '.join(others)}" if others else "")
-                made.append(_case(suite, part, model, row["picture"], f"{part.name}, {word}", note))
+                made.append(_case(suite, part, model, int(row["sample"]), f"{part.name}, {word}", note))
     return made
 
 
 def _at(rows: Sequence[Row], like: Row, figure: str) -> float | None:
-    return next((row.get(figure) for row in rows if row["picture"] == like["picture"]), None)
+    return next((row.get(figure) for row in rows if row["sample"] == like["sample"]), None)
 
 
-def _case(suite: Suite, part: Part, model: Contestant, b: int, title: str, note: str) -> Case:
-    example = part.examples[b]
+def _case(suite: Suite, section: Section, model: Method, number: int, title: str, note: str) -> Case:
+    example = section.examples[number]
     pictures = {str(role): p for role, p in zip(example.roles, example.inputs, strict=True)}
-    layers = dict(zip(model.names, suite.answers(part, model, b), strict=True))
     if example.truths:
-        layers = {"true": example.true_layers(), **layers}
-    for name, each in layers.items():
-        pictures |= {f"{name}: {role}": layer for role, layer in zip(example.targets, each, strict=True)}
-    return Case(f"{title}: picture {b}, {example.instruction}", note, pictures)
+        pictures |= named("true", example.targets, example.truths)
+    for name, layers in zip(model.names, suite.predicted(section, model, number), strict=True):
+        pictures |= named(name, example.targets, tuple(layers))
+    return Case(f"{title}: picture {number}, {example.instruction}", note, pictures)

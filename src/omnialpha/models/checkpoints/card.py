@@ -18,7 +18,7 @@ from omnialpha.models.checkpoints import releases
 from omnialpha.sampling import Shift
 from omnialpha.tasks import TASKS, Example, Role
 
-Family = Literal["qwen", "flux"]
+FamilyName = Literal["qwen", "flux"]
 CARD, INDEX = "omnialpha.json", "model_index.json"
 AGAIN = "download or convert the model again"
 # Of the released weights: sides in multiples of 32, all pictures of a sample within a megapixel, small ones not
@@ -50,7 +50,7 @@ class Card:
     name: str
     license: str
     grid: Grid
-    family: Family = "qwen"  # which classes its parts are of, and in which folders they lie
+    family: FamilyName = "qwen"  # see `models.families`
     tasks: list[str] = field(default_factory=list)  # that it can do; empty: all
     prediction: Literal["velocity", "x0"] = "velocity"  # what the transformer's output means
     target_order: Literal["paper", "released"] = "released"
@@ -77,12 +77,12 @@ class Card:
     adapters: dict[str, float] = field(default_factory=dict)  # LoRA files of the folder to apply, and their weights
 
     def defaults(self, task: str) -> Defaults:
-        """Of a task by its name: its own, or its category's, or "*"."""
+        """Steps and guidance of a task by its name: its own, or its category's, or those of "*"."""
         keys = (task, TASKS[task].category, "*")
         return next((self.sampling[key] for key in keys if key in self.sampling), Defaults())
 
     def text(self, example: Example) -> str:
-        """What the model reads of an example. InputError for a task that it cannot do."""
+        """The instruction that the model reads of an example. Raises InputError for a task that it cannot do."""
         self.check_task(example.task)
         text, prompt = self.instructions.get(example.task), example.prompt
         own = prompt is not None and TASKS[example.task].text is None
@@ -123,13 +123,26 @@ class Card:
 
     @classmethod
     def read(cls, folder: Path) -> Card:
+        """Read the card of a model folder of ours. Raises InputError where there is none."""
         if not (folder / CARD).is_file():
             raise InputError(f"{folder} has no {CARD}: it is not a model folder of ours.")
         return config.build(cls, read_json(folder / CARD))
 
     @classmethod
     def of_diffusers(cls, folder: Path, name: str, license: str) -> Card:
-        """Of a diffusers pipeline, from its own files; what they do not say is as the published code has it."""
+        """Make the card of a diffusers pipeline from its files.
+
+        Args:
+            folder: of the pipeline.
+            name: of the model.
+            license: of the model.
+
+        Returns:
+            The card; what the files do not say is as the published code has it.
+
+        Raises:
+            InputError: a pipeline of another class.
+        """
         pipeline = read_json(folder / INDEX).get("_class_name")
         if pipeline not in PIPELINES:
             raise InputError(f"{folder / INDEX} is of a {pipeline}: use the folder of a {' or '.join(PIPELINES)}.")
@@ -138,13 +151,14 @@ class Card:
             from omnialpha.models.text_encoder.encoder import Template
 
             values["template"] = dataclasses.asdict(dataclasses.replace(Template.EDIT, picture=picture))
-        told = values.get("guidance") == "embedded"
-        if told and not read_json(folder / "transformer" / "config.json").get("guidance_embeds"):
+        embedded = values.get("guidance") == "embedded"
+        if embedded and not read_json(folder / "transformer" / "config.json").get("guidance_embeds"):
             values |= {"guidance": "negative", "sampling": {"*": Defaults(guidance=1.0)}}
         shift = read_shift(folder / "scheduler" / "scheduler_config.json")
         return cls(name, license, values.pop("grid", RELEASED_GRID), shift=shift, **values)
 
     def write(self, folder: Path) -> None:
+        """Write the card into a folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CARD, dataclasses.asdict(self))
 
@@ -165,8 +179,8 @@ PIPELINES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def family_of(folder: Path) -> Family | None:
-    """What a model folder says that its parts are of; None where it says nothing, as it holds a part alone."""
+def family_of(folder: Path) -> FamilyName | None:
+    """The family that a model folder says its parts are of; None where it says nothing, as it holds a part alone."""
     if (folder / CARD).is_file():
         return Card.read(folder).family
     if (folder / INDEX).is_file():
@@ -206,6 +220,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a table as JSON, whole or not at all."""
     atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 

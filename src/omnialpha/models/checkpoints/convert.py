@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_folder
 from omnialpha.models.checkpoints.card import CARD, INDEX, Card, read_json, write_json
-from omnialpha.models.checkpoints.checking import KINDS, check
-from omnialpha.models.checkpoints.folders import TEXT_ENCODER, Parts, resolve
+from omnialpha.models.checkpoints.checking import check, check_component
+from omnialpha.models.checkpoints.folders import Parts, resolve
 from omnialpha.models.checkpoints.headers import read_weights, weight_files
+from omnialpha.models.families import DIFFUSERS_STEM, FAMILIES, Component
 from omnialpha.models.lora import files as lora_files
 from omnialpha.models.lora import layers as lora_layers
 from omnialpha.models.vae.folding import unfold
@@ -66,15 +67,20 @@ def convert(
     destination = Path(destination).expanduser().absolute()
     _check_destination(destination, parts, force)
     check(parts)
+    family = FAMILIES[parts.card.family]
     if layout == "diffusers":
         _check_expressible(parts, fuse)
     with atomic_folder(destination) as new:
-        for name in TEXT_ENCODER:
-            _copy(parts.text / name, new / name, dtype)
+        for name in family.text_folders:
+            _copy(parts.text / name, new / name, dtype, family.components.get(name))
         say("vae")
-        (_copy if layout == "ours" else _diffusers_vae)(parts.vae, new / "vae", dtype)
+        if layout == "ours":
+            _copy(parts.vae, new / "vae", dtype, family.components["vae"])
+        else:
+            _diffusers_vae(parts.vae, new / "vae", dtype)
         say("transformer")
-        _copy(parts.transformer, new / "transformer", dtype, _additions(parts) if fuse else {})
+        additions = _additions(parts) if fuse else {}
+        _copy(parts.transformer, new / "transformer", dtype, family.components["transformer"], additions)
         changes: dict[str, Any] = {"adapters": {} if fuse else _keep_adapters(parts, new)}
         if dtype is not None:
             changes["dtype"] = str(dtype).removeprefix("torch.")
@@ -120,15 +126,21 @@ def _check_expressible(parts: Parts, fuse: bool) -> None:
 # ---- the parts -------------------------------------------------------------------------------------------------
 
 
-def _copy(source: Path, target: Path, dtype: torch.dtype | None, additions: Additions | None = None) -> None:
-    """The files of a component: weights linked, or written as `dtype` and with additions; all others copied."""
+def _copy(
+    source: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+    component: Component | None,
+    additions: Additions | None = None,
+) -> None:
+    """The files of a folder: weights linked, or written as `dtype` and with additions; all others copied."""
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if path.suffix in SMALL:
             shutil.copyfile(path, target / path.name)
-    if target.name not in KINDS:
+    if component is None:
         return
-    stem = KINDS[target.name].stem
+    stem = component.stem
     if dtype is None and not additions:
         for path in weight_files(source, stem):
             link(path, target / path.name)
@@ -167,10 +179,7 @@ def _rewrite(source: Path, target: Path, stem: str, dtype: torch.dtype | None, a
 
 def _additions(parts: Parts) -> Additions:
     """What the adapters add, by the name of the weight."""
-    from omnialpha.models.transformer.model import MultiImageTransformer
-
-    with torch.device("meta"):
-        model = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
+    model = check_component(parts.transformer, FAMILIES[parts.card.family].components["transformer"])
     shapes = {name: (own.out_features, own.in_features) for name, own in lora_layers.linears(model).items()}
     found: Additions = {}
     for adapter in parts.adapters:
@@ -198,9 +207,9 @@ def _keep_adapters(parts: Parts, new: Path) -> dict[str, float]:
         folder = new / "adapters" / f"{number}-{file.name}"
         folder.mkdir(parents=True)
         link(file.path, folder / file.path.name)
-        beside = file.path.with_name(lora_files.PEFT_CONFIG)
-        if beside.is_file():
-            shutil.copyfile(beside, folder / beside.name)
+        config_file = file.path.with_name(lora_files.PEFT_CONFIG)
+        if config_file.is_file():
+            shutil.copyfile(config_file, folder / config_file.name)
         kept[(folder / file.path.name).relative_to(new).as_posix()] = file.weight
     return kept
 
@@ -211,8 +220,8 @@ def _diffusers_vae(source: Path, target: Path, dtype: torch.dtype | None) -> Non
     if config["_class_name"] == "AlphaVAE":
         _unfold_vae(source, target, dtype)
         return
-    _copy(source, target, dtype)
-    channels = read_weights(target, KINDS["vae"].stem)["encoder.conv_in.weight"].shape[1]
+    _copy(source, target, dtype, FAMILIES["qwen"].components["vae"])
+    channels = read_weights(target, DIFFUSERS_STEM)["encoder.conv_in.weight"].shape[1]
     config = {key: value for key, value in config.items() if key not in ("in_channels", "out_channels")}
     write_json(target / "config.json", config | {"_class_name": "AutoencoderKLQwenImage", "input_channels": channels})
 
@@ -237,7 +246,7 @@ def _unfold_vae(source: Path, target: Path, dtype: torch.dtype | None) -> None:
     empty = {key: torch.zeros(value.shape) for key, value in shapes.items()}
     target.mkdir()
     state = _cast(unfold(vae.state_dict(), empty), dtype)
-    save_file(state, target / f"{KINDS['vae'].stem}.safetensors", {"format": "pt"})
+    save_file(state, target / f"{DIFFUSERS_STEM}.safetensors", {"format": "pt"})
     write_json(target / "config.json", {"_class_name": "AutoencoderKLQwenImage"} | config)
 
 

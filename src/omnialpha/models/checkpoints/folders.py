@@ -12,22 +12,17 @@ from pathlib import Path
 
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints import hub
-from omnialpha.models.checkpoints import instructions as words
-from omnialpha.models.checkpoints.card import CARD, INDEX, Card, Defaults, Family, family_of, forget_origin
+from omnialpha.models.checkpoints import instructions as instruction_files
+from omnialpha.models.checkpoints.card import CARD, INDEX, Card, Defaults, FamilyName, family_of, forget_origin
 from omnialpha.models.checkpoints.releases import Release, release_of
-from omnialpha.models.lora.adapters import AdapterFile, brought, describe
+from omnialpha.models.families import FAMILIES
+from omnialpha.models.lora.adapter_file import AdapterFile, describe, sampling_settings
 
 __all__ = ["BUNDLED", "CARD", "Card", "Defaults", "Parts", "forget_origin", "resolve"]
 
 BUNDLED = {"nano": Path(__file__).parents[2] / "weights" / "nano"}
-TEXT_ENCODER = ("text_encoder", "tokenizer", "processor")  # taken from one folder: they belong to each other
-TEXT: dict[Family, tuple[str, ...]] = {  # the same of every family
-    "qwen": TEXT_ENCODER,
-    "flux": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-}
-PARTS = ("vae", "transformer")  # beside those
-PLACES = {"vae": ("rgba_vae", "finetune_VAE", "vae")}  # of a part, if not under its own name; the first that is there
-UNTOLD = (
+VAE_FOLDERS = ("rgba_vae", "finetune_VAE", "vae")  # the first that is there
+NO_INSTRUCTIONS = (
     "{name} was trained on texts that are not stored here, so that it is asked in our own wording: pull it again, or "
     "give task and text with --instructions FILE"
 )
@@ -37,13 +32,21 @@ LoraLike = str | Path | AdapterFile
 
 @dataclass(frozen=True)
 class Parts:
-    """The folders of a model. adapters: in use, in order. own_card: of the model without them. warning: what makes
-    it worse than it was published, if anything.
+    """The folders of a model.
+
+    Args:
+        transformer: of its weights and config.json.
+        vae: the same.
+        text: the folder that holds the family's `text_folders`.
+        own_card: of the model without adapters.
+        adapters: in use, in order.
+        finder: a folder or an ONNX file.
+        warning: what makes it worse than it was published, if anything.
     """
 
     transformer: Path
     vae: Path
-    text: Path  # the folder that holds those in TEXT
+    text: Path
     own_card: Card
     adapters: tuple[AdapterFile, ...] = ()
     finder: Path | None = None
@@ -51,8 +54,8 @@ class Parts:
 
     @property
     def card(self) -> Card:
-        """With the schedule that few-step adapters bring."""
-        settings, card = brought(self.adapters), self.own_card
+        """The model's card with the schedule, steps and guidance that few-step adapters bring."""
+        settings, card = sampling_settings(self.adapters), self.own_card
         if settings.shift is not None:
             card = dataclasses.replace(card, shift=settings.shift)
         changes = {k: v for k in ("steps", "guidance") if (v := getattr(settings, k)) is not None}
@@ -60,7 +63,7 @@ class Parts:
         return dataclasses.replace(card, sampling=sampling)
 
     def with_lora(self, lora: LoraLike | Iterable[LoraLike] = ()) -> Parts:
-        """With these adapters in the place of the present ones; see `resolve`."""
+        """A copy with these adapters in the place of the present ones; see `resolve`."""
         return dataclasses.replace(self, adapters=_adapters(None, None, lora))
 
 
@@ -73,18 +76,28 @@ def resolve(
     finder: str | Path | None = None,
     instructions: str | Path | None = None,
 ) -> Parts:
-    """The parts of a model, by folders and by ids that `omnialpha pull` has stored (`owner/name[@revision][:path]`).
+    """Find the parts of a model, in folders and by ids that `omnialpha pull` has stored.
 
-    where: a bundled name (nano, if no base is given), a folder of ours, of a diffusers pipeline, or of a release that
-    holds only what it adds. base: the model that fills in what `where` lacks. vae: its folder, or that of a model that
-    has one. lora: `path[:weight][@preset]`, of a file, a folder or an id; applied after those that `where` brings.
-    finder: an ONNX file or a folder in the place of the card's, for models that have one. instructions: a JSON or TOML
-    file, task -> the text that it was trained on, in the place of those that `pull` has stored.
+    Args:
+        where: a bundled name (nano, if no base is given), an id (`owner/name[@revision][:path]`), a folder of ours, of
+            a diffusers pipeline, or of a release that holds only what it adds.
+        base: the model that fills in what `where` lacks.
+        vae: its folder, or that of a model that has one.
+        lora: `path[:weight][@preset]`, of a file, a folder or an id; applied after those that `where` brings.
+        finder: an ONNX file or a folder in the place of the card's, for models that have one.
+        instructions: a JSON or TOML file, task -> the text that it was trained on, in the place of those stored.
+
+    Returns:
+        The folders, and the card. No weights are read.
+
+    Raises:
+        InputError: something is not there, with what to do.
     """
     main = None if where is None and base is not None else _folder("nano" if where is None else where)
     release = release_of(main, hub.origin(main)[0]) if main else None
     sources = [main] if main else []
-    wanted = {*PARTS, *TEXT[_family(sources)]} - ({"vae"} if vae else set())
+    text_folders = FAMILIES[_family(sources)].text_folders
+    wanted = {"transformer", "vae", *text_folders} - ({"vae"} if vae else set())
     lacking = main is None or not all(_part(main, part) for part in wanted)
     if base is not None and not lacking:
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
@@ -93,16 +106,16 @@ def resolve(
     found = {
         "transformer": _find(sources, "transformer"),
         "vae": _find(sources, "vae") if vae is None else _vae(_folder(vae)),
-        "text": _find(sources, *TEXT[_family(sources)]).parent,
+        "text": _find(sources, *FAMILIES[_family(sources)].text_folders).parent,
     }
-    told = words.read(instructions) if instructions else words.beside(main) if main else {}
-    card = _card(sources, release).with_instructions(told)
+    texts = instruction_files.read(instructions) if instructions else instruction_files.stored(main) if main else {}
+    card = _card(sources, release).with_instructions(texts)
     return Parts(
         **found,
         own_card=card,
         adapters=_adapters(main, release, lora),
         finder=_finder(sources, card, finder),
-        warning=UNTOLD.format(name=card.name) if release and release.texts and not card.instructions else "",
+        warning=NO_INSTRUCTIONS.format(name=card.name) if release and release.texts and not card.instructions else "",
     )
 
 
@@ -120,7 +133,7 @@ def _folder(where: str | Path) -> Path:
     raise InputError(f"model {name!r} is neither bundled ({', '.join(BUNDLED)}) nor a folder: check the path.")
 
 
-def _family(sources: Sequence[Path]) -> Family:
+def _family(sources: Sequence[Path]) -> FamilyName:
     """Of the first source that says what it is."""
     return next((family for source in sources if (family := family_of(source))), "qwen")
 
@@ -135,7 +148,8 @@ def _base_of(release: Release | None, main: Path | None) -> Path:
 
 
 def _part(folder: Path, part: str) -> Path | None:
-    return next((folder / place for place in PLACES.get(part, (part,)) if (folder / place).is_dir()), None)
+    places = VAE_FOLDERS if part == "vae" else (part,)
+    return next((folder / place for place in places if (folder / place).is_dir()), None)
 
 
 def _find(sources: Sequence[Path], *parts: str) -> Path:
@@ -152,7 +166,7 @@ def _find(sources: Sequence[Path], *parts: str) -> Path:
 
 
 def vae_folder(where: str | Path) -> Path:
-    """Of a bundled name, a VAE's folder, the folder of a model that has one, or a stored id."""
+    """The folder of a VAE, by a bundled name, its path, the path of a model that has one, or a stored id."""
     return _vae(_folder(where))
 
 

@@ -24,6 +24,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
+    """What a safetensors file says of itself: tensors by name, and its metadata."""
+
     entries: dict[str, Entry]
     metadata: dict[str, str] = field(default_factory=dict)
 

@@ -44,7 +44,7 @@ class Ref:
 
     @property
     def folder(self) -> Path:
-        """Where its repository is stored, or would be."""
+        """The folder where its repository is stored, or would be."""
         return home() / "models" / self.id.replace("/", "--") / self.revision.replace("/", "--")
 
     def __str__(self) -> str:

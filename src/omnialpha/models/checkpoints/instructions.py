@@ -58,17 +58,27 @@ def _checked(path: Path, name: str, text: object) -> str:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Beside the weights, where `beside` finds them."""
+    """Put instructions into a model's folder, where `stored` finds them."""
     atomic_write(folder / FILE, json.dumps(texts, indent=2, ensure_ascii=False) + "\n")
 
 
-def beside(folder: Path) -> dict[str, str]:
-    """Those stored in a model's folder, if any."""
+def stored(folder: Path) -> dict[str, str]:
+    """The instructions stored in a model's folder; {} where there are none."""
     return read(folder / FILE) if (folder / FILE).is_file() else {}
 
 
 def store(folder: Path, release: Release | None, given: Mapping[str, str] | None, online: bool) -> str:
-    """Put those given, or else those of the release, into its folder. Returns why that cannot be done, or ""."""
+    """Store instructions in a model's folder.
+
+    Args:
+        folder: of the model.
+        release: whose own are fetched where none are given.
+        given: task -> text, or None.
+        online: whether the network may be used.
+
+    Returns:
+        Why that cannot be done, or "".
+    """
     source = release and release.texts
     if given is None and (source is None or (folder / FILE).is_file()):
         return ""
@@ -88,7 +98,7 @@ def store(folder: Path, release: Release | None, given: Mapping[str, str] | None
 
 
 def fetch(source: Texts) -> dict[str, str]:
-    """Those in a release's source, downloaded now. InputError, in one sentence, where they cannot be had."""
+    """Download the instructions in a release's source. Raises InputError where they cannot be had."""
     url = os.environ.get(URL) or source.url
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # no token is sent

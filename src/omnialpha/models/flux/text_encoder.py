@@ -31,11 +31,17 @@ class FluxText(nn.Module):
     """CLIP's text model, T5's encoder and their tokenizers."""
 
     def __init__(
-        self, clip: CLIPTextModel, t5: T5EncoderModel, words: CLIPTokenizer, pieces: T5TokenizerFast, max_tokens: int
+        self,
+        clip: CLIPTextModel,
+        t5: T5EncoderModel,
+        tokenizer: CLIPTokenizer,
+        tokenizer_2: T5TokenizerFast,
+        max_tokens: int,
     ) -> None:
-        """words, pieces: the tokenizers of clip and t5. max_tokens: to which T5's prompts are padded, T."""
+        """tokenizer, tokenizer_2: of clip and t5. max_tokens: to which T5's prompts are padded, T."""
         super().__init__()
-        self.clip, self.t5, self.words, self.pieces, self.max_tokens = clip, t5, words, pieces, max_tokens
+        self.clip, self.t5, self.max_tokens = clip, t5, max_tokens
+        self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
 
     @property
     def model(self) -> nn.Module:
@@ -59,10 +65,10 @@ class FluxText(nn.Module):
         """
         assert not any(pictures), "FLUX reads no pictures"
         prompts = [*instructions, *(negatives or ())]
-        for length in (len(ids) for ids in self.pieces(prompts)["input_ids"]):
+        for length in (len(ids) for ids in self.tokenizer_2(prompts)["input_ids"]):
             if length > self.max_tokens:
                 raise InputError(f"The prompt is {length} tokens long, the limit is {self.max_tokens}; shorten it.")
-        limits = ((self.words, self.words.model_max_length), (self.pieces, self.max_tokens))
+        limits = ((self.tokenizer, self.tokenizer.model_max_length), (self.tokenizer_2, self.max_tokens))
         clip, t5 = (
             tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")[
                 "input_ids"
@@ -91,17 +97,17 @@ class FluxText(nn.Module):
         folder = Path(folder)
         clip = _read(CLIPTextModel, folder / "text_encoder", dtype)
         t5 = _read(T5EncoderModel, folder / "text_encoder_2", dtype)
-        words = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        pieces = T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True)
-        for tokenizer, model, name in ((words, clip, "tokenizer"), (pieces, t5, "tokenizer_2")):
-            if len(tokenizer) > model.config.vocab_size:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer_2 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+        for own, model, name in ((tokenizer, clip, "tokenizer"), (tokenizer_2, t5, "tokenizer_2")):
+            if len(own) > model.config.vocab_size:
                 raise InputError(f"{folder / name} does not belong to the weights beside it; download it again.")
-        return cls(clip, t5, words, pieces, max_tokens)
+        return cls(clip, t5, tokenizer, tokenizer_2, max_tokens)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write what `from_pretrained` reads, weights as `dtype`."""
         parts = {"text_encoder": self.clip, "text_encoder_2": self.t5}
-        save_parts(folder, parts | {"tokenizer": self.words, "tokenizer_2": self.pieces}, dtype)
+        save_parts(folder, parts | {"tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2}, dtype)
 
 
 def _read(kind: Any, path: Path, dtype: torch.dtype) -> Any:

@@ -174,8 +174,8 @@ class FluxTransformer(FluxTransformer2DModel):
         # in the dtype of the weights, as published, but never in autocast's: bf16 garbles the high frequencies
         numbers = [t.to(pooled.device, pooled.dtype) * 1000]
         if self.config.guidance_embeds:
-            told = torch.full_like(numbers[0], UNGUIDED) if guidance is None else guidance
-            numbers.append(told.to(pooled.dtype) * 1000)
+            scale = torch.full_like(numbers[0], UNGUIDED) if guidance is None else guidance
+            numbers.append(scale.to(pooled.dtype) * 1000)
         return self.time_text_embed(*numbers, pooled)
 
     def _block(self, block: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:

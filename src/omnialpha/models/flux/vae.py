@@ -50,6 +50,7 @@ class FluxVAE(Autoencoder):
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """Read a folder of diffusers' AutoencoderKL. Raises InputError for another class or damaged weights."""
         folder = Path(folder)
         config = read_config(folder, CLASSES)
         if config.get("latents_mean") or config.get("latents_std"):

@@ -10,11 +10,10 @@ computed from its weights (`forget_tables`, where it has one).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
@@ -23,118 +22,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnialpha import config, sampling
 from omnialpha.errors import InputError
 from omnialpha.models.lora import files as lora_files
 from omnialpha.models.lora import layers as lora_layers
-from omnialpha.models.lora.layers import whole
+from omnialpha.models.lora.adapter_file import AdapterFile, Settings, describe
+from omnialpha.models.lora.layers import with_all_modules
 from omnialpha.models.lora.names import find_targets
-from omnialpha.sampling import Shift
 
 APPLIED = "adapters"  # the attribute of a transformer that holds what is on it: AdapterFile by name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a few-step LoRA was distilled for; None where it says nothing."""
-
-    steps: int | None = None
-    guidance: float | None = None
-    shift: Shift | None = None
-
-
-# lightx2v's Qwen-Image-Lightning and Qwen-Image-Edit-Lightning: an exponential shift by log 3 at every size, without a
-# terminal time, and no guidance.
-LIGHTNING = Settings(guidance=1.0, shift=Shift(fixed=math.log(3), terminal=0.0))
-PRESETS = {f"lightning-{steps}": replace(LIGHTNING, steps=steps) for steps in (4, 8)}
-
-
-@dataclass(frozen=True)
-class AdapterFile(Settings):
-    """A LoRA file or folder, how much of it, and under which name; by default that of the file or folder.
-
-    Sampling settings that are not given are those in the file's header, if it has any.
-    """
-
-    path: Path
-    weight: float = 1.0
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
-        if not math.isfinite(self.weight):
-            raise InputError(f"weight {self.weight} of LoRA {self.path} is not a finite number: use 1 for all of it.")
-        sampling.check(self.steps, self.guidance)
-        usable = _usable(self.name or _default_name(self.path))
-        if self.name not in ("", usable):
-            raise InputError(f"LoRA name {self.name!r} cannot be used: use letters, digits, - and _, as {usable!r}.")
-        object.__setattr__(self, "name", usable)
-
-    @classmethod
-    def parse(cls, text: str) -> AdapterFile:
-        """From path[:weight][@preset]. A path that exists is taken whole; other colons and @ stay in the path."""
-        weight, preset = 1.0, Settings()
-        if not Path(text).exists():
-            head, _, tail = text.rpartition("@")
-            if head and tail in PRESETS:
-                text, preset = head, PRESETS[tail]
-        if not Path(text).exists():
-            head, _, tail = text.rpartition(":")
-            if head and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", tail.strip(), re.IGNORECASE):
-                text, weight = head, float(tail)
-        return cls(Path(text), weight, **vars(preset))
-
-
-def _default_name(path: Path) -> str:
-    """Of a file, or of the folder around one that is named as all are."""
-    generic = path.name in (lora_files.FILE, lora_files.PEFT_FILE)
-    return (path.parent.name if generic else path.name.removesuffix(".safetensors")) or "adapter"
-
-
-def _usable(name: str) -> str:
-    """As a module can be named: no dots, and nothing that a ModuleDict calls its own."""
-    name = re.sub(r"[^\w-]+", "_", name)
-    return f"{name}_" if hasattr(nn.ModuleDict(), name) else name
-
-
-def describe(file: AdapterFile) -> AdapterFile:
-    """With the path of the file itself, and the settings in its header where none were given. Reads no weights."""
-    path = lora_files.find_file(file.path)
-    try:
-        own = config.build(Settings, lora_files.read_settings(path))
-        sampling.check(own.steps, own.guidance)
-    except InputError as error:
-        raise InputError(f"LoRA {path}: sampling settings: {error}") from None
-    unsaid = {field.name for field in fields(Settings) if getattr(file, field.name) is None}
-    return replace(file, path=path, **{name: getattr(own, name) for name in unsaid})
-
-
-def brought(files: Sequence[AdapterFile]) -> Settings:
-    """The sampling settings that the files in use bring together; InputError where two disagree."""
-    values: dict[str, Any] = {}
-    for field in fields(Settings):
-        given = {f.name: getattr(f, field.name) for f in files if f.weight and getattr(f, field.name) is not None}
-        if len(set(given.values())) > 1:
-            said = ", ".join(f"{name}: {value}" for name, value in given.items())
-            raise InputError(f"LoRAs bring different {field.name} ({said}): use one of them.")
-        values[field.name] = next(iter(given.values()), None)
-    return Settings(**values)
 
 
 # ---- on a model ----------------------------------------------------------------------------------------------------
 
 
 def applied(transformer: nn.Module) -> tuple[AdapterFile, ...]:
-    """What is on the model, in order; the path of one that was added for training is empty."""
+    """The adapters on the model, in order; the path of one that was added for training is empty."""
     return tuple(_files(transformer).values())
 
 
-@whole
+@with_all_modules
 def apply(transformer: nn.Module, files: Sequence[AdapterFile] = ()) -> tuple[AdapterFile, ...]:
-    """Make `files` the adapters of the model, in place of any it has (trained ones too); () gives the base, bit by bit.
+    """Make `files` the adapters of the model, in place of any it has, trained ones too.
 
-    All files are read and checked before anything changes. Returns them with the settings from their headers and with
-    names that differ.
+    Args:
+        transformer: the model, before it is placed, quantised or compiled.
+        files: in order; () gives the base, bit by bit.
+
+    Returns:
+        The files with the settings from their headers and with names that differ.
+
+    Raises:
+        InputError: a file is missing, damaged or of another model; nothing is changed then.
     """
     shapes = {name: (own.out_features, own.in_features) for name, own in lora_layers.linears(transformer).items()}
     named: dict[str, AdapterFile] = {}
@@ -152,9 +70,17 @@ def apply(transformer: nn.Module, files: Sequence[AdapterFile] = ()) -> tuple[Ad
     return tuple(named.values())
 
 
-@whole
+@with_all_modules
 def set_weights(transformer: nn.Module, weights: Mapping[str, float]) -> None:
-    """Weigh adapters by name, the others stay as they are. Weight 0 takes one out of the computation."""
+    """Weigh adapters by name, without reading files; the others stay as they are.
+
+    Args:
+        transformer: a model with adapters.
+        weights: by name; 0 takes an adapter out of the computation.
+
+    Raises:
+        InputError: a name that is not on the model.
+    """
     files = _files(transformer)
     known = {_known(transformer, name): weight for name, weight in weights.items()}
     files.update({name: replace(files[name], weight=weight) for name, weight in known.items()})
@@ -166,7 +92,12 @@ def set_weights(transformer: nn.Module, weights: Mapping[str, float]) -> None:
 
 @contextmanager
 def disable(transformer: nn.Module, *names: str) -> Iterator[None]:
-    """Without the named adapters, or without any: the reference policy. What trains keeps training."""
+    """Run without the named adapters, or without any, as the reference policy of reinforcement learning.
+
+    Args:
+        transformer: a model with adapters; what trains keeps training.
+        names: of adapters; none for all.
+    """
     without = {_known(transformer, name) for name in names} or _files(transformer).keys()
     before: list[str] = next((layer.active_adapters for layer in lora_layers.layers(transformer).values()), [])
     lora_layers.activate(transformer, [name for name in before if name not in without])
@@ -176,12 +107,15 @@ def disable(transformer: nn.Module, *names: str) -> Iterator[None]:
         lora_layers.activate(transformer, before)
 
 
-@whole
+@with_all_modules
 @torch.no_grad()
 def fuse(transformer: nn.Module) -> None:
     """Add the adapters in use to the weights, summed in float32 and rounded once, and free them.
 
     There is no way back, since that would take a copy of the weights: load the base again.
+
+    Raises:
+        InputError: a weight is quantised, sharded or offloaded; nothing is changed then.
     """
     layers = lora_layers.layers(transformer)
     for module, layer in layers.items():
@@ -200,7 +134,7 @@ def fuse(transformer: nn.Module) -> None:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-@whole
+@with_all_modules
 def add(
     transformer: nn.Module,
     rank: int,
@@ -208,13 +142,26 @@ def add(
     targets: str | Sequence[str] = "attention+mlp",
     dropout: float = 0.0,
     dora: bool = False,
-    skip_dead: bool = True,
+    skip_unused: bool = True,
     name: str = "default",
 ) -> list[nn.Parameter]:
-    """A new adapter that changes nothing yet, beside those that are there; alpha = rank by default.
+    """Add an adapter that changes nothing yet, and make it trainable.
 
-    targets: a name of lora_names.TARGETS or endings of module names. skip_dead: none where nothing reads the result.
-    Returns the parameters to train, as `train` does.
+    Args:
+        transformer: the model.
+        rank: from 1.
+        alpha: the result counts alpha / rank; by default the rank.
+        targets: a name of `names.TARGETS`, or endings of module names.
+        dropout: share of the inputs that is dropped, in [0, 1).
+        dora: whether the lengths of the rows are trained too (DoRA, arXiv 2402.09353).
+        skip_unused: whether modules whose result nothing reads are left out.
+        name: of the adapter.
+
+    Returns:
+        The parameters to train, as `train` does.
+
+    Raises:
+        InputError: a value out of range, a name that is taken, or targets that match nothing.
     """
     if rank < 1 or not 0 <= dropout < 1:
         raise InputError(f"LoRA of rank {rank}, dropout {dropout:g}: use a rank from 1 and a dropout in [0, 1).")
@@ -222,9 +169,9 @@ def add(
     if name in _files(transformer):
         raise InputError(f"a LoRA named {name!r} is on the model already: use another name.")
     modules = find_targets(targets, lora_layers.linears(transformer))
-    if skip_dead:
-        dead = lora_layers.dead(transformer)
-        modules = [module for module in modules if not any(key.startswith(f"{module}.") for key in dead)]
+    if skip_unused:
+        unused = lora_layers.unused_parameters(transformer)
+        modules = [module for module in modules if not any(key.startswith(f"{module}.") for key in unused)]
     settings = {"r": rank, "lora_alpha": alpha or rank, "target_modules": modules, "use_dora": dora}
     lora_layers.inject(transformer, name, {**settings, "lora_dropout": dropout})
     _files(transformer)[name] = file
@@ -232,20 +179,28 @@ def add(
     return train(transformer, name)
 
 
-@whole
+@with_all_modules
 def train(transformer: nn.Module, name: str) -> list[nn.Parameter]:
-    """Make one adapter trainable, in float32, and nothing else. Returns its parameters that get a gradient."""
+    """Make one adapter trainable, in float32, and nothing else.
+
+    Args:
+        transformer: a model with adapters.
+        name: of the adapter.
+
+    Returns:
+        Its parameters that get a gradient.
+    """
     own = re.compile(rf"\.lora_\w+\.{_known(transformer, name)}(\.|$)")
-    dead = lora_layers.dead(transformer)
+    unused = lora_layers.unused_parameters(transformer)
     transformer.requires_grad_(False)
     found = {key: parameter for key, parameter in transformer.named_parameters() if own.search(key)}
     for key, parameter in found.items():
         parameter.data = parameter.data.float()
-        parameter.requires_grad_(key not in dead)
+        parameter.requires_grad_(key not in unused)
     return [parameter for parameter in found.values() if parameter.requires_grad]
 
 
-@whole
+@with_all_modules
 def save(
     transformer: nn.Module,
     path: str | Path,

@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, int]]  # of a model's linear modules by name: (
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one weight W (out, in): W + alpha / r * up @ down, with down (r, in), up (out, r).
+    """The low-rank change of one weight W (out, in): W + alpha / r * up @ down, with down (r, in), up (out, r).
 
     magnitude (out,), for DoRA: the lengths that the rows of that sum are given.
     """
@@ -41,7 +41,7 @@ class Factors:
         return self.down.shape[0]
 
     def delta(self, weight: Tensor, scale: float = 1.0) -> Tensor:
-        """What so much of it adds to the weight W (out, in), where that is and in its dtype."""
+        """The change (out, in) that is added to the weight W (out, in), on its device and in its dtype, times scale."""
         down, up = self.down.to(weight), self.up.to(weight)
         low_rank = scale * self.alpha / self.rank * (up @ down)
         if self.magnitude is None:
@@ -84,12 +84,12 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def _config(file: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The settings of peft, from the file's header or from beside it; {} where there are none."""
-    beside = file.with_name(PEFT_CONFIG)
+    config_file = file.with_name(PEFT_CONFIG)
     if DIFFUSERS_CONFIG in header:
         config = _json(header[DIFFUSERS_CONFIG], f"{DIFFUSERS_CONFIG!r} in its header")
         config = {key.removeprefix("transformer."): value for key, value in config.items()}
-    elif beside.is_file() and (file.name == PEFT_FILE or any(key.startswith("base_model.") for key in tensors)):
-        config = _json(beside.read_text(), PEFT_CONFIG)
+    elif config_file.is_file() and (file.name == PEFT_FILE or any(key.startswith("base_model.") for key in tensors)):
+        config = _json(config_file.read_text(), PEFT_CONFIG)
     else:
         return {}
     start = config.get("init_lora_weights")

@@ -20,9 +20,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def whole(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
-    """Of a function of a transformer: meanwhile a table of modulation gives back the modules it has taken, and all
-    that was computed from the weights is forgotten.
+def with_all_modules(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+    """Decorate a function of a transformer, so that it meets all modules.
+
+    Meanwhile a table of modulation gives back those it has taken, and what was computed from the weights is forgotten.
     """
 
     @wraps(function)
@@ -86,7 +87,7 @@ def fill(layer: Any, name: str, factors: Factors, transformer: nn.Module) -> Non
         layer.lora_magnitude_vector[name].weight = parameter(factors.magnitude)
 
 
-@whole
+@with_all_modules
 def activate(transformer: nn.Module, names: Sequence[str]) -> None:
     """Let these adapters take part, and no others. peft would change what trains, so that is kept."""
     for layer in layers(transformer).values():
@@ -95,7 +96,7 @@ def activate(transformer: nn.Module, names: Sequence[str]) -> None:
         layer.set_requires_grad(training)
 
 
-def dead(transformer: nn.Module) -> frozenset[str]:
+def unused_parameters(transformer: nn.Module) -> frozenset[str]:
     """Names of parameters, adapters' too, that get no gradient."""
     from omnialpha.models.transformer.model import dead_parameters
 
@@ -103,7 +104,7 @@ def dead(transformer: nn.Module) -> frozenset[str]:
 
 
 def delta(layer: LoraLayer, name: str, weight: Tensor) -> Tensor:
-    """What an adapter, as it is weighed, adds to the weight (out, in), in its dtype."""
+    """The change (out, in) that an adapter, as it is weighed, makes to a weight (out, in), in its dtype."""
     lengths, alpha = layer.lora_magnitude_vector, layer.scaling[name] * layer.r[name]
     magnitude = lengths[name].weight if name in lengths else None
     return Factors(layer.lora_A[name].weight, layer.lora_B[name].weight, alpha, magnitude).delta(weight)

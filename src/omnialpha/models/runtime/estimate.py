@@ -1,10 +1,10 @@
 """What a run will take, from sizes alone, so that it can be said before weights are read: memory and, roughly, time.
 
 At its widest a stage holds the weights that its way of offloading keeps on the device, and tensors of so many numbers
-(measured with every tensor counted: `tests/models/test_estimate.py`):
+(every tensor counted: `tests/models/runtime/test_estimate.py`):
 
-- VAE: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32; and where it
-  runs in `strips`, the taps of a wide layer and 256 tiles of it;
+- VAE: 6 maps of as many channels as the network has at full resolution, and a few pictures in float32; on a
+  CPU what `winograd` holds;
 - instruction: 6 widths and 3 hidden widths of the MLP for each token, or 12 and 3 for each patch and its pixels;
 - transformer of width D: 14.5 D a picture token, 9 D a text token, rotary tables in float32, and the embedded inputs
   and text of each branch of guidance.
@@ -27,33 +27,42 @@ from omnialpha.errors import InputError
 from omnialpha.models.runtime.model_sizes import MAPS, ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Placement, pick_device
 from omnialpha.models.transformer.positions import Layout
-from omnialpha.models.vae.winograd import NARROW, SMALL, TILE, TILES
-from omnialpha.sampling import TOGETHER
+from omnialpha.models.vae.winograd import workspace
+from omnialpha.sampling import MAX_PAIRED_TOKENS
 
 MARGIN = 1.05
 FULL = "full size"
 WORKSPACE = {"cuda": int(0.5e9)}
 ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
-STRIP = 3 * 36 + 16  # numbers of a tile and channel that a strip holds
 TIMES = 50  # a table of modulation is taken to be at least this long
 ENCODE, DECODE = 250, 400  # operations a pixel, of an autoencoder of one channel; they grow with the square
 HELD = 16  # bytes a pixel of a full-size picture, RGBA in float32
-# Bytes and seconds a pixel while a picture is restored and written, and where it is refined or its layers compared.
-# `omnialpha matte` of pictures of 12, 24 and 64 MP with nano, on two x86-64 cores that others used too, had at its peak
-# 1.5, 2.5 and 5.6 GB with --raw, 2.5, 4.3 and 9.7 GB without, and `decompose --raw` 2.7 GB at 12 MP, .6 GB of that the
-# program itself; 64 MP took 60 s with --raw, 245 s without, beside what a small picture takes.
+# Bytes a pixel while a picture is restored and written, and where it is refined or its layers compared. `omnialpha
+# matte` of pictures of 12, 24 and 64 MP with nano had at its peak 1.5, 2.5 and 5.6 GB with --raw, 2.4 to 2.5, 4.3 and
+# 9.7 GB without, and `decompose --raw` 2.7 GB at 12 MP, .6 GB of that the program itself.
 WORK, WIDE_WORK = 48, 128
-WRITING, REFINING = 0.7e-6, 2.5e-6
-TOLERATED = 1.25  # of the free memory: so much may be asked of a CPU, where estimate and free memory are both rough
+# Seconds a pixel, very roughly: on two idle x86-64 cores refining took 3.0 s at .75 MP and 7.9 s at 12 MP.
+WRITING, REFINING = 0.7e-6, 0.45e-6
 REACHED = 0.5  # of the speed of one large matrix product
 BUS = 8e9  # bytes a second from main memory to a GPU in a modest slot
 
 
 @dataclass(frozen=True)
 class Job:
-    """Runs of one layout, `batch` at a time; guided: with a branch that has no instruction; words: tokens of an
-    instruction and of the template behind its prefix; tile: side in pixels, where the VAE runs in tiles; pixels: of
-    a picture at full size, refined: how many targets are refined there, compared: whether layers are recomposed.
+    """What is to be run.
+
+    Args:
+        sizes: of the model.
+        layout: of the samples, all alike.
+        placement: where and how.
+        steps: of sampling.
+        guided: whether there is a second pass without the instruction.
+        batch: samples at a time.
+        instruction_tokens: of an instruction and of the template behind its prefix.
+        tile: side in pixels, where the VAE runs in tiles.
+        pixels: of a picture at full size.
+        refined: how many targets are refined at full size.
+        compared: whether layers are recomposed at full size.
     """
 
     sizes: ModelSizes
@@ -62,7 +71,7 @@ class Job:
     steps: int
     guided: bool
     batch: int = 1
-    words: int = 100
+    instruction_tokens: int = 100
     tile: int | None = None
     pixels: int = 0
     refined: int = 0
@@ -71,7 +80,7 @@ class Job:
     @property
     def text_tokens(self) -> int:
         """That the transformer sees."""
-        return len(self.layout.inputs) * self.sizes.picture_tokens + self.words
+        return len(self.layout.inputs) * self.sizes.picture_tokens + self.instruction_tokens
 
     @property
     def dtype(self) -> str:
@@ -80,9 +89,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """weights_bytes: as stored, all of them; peak_bytes: on the device; host_bytes: in main memory, for a device beside
-    it; stages: the peak of each; seconds: within a factor of 3 or so, None where the speed is not known; warning: that
-    memory is short.
+    """What a run will take.
+
+    Args:
+        job: the run.
+        device: on which.
+        weights_bytes: of all weights as stored.
+        peak_bytes: on the device, at most.
+        host_bytes: in main memory, for another device.
+        stages: the peak of each stage, in bytes.
+        seconds: within a factor of 3 or so; None where the speed is not known.
+        warning: that memory is short, or "".
     """
 
     job: Job
@@ -102,7 +119,12 @@ class Estimate:
 
 
 def estimate(job: Job, speed: float | None = None) -> Estimate:
-    """Memory and, at a speed in floating-point operations a second (see `measure_speed`), time."""
+    """Estimate memory and time.
+
+    Args:
+        job: the run.
+        speed: floating-point operations a second, see `measure_speed`; None for no estimate of time.
+    """
     a, placement, device = job.sizes, job.placement, torch.device(pick_device(job.placement.device))
     e = DTYPES[job.dtype].itemsize
     parts = {"autoencoder": a.vae, "instruction": a.text, "transformer": a.transformer}
@@ -145,15 +167,13 @@ def _widest(job: Job, e: int) -> dict[str, int]:
     patches = 4 * a.picture_tokens * len(layout.inputs)
     constant = (layout.input_tokens + text) * a.width * e + (image + text) * 4 * a.head + text * a.context * e
     rows = (14.5 * image + 9 * text) * a.width * e + (image + text) * 8 * a.head
-    together = both if job.batch * image <= TOGETHER else 1
+    together = both if job.batch * image <= MAX_PAIRED_TOKENS else 1
     table = max(TIMES, job.steps + 1) * a.table * e + a.visiting * e
-    tiles = min(TILES, int(area * a.pixel / a.channels / MAPS) // TILE**2)
-    strips = 4 * 2 * a.channels * (36 * 2 * a.channels + STRIP * tiles)
-    strips += a.kept * (area <= SMALL * (TILE * a.side) ** 2)
-    strips *= e == 4 and a.channels >= NARROW and pick_device(job.placement.device) == "cpu"
+    plain = e == 4 and pick_device(job.placement.device) == "cpu"
+    strips = workspace(a.channels, int(area * a.pixel / a.channels / MAPS)) if plain else 0
     return {
         "autoencoder": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,
-        "instruction": int(job.batch * max((text + job.words) * a.token * e, patches * a.patch * 4)),
+        "instruction": int(job.batch * max((text + job.instruction_tokens) * a.token * e, patches * a.patch * 4)),
         "transformer": int(job.batch * (both * constant + together * rows) + table),
     }
 
@@ -190,10 +210,16 @@ FIXES: tuple[dict[str, Any], ...] = (
 )
 
 
-def check_fits(made: Estimate, free: int | None = None, host_free: int | None = None) -> str:
-    """InputError where a run does not fit, with the first fix that would. free: bytes, by default those there are.
+def memory_warning(made: Estimate, free: int | None = None, host_free: int | None = None) -> str:
+    """A sentence for a run that may not fit.
 
-    Where it may yet fit, on a CPU, a warning comes back, "" where it does.
+    Args:
+        made: what the run is estimated to take.
+        free: bytes that the device has, by default those it has now.
+        host_free: the same of main memory.
+
+    Returns:
+        What is short and the first setting that would help; "" where the run fits.
     """
     free = available(torch.device(made.device)) if free is None else free
     host_free = available(torch.device("cpu")) if host_free is None else host_free
@@ -203,9 +229,7 @@ def check_fits(made: Estimate, free: int | None = None, host_free: int | None = 
     if need <= free:
         need, there, where = made.host_bytes, host_free, "main memory"
     problem = f"this run needs about {need / 1e9:.1f} GB of {where}, which has {there / 1e9:.1f} GB free"
-    if made.device == "cpu" and need <= TOLERATED * there:
-        return f"{problem}: it may be slow, or be stopped by the system"
-    tried, smallest = {}, made.peak_bytes
+    smallest, way = made.peak_bytes, ""
     for fix in FIXES:
         try:
             other = estimate(replace(made.job, placement=replace(made.job.placement, **fix)))
@@ -213,13 +237,12 @@ def check_fits(made: Estimate, free: int | None = None, host_free: int | None = 
             continue
         smallest = min(smallest, other.peak_bytes)
         if _fits(other, free, host_free):
-            tried = fix
+            way = "use " + " ".join(f"--{name} {value}" for name, value in fix.items())
             break
-    options = " ".join(f"--{name} {value}" for name, value in tried.items())
-    way = f"use {options}" if tried else f"no setting helps, use a device with {smallest / 1e9:.1f} GB free"
-    if not tried and max(made.stages, key=made.stages.__getitem__) == FULL:
+    if not way and max(made.stages, key=made.stages.__getitem__) == FULL:
         way = "make the picture smaller"
-    raise InputError(f"{problem}: {way}.")
+    way = way or f"no setting helps, use a device with {smallest / 1e9:.1f} GB free"
+    return f"{problem}, so it may be slow or be stopped: {way}"
 
 
 def _fits(made: Estimate, free: int, host_free: int) -> bool:

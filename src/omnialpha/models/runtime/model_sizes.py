@@ -16,7 +16,6 @@ from omnialpha.models.runtime.placement import Placement
 from omnialpha.models.runtime.quantize import KINDS, linears
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.transformer.modulation import PARTS
-from omnialpha.models.vae.winograd import will_keep
 
 if TYPE_CHECKING:
     from omnialpha.models.checkpoints.folders import Parts
@@ -38,10 +37,12 @@ class Weights:
     bits: float = 0.0
 
     def bytes(self, placement: Placement, e: int) -> int:
+        """Bytes of all parameters, as they are placed; e: bytes of a number."""
         bits = self.bits or (KINDS[placement.quantize].bits if placement.quantize in KINDS else 8 * e)
         return int((self.total - self.linear) * e + self.linear * bits / 8)
 
     def streamed(self, placement: Placement, e: int) -> int:
+        """Bytes on the device at a time, where groups move; e: bytes of a number."""
         return min((self.kept + GROUPS * self.group) * e, self.bytes(placement, e)) if self.group else self.total * e
 
 
@@ -68,12 +69,11 @@ class ModelSizes:
     token: int
     patch: int
     picture_tokens: int  # that the instruction encoder sees of a picture
-    kept: int  # bytes that the autoencoder keeps for small pictures on a CPU, at most
     side: int  # pixels that a transformer's token spans, each way
 
     @classmethod
     def of(cls, model: Any, dtype: str | None = None) -> ModelSizes:
-        """Of a model before it is placed."""
+        """Measure a model before it is placed."""
         vae, transformer, text_encoder = model.vae, model.transformer, model.text_encoder
         text, language, tower = (
             text_encoder.model,
@@ -105,7 +105,6 @@ class ModelSizes:
             token=6 * language.hidden_size + 3 * language.intermediate_size,
             patch=12 * tower.hidden_size + 3 * tower.intermediate_size + values,
             picture_tokens=text_encoder.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
-            kept=will_keep(vae),
             side=vae.ratio * transformer.config.patch_size,
         )
 
@@ -113,7 +112,7 @@ class ModelSizes:
     def planned(
         cls, vae: nn.Module, transformer: Any, text: nn.Module, picture_pixels: int, dtype: str, tabulated: bool = True
     ) -> ModelSizes:
-        """Of networks that may be in no memory. tabulated: modulation is taken out of the transformer."""
+        """Measure networks that may be in no memory. tabulated: modulation is taken out of the transformer."""
         if tabulated:
             taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
             transformer.table = SimpleNamespace(modules=taken)
@@ -122,7 +121,14 @@ class ModelSizes:
 
     @classmethod
     def read(cls, parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> ModelSizes:
-        """Of folders, without reading weights, but for the small autoencoder's. tabulated: modulation is taken out."""
+        """Measure a model from its folders, without reading weights.
+
+        Args:
+            parts: the folders.
+            vae: the autoencoder, which is small.
+            dtype: what the model runs in, by default the card's.
+            tabulated: whether modulation is taken out of the transformer.
+        """
         with torch.device("meta"):
             transformer = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
             text = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(parts.text / "text_encoder"))
@@ -140,9 +146,10 @@ class ModelSizes:
 
 
 def count(module: nn.Module) -> int:
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def weights(part: nn.Module, kept: int, group: int) -> Weights:
-    """Of a part, whose largest moving group and all that stays have so many parameters."""
+    """Parameters of a part, of which `kept` stay on the device and the largest moving group has `group`."""
     return Weights(count(part), sum(layer.weight.numel() for *_, layer in linears(part)), kept, group)

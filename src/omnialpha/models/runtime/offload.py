@@ -44,11 +44,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Streams:
-    """Of an instruction encoder: models whose blocks move, modules that stay on the device, the word embedding."""
+    """What of a text encoder moves: models whose blocks do, modules that stay on the device, the word embedding."""
 
     groups: tuple[nn.Module, ...]
     small: tuple[nn.Module, ...]
-    words: nn.Module
+    embeddings: nn.Module
 
 
 def offload(way: Offload, model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
@@ -115,7 +115,7 @@ def _in_groups(model: Model, device: torch.device, undo: ExitStack, folder: Path
     memory, where a look-up costs nothing.
     """
     streams: Streams = model.text_encoder.streams
-    words = streams.words
+    embeddings = streams.embeddings
     small = (model.vae, model.transformer.time_text_embed, *streams.small)
     groups = (model.transformer, *streams.groups)
     weights = sum(size_of(module) for module in groups)
@@ -124,11 +124,11 @@ def _in_groups(model: Model, device: torch.device, undo: ExitStack, folder: Path
     for part in small:
         undo.callback(move, part, CPU)
         move(part, device)
-    undo.callback(words.register_forward_pre_hook(lambda module, args: (args[0].to(CPU),)).remove)
-    undo.callback(words.register_forward_hook(lambda module, args, rows: rows.to(device)).remove)
+    undo.callback(embeddings.register_forward_pre_hook(lambda module, args: (args[0].to(CPU),)).remove)
+    undo.callback(embeddings.register_forward_hook(lambda module, args, rows: rows.to(device)).remove)
     for number, module in enumerate(groups):
         undo.callback(_ungroup, module)
-        with _lacking(module, {words, *small}):
+        with _lacking(module, {embeddings, *small}):
             apply_group_offloading(
                 module,
                 onload_device=device,

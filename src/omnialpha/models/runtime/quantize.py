@@ -79,7 +79,7 @@ class GGUF:
 
     @classmethod
     def read(cls, file: Path) -> GGUF:
-        """From the header. InputError where it is none."""
+        """Read the header of a GGUF file. Raises InputError where it is none."""
         require("gguf")
         from gguf import GGUFReader
 

@@ -13,7 +13,7 @@ from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 
 from omnialpha.errors import InputError
 from omnialpha.models.vae.tiling import Tiling
-from omnialpha.sampling import ALWAYS, Interval
+from omnialpha.sampling import FULL_INTERVAL, Interval
 
 if TYPE_CHECKING:
     from omnialpha.models.text_encoder.encoder import TextEncoder
@@ -31,11 +31,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Approximations:
-    """What is asked for. None: exact."""
+    """The approximations that are asked for. None: exact."""
 
     first_block: float | None = None
     taylor: int | None = None
-    guidance: Interval = ALWAYS
+    guidance: Interval = FULL_INTERVAL
     vision: int | None = None
     tiles: int | None = None
 
@@ -45,7 +45,7 @@ class Approximations:
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Approximations:
-        """From NAMES and values as text, "" for the value that NAMES states."""
+        """Read names of NAMES and values as text, "" for the value that NAMES states."""
         made = {}
         for name, value in given.items():
             if name not in READERS:

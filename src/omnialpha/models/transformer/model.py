@@ -20,7 +20,7 @@ from omnialpha.models.runtime.context_parallel import Shares, share
 from omnialpha.models.transformer.blocks import JointAttention, KVCache, Modulation, MultiImageBlock, Rotary
 from omnialpha.models.transformer.modulation import ModulationTable
 from omnialpha.models.transformer.packing import INPUTS, TARGETS, TEXT, Counts, Masks, Packing, Padding, active_backend
-from omnialpha.models.transformer.positions import Positions
+from omnialpha.models.transformer.positions import PATCH_SIZE, Positions
 
 ConditionAttention = Literal["joint", "cached"]
 Times = Sequence[Tensor | Modulation | None]  # one a block
@@ -37,7 +37,7 @@ ANY_MASK = ("native", "_native_cudnn", "_native_efficient", "_native_math", "_na
 NO_MASK = ("flash", "_native_flash")
 
 
-def pack(latents: Tensor, patch: int = 2) -> Tensor:
+def pack(latents: Tensor, patch: int = PATCH_SIZE) -> Tensor:
     """Latents (B, C, h, w) to tokens (B, h/patch * w/patch, C * patch * patch), channels ordered C, row, column."""
     b, c, h, w = latents.shape
     assert h % patch == 0 and w % patch == 0, f"latents of {h} x {w} do not divide into patches of {patch}"
@@ -45,7 +45,7 @@ def pack(latents: Tensor, patch: int = 2) -> Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def unpack(tokens: Tensor, h: int, w: int, patch: int = 2) -> Tensor:
+def unpack(tokens: Tensor, h: int, w: int, patch: int = PATCH_SIZE) -> Tensor:
     """Inverse of `pack`: tokens (B, h/patch * w/patch, C * patch * patch) to latents (B, C, h, w)."""
     rows, columns = h // patch, w // patch
     assert tokens.shape[1] == rows * columns, f"{tokens.shape[1]} tokens are not latents of {h} x {w}"
@@ -78,7 +78,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
     @register_to_config
     def __init__(
         self,
-        patch_size: int = 2,
+        patch_size: int = PATCH_SIZE,
         in_channels: int = 64,
         out_channels: int | None = 16,
         num_layers: int = 60,

@@ -172,14 +172,14 @@ def opaque_initialization(vae: C) -> C:
     return vae.widened()
 
 
-KINDS: dict[str, type[Autoencoder]] = (
+CLASSES: dict[str, type[Autoencoder]] = (
     dict.fromkeys((OWN, *DIFFUSERS_CLASSES), AlphaVAE) | dict.fromkeys(flux_vae.CLASSES, FluxVAE)
 )  # fmt: skip
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool = False) -> Autoencoder:
-    """The autoencoder in a VAE folder, whichever of KINDS. widen: one for RGB is given an opaque alpha channel."""
-    vae = KINDS[read_config(Path(folder), KINDS)["_class_name"]].load(folder, dtype)
+    """The autoencoder in a VAE folder, whichever of CLASSES. widen: one for RGB is given an opaque alpha channel."""
+    vae = CLASSES[read_config(Path(folder), CLASSES)["_class_name"]].load(folder, dtype)
     return opaque_initialization(vae) if widen and vae.config.channels == 3 else vae
 
 
@@ -189,7 +189,7 @@ def write(vae: Autoencoder, folder: str | Path, source: str | Path | None = None
 
     source: the folder that the autoencoder was read from; None for one that was made new.
     """
-    if isinstance(vae, AlphaVAE) and source and read_config(Path(source), KINDS)["_class_name"] in DIFFUSERS_CLASSES:
+    if isinstance(vae, AlphaVAE) and source and read_config(Path(source), CLASSES)["_class_name"] in DIFFUSERS_CLASSES:
         vae.export(folder, source)
     else:
         vae.save_pretrained(folder)

@@ -52,6 +52,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
+        """Read a VAE folder. Raises InputError where it is damaged or of another class."""
         raise NotImplementedError
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         channels = self.gamma.shape[0]
         y = F.rms_norm(x.movedim(1, -1), (channels,), self.gamma.flatten(), NORM_FLOOR**2 / channels)
         return y.movedim(-1, 1)
@@ -49,14 +50,14 @@ def activate(norm: RMSNorm, pixels: Tensor, out: Tensor) -> None:
 
 def convolved(norm: RMSNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = None) -> Tensor:
     """conv(silu(norm(x))) + add, which may be overwritten."""
-    if winograd.suits(x, conv):
-        return winograd.convolve(x, conv, partial(activate, norm), add)
+    if (y := winograd.convolve(x, conv, partial(activate, norm), add)) is not None:
+        return y
     y = conv(activated(norm, x))
     return y if add is None else y.add_(add)
 
 
 class ResidualBlock(nn.Module):
-    """Of the chain in which each block alone reads what the one before it made: its input may be overwritten."""
+    """Two convolutions with norm and SiLU before each, and a shortcut. Its input may be overwritten."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -97,8 +98,8 @@ class Upsample(nn.Conv2d):
         super().__init__(channels, channels // 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if winograd.suits(x, self):
-            return winograd.double(x, self)
+        if (y := winograd.convolve(x, self, doubled=True)) is not None:
+            return y
         wide = torch.promote_types(self.weight.dtype, torch.float32)  # sums of half-precision taps are rounded once
         spread = torch.tensor(SPREAD, dtype=wide, device=x.device)
         taps = torch.einsum("ay,oiyx,bx->ioab", spread, self.weight.to(wide), spread).to(x.dtype)
@@ -118,6 +119,8 @@ class Resample(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """A residual block, attention and a residual block, at the lowest resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([AttentionBlock(channels)])
@@ -136,6 +139,7 @@ class Chain(nn.Module):
     _gradient_checkpointing_func: Callable[[nn.Module, Tensor], Tensor]
 
     def through(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Run the layers one after the other, with checkpointing where it is on."""
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer in layers:
             x = self._gradient_checkpointing_func(layer, x) if again else layer(x)
@@ -143,6 +147,8 @@ class Chain(nn.Module):
 
 
 class UpBlock(Chain):
+    """Residual blocks of one resolution, and the doubling behind them."""
+
     def __init__(self, channels_in: int, channels_out: int, blocks: int, up: bool) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * blocks

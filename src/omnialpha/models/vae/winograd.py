@@ -10,16 +10,19 @@ of 64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
 from itertools import product
-from weakref import WeakKeyDictionary
+from threading import Barrier
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from omnialpha.models.vae.threads import share
 
 TILE, REACH = 4, 6  # pixels of a side that a tile writes (doubled: in each of the four places) and reads
 TILES = 256  # of a strip: as many as fit the cache with their 36 products
@@ -32,17 +35,55 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -2.0)  # where the polynomials are evaluated
 PLAIN = (((1, 0, 0), (0, 1, 0), (0, 0, 1)),)
 DOUBLED = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 
-LIMIT = 2**29  # bytes of transformed weights that are kept between calls, of all autoencoders together; 0: none
-SMALL = 64  # tiles of a picture; in larger ones making the transformed weights takes less than a tenth of the time
-
 Prepare = Callable[[Tensor, Tensor], object]  # writes a function of single pixels: of the first, into the second
 Job = tuple[int, int]  # which picture, and the first row of the strip
-Kind = tuple[tuple[tuple[int, ...], ...], ...]
-kept: WeakKeyDictionary[nn.Conv2d, tuple[Tensor, list[Tensor]]] = WeakKeyDictionary()  # weights, and transformed
+Filters = tuple[tuple[tuple[int, ...], ...], ...]
+J = TypeVar("J")
 
 
-def suits(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether this module is for it: float32 on a CPU without gradients, whole tiles, a wide layer or the last one."""
+def convolve(
+    x: Tensor, conv: nn.Conv2d, prepare: Prepare | None = None, add: Tensor | None = None, doubled: bool = False
+) -> Tensor | None:
+    """A 3x3 convolution of stride 1 and padding 1, where this module is quicker than torch at it.
+
+    Args:
+        x: (B, C, H, W) with the channels last in memory.
+        conv: the layer.
+        prepare: applied to the pixels before: given rows (.., W, C) of x, and where to write the result.
+        add: (B, C out, H, W) that the result is added to, in place.
+        doubled: whether x is doubled by nearest neighbour before.
+
+    Returns:
+        (B, C out, H, W), or twice as high and wide. None where torch's convolution is to be used: on a GPU, in half
+        precision, with gradients, of few channels and of sides that are no multiples of 4.
+    """
+    if not _suits(x, conv):
+        return None
+    prepare = prepare or (lambda rows, to: to.copy_(rows))
+    if _is_last(conv):
+        y = _run_last(x, conv, prepare)
+        return y if add is None else add.add_(y)
+    grown = 2 if doubled else 1
+    if add is None:
+        y = x.new_empty(len(x), grown * x.shape[2], grown * x.shape[3], conv.out_channels)
+    else:
+        y = add.movedim(1, -1)
+    return _run(x, conv, DOUBLED if doubled else PLAIN, prepare, y, add is not None).movedim(-1, 1)
+
+
+def workspace(channels: int, pixels: int) -> int:
+    """Bytes that `convolve` holds beside its input and output, in one thread.
+
+    Args:
+        channels: of the network at full resolution, half as many as it has at most where this counts.
+        pixels: of a picture as the network sees it.
+    """
+    strip = (3 * REACH**2 + TILE**2) * min(TILES, pixels // TILE**2)  # numbers for each channel
+    return 4 * 2 * channels * (REACH**2 * 2 * channels + strip) if channels >= NARROW else 0
+
+
+def _suits(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether this module is quicker: float32 on a CPU without gradients, whole tiles, a wide layer or the last one."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
     return plain and (_is_wide(conv) or _is_last(conv)) and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
 
@@ -55,31 +96,13 @@ def _is_last(conv: nn.Conv2d) -> bool:
     return conv.in_channels >= NARROW and conv.out_channels <= FEW
 
 
-def convolve(x: Tensor, conv: nn.Conv2d, prepare: Prepare, add: Tensor | None = None) -> Tensor:
-    """conv(prepared x), or add += conv(prepared x). x (B, C, H, W), sides multiples of TILE, channels last in memory.
-
-    conv: 3x3, stride 1, padding 1. prepare: given rows (.., W, C) of x and where to write; not that what it reads.
-    """
-    if _is_last(conv):
-        y = _run_last(x, conv, prepare)
-        return y if add is None else add.add_(y)
-    y = x.new_empty(len(x), *x.shape[2:], conv.out_channels) if add is None else add.movedim(1, -1)
-    return _run(x, conv, PLAIN, prepare, y, add is not None).movedim(-1, 1)
-
-
-def double(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x doubled by nearest neighbour), as `convolve`."""
-    y = x.new_empty(len(x), 2 * x.shape[2], 2 * x.shape[3], conv.out_channels)
-    return _run(x, conv, DOUBLED, lambda rows, to: to.copy_(rows), y, False).movedim(-1, 1)
-
-
-def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Prepare, y: Tensor, adds: bool) -> Tensor:
+def _run(x: Tensor, conv: nn.Conv2d, kind: Filters, prepare: Prepare, y: Tensor, adds: bool) -> Tensor:
     """Into y, (B, H, W, C) or twice as high and wide."""
     height, width = x.shape[2:]
     channels, channels_out, grown = conv.in_channels, conv.out_channels, len(kind)
     across = width // TILE
     deep = _depth(height // TILE, across)
-    taps = _taps(conv, kind, height // TILE * across)
+    taps = _taps(conv, kind)
     places, count, bias = list(product(range(grown), repeat=2)), len(taps[0]), conv.bias
     assert bias is not None
 
@@ -94,7 +117,7 @@ def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Prepare, y: Tensor, ad
             tiles = REACH, REACH, deep, across, channels
             spread.view(tiles).copy_(strip.as_strided(tiles, (row, column, TILE * row, TILE * column, 1)))
             made = y[index, grown * first : grown * (first + deep * TILE)]
-            for (down, right), (data, _, sums), tap in zip(places, transforms(kind), taps, strict=True):
+            for (down, right), (data, _, sums), tap in zip(places, _transforms(kind), taps, strict=True):
                 torch.mm(data, spread, out=seen.view(count, -1))
                 torch.bmm(seen, tap, out=products)
                 products[math.isqrt(count) + 1].add_(bias)  # what is at (1, 1) counts once in every pixel
@@ -102,7 +125,7 @@ def _run(x: Tensor, conv: nn.Conv2d, kind: Kind, prepare: Prepare, y: Tensor, ad
                 rows = made[down::grown, right::grown].unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE))
                 rows.add_(pixels[: len(rows)]) if adds else rows.copy_(pixels[: len(rows)])
 
-    share(_jobs(x, deep * TILE), work)
+    _share(_jobs(x, deep * TILE), work)
     return y
 
 
@@ -122,7 +145,7 @@ def _run_last(x: Tensor, conv: nn.Conv2d, prepare: Prepare) -> Tensor:
             for down, right in product(range(3), repeat=2):
                 made.add_(shifted[down, right, :, down : down + made.shape[1], right : right + width])
 
-    share(_jobs(x, ROWS), work)
+    _share(_jobs(x, ROWS), work)
     return y
 
 
@@ -149,16 +172,9 @@ def _depth(rows: int, across: int) -> int:
     return own if rows >= own * threads else min(rows, max(1, TILES // across))
 
 
-def _taps(conv: nn.Conv2d, kind: Kind, tiles: int) -> list[Tensor]:
-    """The transformed weights (products, C, C out) of each place; those for pictures of few tiles are kept.
-
-    A layer's are in use for as long as its weights are bit for bit those they were made of.
-    """
-    known = kept.get(conv)
-    if known and torch.equal(known[0], conv.weight):
-        return known[1]
-    kept.pop(conv, None)
-    folds = [fold for _, fold, _ in transforms(kind)]
+def _taps(conv: nn.Conv2d, kind: Filters) -> list[Tensor]:
+    """The transformed weights (products, C, C out) of each place."""
+    folds = [fold for _, fold, _ in _transforms(kind)]
     made = [conv.weight.new_empty(len(fold), *conv.weight.shape[:2]) for fold in folds]
 
     def work(jobs: Iterable[tuple[tuple[Tensor, Tensor], slice]]) -> None:
@@ -167,39 +183,22 @@ def _taps(conv: nn.Conv2d, kind: Kind, tiles: int) -> list[Tensor]:
 
     step = math.ceil(conv.out_channels / torch.get_num_threads())
     parts = (slice(first, first + step) for first in range(0, conv.out_channels, step))
-    share(list(product(zip(folds, made, strict=True), parts)), work)  # by the threads that use them: see `workers`
-    made = [tap.mT for tap in made]
-    if tiles <= SMALL and kept_bytes() + sum(t.nbytes for t in (conv.weight, *made)) <= LIMIT:
-        kept[conv] = conv.weight.detach().clone(), made
-    return made
-
-
-def will_keep(autoencoder: nn.Module) -> int:
-    """Bytes that its weights take for small pictures, transformed and as they are; at most."""
-    wide = [
-        m for m in autoencoder.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)
-    ]  # what doubles its picture has products for four places
-    sizes = [(100 if m.in_channels == 2 * m.out_channels else 36) + 9 for m in wide]
-    numbers = sum(n * m.in_channels * m.out_channels for n, m in zip(sizes, wide, strict=True) if _is_wide(m))
-    return min(LIMIT, 4 * numbers)
-
-
-def kept_bytes() -> int:
-    return sum(tensor.nbytes for weight, taps in list(kept.values()) for tensor in (weight, *taps))
+    _share(list(product(zip(folds, made, strict=True), parts)), work)  # by the threads that use them: see `_share`
+    return [tap.mT for tap in made]
 
 
 @cache
-def transforms(kind: Kind) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _transforms(kind: Filters) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each place of a pixel the float32 matrices of data (P, 36), weights (P, 9) and products (16, P)."""
     one = []
     for start, folds in enumerate(kind):
-        data, taps, sums = winograd(len(folds))
+        data, taps, sums = _winograd(len(folds))
         data = F.pad(data, (start, REACH - len(data) - start))
         one.append((data, taps @ torch.tensor(folds, dtype=torch.float64), sums))
     return [tuple(torch.kron(a, b).float() for a, b in zip(*pair, strict=True)) for pair in product(one, repeat=2)]  # type: ignore[misc]
 
 
-def winograd(taps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _winograd(taps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices D (P, P), G (P, taps), S (TILE, P), P = TILE + taps - 1, float64: S (G g * D d) is the filter g at
     TILE places of d (P,).
 
@@ -222,3 +221,56 @@ def winograd(taps: int) -> tuple[Tensor, Tensor, Tensor]:
     data = torch.stack([polynomial(roots) for roots in (*others, list(points))])
     shares = [1 / math.prod(p - q for q in roots) for p, roots in zip(points, others, strict=True)]
     return data, powers(taps) * torch.tensor([*shares, 1.0], dtype=torch.float64)[:, None], powers(TILE).T
+
+
+# ---- a thread to a strip ---------------------------------------------------------------------------------------------
+
+
+def _share(jobs: Sequence[J], work: Callable[[Iterable[J]], None]) -> None:
+    """Have all jobs done by `work`, which is given those of one thread, without gradients. Fewer jobs than threads stay
+    in this thread, where torch uses all threads for each.
+
+    Threads that compute a piece together wait for each other after every operation, which costs most where operations
+    are short and other programs hold a core. They also wait awake: after an operation that torch shared out, its
+    threads look for the next one for some milliseconds, on the cores that the threads here need. So what lies between
+    two calls is better shared by it too, however short.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(jobs) < threads:
+        work(jobs)
+        return
+    waiting, inference = deque(jobs), torch.is_inference_mode_enabled()
+
+    def run() -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # modes are a thread's own
+            work(_taken(waiting))
+
+    for done in [_pool(threads).submit(run) for _ in range(threads)]:
+        done.result()
+
+
+def _taken(waiting: deque[J]) -> Iterator[J]:
+    with suppress(IndexError):
+        while True:
+            yield waiting.popleft()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which torch uses one."""
+    pool, met = ThreadPoolExecutor(threads, "omnialpha-strips"), Barrier(threads)
+
+    def begin() -> None:
+        torch.get_num_threads()  # torch sets a thread's number when it is first asked for: not after the next line
+        torch.set_num_threads(1)
+        met.wait()
+
+    for done in [pool.submit(begin) for _ in range(threads)]:
+        done.result()
+    torch.set_num_threads(threads)  # what threads that are made later start with is the last number set in any
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of the threads,
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))  # nor torch's, and would wait for them

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnialpha.models.checkpoints.folders import TEXT, Card, Parts
+from omnialpha.models.checkpoints.folders import Card, Parts
+from omnialpha.models.families import FAMILIES
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
 
@@ -48,7 +49,7 @@ def identity(model: OmniAlpha) -> str:
 
 def files(parts: Parts) -> Json:
     """Of the same, without reading it: sizes and times of the files that it lies in, as `make` tells old from new."""
-    folders = [parts.vae, *(parts.text / name for name in TEXT[parts.card.family])]
+    folders = [parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders)]
     folders += [parts.finder] if parts.finder else []
     found = {}
     for folder in folders:

@@ -1,4 +1,4 @@
-"""The table of tasks for people and, as JSON, for programs."""
+"""`omnialpha tasks`: the table of tasks as text or JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 from omnialpha.tasks import DERIVED, MAX_LAYERS, MEANING, TASKS, Role, Task
 
 
-def show(as_json: bool) -> None:
+def print_tasks(as_json: bool) -> None:
     """All tasks and roles on standard output."""
     if as_json:
-        print(json.dumps({"tasks": [row(task) for task in TASKS.values()], "roles": [role_row(role) for role in Role]}))
+        print(
+            json.dumps(
+                {"tasks": [task_row(task) for task in TASKS.values()], "roles": [role_row(role) for role in Role]}
+            )
+        )
         return
     from rich.console import Console
     from rich.table import Table
@@ -23,7 +27,9 @@ def show(as_json: bool) -> None:
             table.add_section()
         label, before = "" if before == task.category else task.category, task.category
         text = str(task.text or "")
-        table.add_row(label, task.name, _list(task, task.inputs), _list(task, task.targets), text, task.summary)
+        table.add_row(
+            label, task.name, _role_list(task, task.inputs), _role_list(task, task.targets), text, task.summary
+        )
     roles = Table("role", "is", "derived from")
     for role in Role:
         roles.add_row(role, MEANING[role], " over ".join(DERIVED.get(role, ())))
@@ -36,7 +42,7 @@ def show(as_json: bool) -> None:
     console.print("omnialpha run TASK --ROLE FILE ... [--prompt TEXT] -o OUT", markup=False, highlight=False)
 
 
-def row(task: Task) -> dict[str, Any]:
+def task_row(task: Task) -> dict[str, Any]:
     """A task in plain types, with the command that runs it."""
     return {
         "name": task.name,
@@ -58,7 +64,7 @@ def role_row(role: Role) -> dict[str, Any]:
     return {"name": str(role), "meaning": MEANING[role], "derived_from": [str(r) for r in DERIVED.get(role, ())]}
 
 
-def _list(task: Task, roles: tuple[Role, ...]) -> str:
+def _role_list(task: Task, roles: tuple[Role, ...]) -> str:
     """`background + foreground (1 to 7)`; the count where the role may repeat, all together at most MAX_LAYERS."""
     several = f" (1 to {MAX_LAYERS - len(roles) + 1})"
     return " + ".join(f"{role}{several if role is task.many else ''}" for role in roles)
