@@ -27,7 +27,7 @@ from torch import Tensor
 from omnialpha import config
 from omnialpha.canvas import Grid, plan
 from omnialpha.condition import pad
-from omnialpha.data.stream.batches import BLOCK, SEEN, Budget, Shape
+from omnialpha.data.stream.batches import BLOCK, SEEN, Budget, SampleShape
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.limits import by
@@ -113,7 +113,7 @@ def mixture(tasks: dict[str, float], sizes: list[tuple[int, int]], budget: Budge
     return Mixture(banks.procedural(8, 4, 32, seed=0), tasks, sizes, 1, 0, budget=budget)  # no picture is drawn
 
 
-def step(side: Side, shapes: Sequence[Shape], seed: int) -> Step:
+def step(side: Side, shapes: Sequence[SampleShape], seed: int) -> Step:
     """Random latents and texts of these samples, padded; of a sample by its number."""
     layouts, rows, t = [], [], []
     settings, budget = side.transformer.config, side.budget
@@ -165,7 +165,7 @@ def processor_seconds(calls: Mapping[str, Callable[[], object]], repeats: int) -
     return medians({name: values[-repeats:] for name, values in spent.items()})
 
 
-def shapes_of(drawn: Mixture, index: int) -> list[Shape]:
+def shapes_of(drawn: Mixture, index: int) -> list[SampleShape]:
     return [drawn.shape(number) for number in drawn.members(index) for _ in range(drawn.batch_size)]
 
 

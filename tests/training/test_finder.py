@@ -11,7 +11,7 @@ from omnialpha import config
 from omnialpha.data.records import hints
 from omnialpha.errors import InputError
 from omnialpha.models.finder import U2NetP, open_finder
-from omnialpha.training.finder import Drawn, FinderLoss, FinderObjective, FinderRecipe
+from omnialpha.training.finder import FinderBatch, FinderLoss, FinderObjective, FinderRecipe
 from omnialpha.training.loop import fit
 from training_runs import assert_resumes, logged, seeded, settings
 
@@ -87,7 +87,7 @@ def test_the_losses_by_hand(bank, held_out):
     logits[0, 1] = 100.0
     own.net = type("Net", (torch.nn.Module,), {"forward": lambda _, x: logits, "read": lambda _, *a: a[0]})()
     alpha, contrast = torch.tensor([[[1.0, 0.0], [0.5, 0.0]]]), torch.tensor([[[0.4, 0.0], [1.0, 0.2]]])
-    made = own.losses(Drawn(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2), alpha, contrast, ["none"]))
+    made = own.losses(FinderBatch(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2), alpha, contrast, ["none"]))
     assert made["alpha"] == pytest.approx(1.5 / 4)
     assert made["edge"] == pytest.approx((0.5 + 0) / 2 + (1 + 0.5) / 2)  # down the rows, along the columns
     assert made["composition"] == pytest.approx((0.5 * 0.4 + 0.5 * 0.2) / 4)

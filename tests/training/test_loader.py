@@ -13,7 +13,7 @@ from omnialpha.data.synthetic import bank as banks
 from omnialpha.errors import InputError
 from omnialpha.training.loader import batches, pack, unpack
 from omnialpha.training.loop import Objective, fit
-from omnialpha.training.sources import Flattened, ScenePictures
+from omnialpha.training.sources import FlattenedPictures, ScenePictures
 from training_runs import assert_resumes, logged, settings
 
 SIZE = (16, 24)
@@ -26,7 +26,7 @@ def stream(tmp_path_factory):
 
 
 def pictures():
-    return Flattened(ScenePictures(banks.procedural(8, 3, 16, 1), 4, [SIZE], 2), 0.3, 7)
+    return FlattenedPictures(ScenePictures(banks.procedural(8, 3, 16, 1), 4, [SIZE], 2), 0.3, 7)
 
 
 def drawn(dataset, indices, workers, **changes):

@@ -138,6 +138,7 @@ def test_sft_learns_one_batch_by_heart(tiny_model, bank, held_out, tmp_path):
     initialize(objective.model.transformer)
     batch = objective.mixture.batch(0)
     objective.mixture = SimpleNamespace(batch=lambda index: batch, weight=lambda index: 1.0, seed=0)
+    objective.data = None
     fit(objective, settings(tmp_path, steps=60, lr=1e-2, save_every=1000), quiet=True)
     losses = logged(tmp_path)
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])

@@ -122,7 +122,7 @@ def test_both_bases_gain_alpha_and_keep_their_layout(tmp_path, pictures, qwen_va
 def test_half_precision_learns_and_is_not_what_is_stored(tmp_path, pictures, qwen_vae, flux_vae, base, monkeypatch):
     """One batch by heart. bf16 is of the forward pass alone: what is kept, averaged and exported stays float32."""
     always = VAEObjective.forward
-    monkeypatch.setattr(VAEObjective, "forward", lambda self, index: always(self, 0))
+    monkeypatch.setattr(VAEObjective, "forward", lambda self, index, batch=None: always(self, 0))
     vae = {"qwen": qwen_vae, "flux": flux_vae}[base]
     changes = {"fit.steps": 30, "fit.precision": "bf16", "fit.ema": 0.9, "sizes": [[16, 16]], "fit.lr": 3e-3,
                "loss.adversarial": 0.0}  # fmt: skip

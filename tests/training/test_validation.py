@@ -19,7 +19,7 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example
 from omnialpha.training import run as runs
 from omnialpha.training import validation
-from omnialpha.training.validation import HeldOut, chosen, validate
+from omnialpha.training.validation import ValidationSet, chosen, validate
 
 SIZE = (32, 32)
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_validated_is_refused(able: list[str], named: list[str], 
 
 def test_records_are_shown_once_each_and_always_the_same(tmp_path: Path) -> None:
     """Red of a record's foreground is its number times ten."""
-    held_out = HeldOut(opened(manifest(tmp_path, 7)))
+    held_out = ValidationSet(opened(manifest(tmp_path, 7)))
     for count, wanted in ((3, [0, 2, 4]), (7, [0, 1, 2, 3, 4, 5, 6]), (20, [0, 1, 2, 3, 4, 5, 6])):
         asked = held_out.examples("matting_auto", count, (1, 1))
         seen = [round(float(t[0][t[3] > 0.9].mean()) * 25.5) for e in asked for t in e.true_layers()]
@@ -73,7 +73,7 @@ def test_records_are_shown_once_each_and_always_the_same(tmp_path: Path) -> None
 
 
 def test_only_what_the_records_serve(tmp_path: Path) -> None:
-    held_out = HeldOut(opened(manifest(tmp_path, 2, background=None), bad="skip"))
+    held_out = ValidationSet(opened(manifest(tmp_path, 2, background=None), bad="skip"))
     assert "text_to_image" in held_out.serves() and "matting_auto" not in held_out.serves()
     mixture = held_out.mixture({"matting_auto": 1.0, "text_to_image": 1.0}, [SIZE], 1, 0)
     assert mixture.weights == {"text_to_image": 1.0}
@@ -124,7 +124,7 @@ def test_every_category_is_measured_and_drawn(tiny_model: OmniAlpha, held_out: B
     names = chosen(dict.fromkeys(TASKS, 1.0), TASKS)
     paths = [tmp_path / "new" / f"{k}.png" for k in range(3)]
     figures = [
-        validate(tiny_model, HeldOut(held_out), names, count, together, SIZE, path)
+        validate(tiny_model, ValidationSet(held_out), names, count, together, SIZE, path)
         for count, together, path in zip((4, 4, 2), (4, 3, 2), paths, strict=True)
     ]
     assert set(figures[0]) == {
@@ -139,7 +139,7 @@ def test_every_category_is_measured_and_drawn(tiny_model: OmniAlpha, held_out: B
 
 def test_the_sheet_shows_the_truth(tiny_model: OmniAlpha, tmp_path: Path) -> None:
     """A layer in a colour that nothing else has: beside the truth it is in what goes in, under the same shape."""
-    held_out = HeldOut(opened(manifest(tmp_path, 3)))
+    held_out = ValidationSet(opened(manifest(tmp_path, 3)))
     validate(tiny_model, held_out, ["foreground_to_background"], 1, 1, SIZE, tmp_path / "sheet.png")
     (example,) = held_out.examples("foreground_to_background", 1, SIZE)
     true = example.true_layers()

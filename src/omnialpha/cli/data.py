@@ -20,7 +20,7 @@ from omnialpha.limits import MAX_SIDE
 if TYPE_CHECKING:
     from PIL import Image
 
-    from omnialpha.data.records.check import Report
+    from omnialpha.data.records.check import DatasetReport
     from omnialpha.data.stream.datasets import DatasetSettings
     from omnialpha.tasks import Example
 
@@ -55,7 +55,7 @@ def check(
 
     if skip_bad:
         check_manifest(skip_bad, source)
-    reports: list[Report] = []
+    reports: list[DatasetReport] = []
     for one in source:
         with progress(one, options.quiet) as watch:
             reports.append(examine(settings(one, root, task, column), deep=deep, watch=watch))
@@ -70,7 +70,7 @@ def check(
         raise typer.Exit(1)
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: DatasetReport) -> Iterator[str]:
     """A report for people: bad rows, a reason a line, then how many rows serve each task."""
     for c in report.bad:
         named = f", id {c.row.ident}" if c.row.ident else ""
@@ -119,19 +119,19 @@ def show(
     talk = Messages(options.quiet)
     dataset = replace(settings(source, root, task, column), tasks=only or [], bad="skip")
     stream = open_stream(StreamSettings([dataset]), [(side, side)], 1, options.seed)
-    cards, told = [], []
+    cards, made = [], []
     with warnings.catch_warnings(record=True) as skipped:
         warnings.simplefilter("always")
         for index in range(number):
             name, place, turn = stream.plan(index)
             ident, (example,) = stream.row(place, turn).id, stream.batch(index)
             cards.append(card(ident, example))
-            told.append({"id": ident, "task": name, "instruction": example.instruction})
+            made.append({"id": ident, "task": name, "instruction": example.instruction})
     for warning in skipped:
         talk.note(str(warning.message))
     contact_sheet.write(output, cards)
     if options.json:
-        print(json.dumps({"output": str(output), "examples": told, "notes": talk.notes}))
+        print(json.dumps({"output": str(output), "examples": made, "notes": talk.notes}))
     else:
         talk.say(f"wrote {output}: {number} examples")
 
@@ -206,7 +206,7 @@ def cache(
 
     from omnialpha.cli.progress import duration, silence_libraries
     from omnialpha.training.latent_cache import digests
-    from omnialpha.training.latent_cache.build_cache import fill
+    from omnialpha.training.latent_cache.build_cache import build_cache
     from omnialpha.training.run import SFTRecipe, read
 
     began, made = time.monotonic(), read(recipe, overrides or [])
@@ -220,7 +220,7 @@ def cache(
     count = batches or made.fit.steps * made.fit.accumulate
     try:
         with progress(f"batches to {output}", options.quiet) as watch:
-            filled = fill(output, model, mixture, facts, count, shard, dtype, verify, watch, known)
+            filled = build_cache(output, model, mixture, facts, count, shard, dtype, verify, watch, known)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped, finished shards are kept in {output}: run it again to go on") from None
     seconds = round(time.monotonic() - began, 3)

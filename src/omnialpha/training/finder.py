@@ -38,7 +38,7 @@ class FinderLoss:
     logistic: float = 0.3
 
 
-class Drawn(NamedTuple):
+class FinderBatch(NamedTuple):
     """pictures (B, 4, H, W), hints (B, H, W), alpha (B, H, W), contrast (B, H, W): |foreground - background|, mean over
     colours, 0 where the layers are not known. kinds: of the hints.
     """
@@ -88,7 +88,7 @@ class FinderObjective(Objective):
             parts.append(self.taught(self.bank, photographs, generator))
         return self.losses(_join(parts))
 
-    def losses(self, drawn: Drawn) -> dict[str, Tensor]:
+    def losses(self, drawn: FinderBatch) -> dict[str, Tensor]:
         logits = self.net(
             self.net.read(drawn.pictures, drawn.hints, self.side).contiguous(memory_format=torch.channels_last)
         )
@@ -105,7 +105,7 @@ class FinderObjective(Objective):
         loss = torch.stack([getattr(self.settings, name) * term for name, term in terms.items()]).sum()
         return {"loss": loss, **terms}
 
-    def scenes(self, bank: Bank, count: int, objects: int, generator: torch.Generator) -> Drawn:
+    def scenes(self, bank: Bank, count: int, objects: int, generator: torch.Generator) -> FinderBatch:
         """Composed scenes. With a hint, the object that it marks is the subject, without one all of them are."""
         made = compose(bank, count, objects, (self.side, self.side), generator, apart=objects > 1)
         rows = []
@@ -122,9 +122,9 @@ class FinderObjective(Objective):
             rows.append((_cut(maps, generator), kind))
         stacked = torch.stack([maps for maps, _ in rows])
         pictures = _as_taken(stacked[:, :4], generator)
-        return Drawn(pictures, stacked[:, 6], stacked[:, 4], stacked[:, 5], [kind for _, kind in rows])
+        return FinderBatch(pictures, stacked[:, 6], stacked[:, 4], stacked[:, 5], [kind for _, kind in rows])
 
-    def taught(self, bank: Bank, count: int, generator: torch.Generator) -> Drawn:
+    def taught(self, bank: Bank, count: int, generator: torch.Generator) -> FinderBatch:
         """Photographs with the teacher's answer, and hints drawn from that."""
         first = slice(self.photographs)
         photos = replace(bank, backgrounds=bank.backgrounds[first], background_captions=bank.background_captions[first])
@@ -134,7 +134,7 @@ class FinderObjective(Objective):
             logits = self._teacher[0](self._teacher[0].read(pictures, side=self.side))
             alpha = stretched(logits[:, 0].float().sigmoid())
         drawn = [hints.draw_hint(a, generator, self.always) for a in alpha]
-        return Drawn(
+        return FinderBatch(
             pictures, torch.stack([h for _, h in drawn]), alpha, torch.zeros_like(alpha), [k for k, _ in drawn]
         )
 
@@ -160,9 +160,9 @@ class FinderObjective(Objective):
         self.net.save(folder)
 
 
-def _join(parts: list[Drawn]) -> Drawn:
+def _join(parts: list[FinderBatch]) -> FinderBatch:
     pictures, marked, alpha, contrast = (torch.cat(maps) for maps in list(zip(*parts, strict=True))[:4])
-    return Drawn(pictures, marked, alpha, contrast, [kind for part in parts for kind in part.kinds])
+    return FinderBatch(pictures, marked, alpha, contrast, [kind for part in parts for kind in part.kinds])
 
 
 def _cut(maps: Tensor, generator: torch.Generator) -> Tensor:

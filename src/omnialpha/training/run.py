@@ -155,8 +155,8 @@ class SFTRecipe:
     def _pack(self, model: OmniAlpha) -> None:
         if self.packing or self.tokens:
             if not hasattr(model.transformer, "packs"):
-                told = "give a batch instead of tokens" if self.tokens else "leave packing=true out"
-                raise InputError(f"samples cannot be packed for a model of the family {model.card.family}: {told}.")
+                advice = "give a batch instead of tokens" if self.tokens else "leave packing=true out"
+                raise InputError(f"samples cannot be packed for a model of the family {model.card.family}: {advice}.")
             model.transformer.packs = True
 
     def mixture(self, budget: Budget | None = None) -> Mixture | Stream:

@@ -22,7 +22,7 @@ from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.latent_cache.cache import CachedBatches
 from omnialpha.training.loop import Objective
-from omnialpha.training.validation import FOLDER, HeldOut, chosen, validate
+from omnialpha.training.validation import FOLDER, ValidationSet, chosen, validate
 
 Batches = Mixture | Stream | CachedBatches
 ENCODERS = ("vae", "text_encoder")
@@ -76,7 +76,7 @@ class SFTObjective(Objective):
     ) -> None:
         """tasks: that are validated, by default one of every category that is trained."""
         super().__init__()
-        self.model, self.mixture, self.held_out = model, mixture, HeldOut(held_out)
+        self.model, self.mixture, self.held_out = model, mixture, ValidationSet(held_out)
         self.data = mixture
         self.settings, self.validation, self.tasks = loss, validation, tasks
         self.model.vae.requires_grad_(False)

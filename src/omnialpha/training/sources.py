@@ -86,7 +86,7 @@ class FolderBatches:
 
 
 @dataclass(frozen=True)
-class Flattened:
+class FlattenedPictures:
     """A share of pictures opaque, on colours of {0, .5, 1}^3: see `flatten_some`."""
 
     pictures: Pictures

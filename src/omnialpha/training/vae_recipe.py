@@ -13,7 +13,7 @@ from omnialpha.training.loop import FitSettings, Objective
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.sources import (
     DataSettings,
-    Flattened,
+    FlattenedPictures,
     FolderSettings,
     Pictures,
     ScenePictures,
@@ -72,7 +72,9 @@ class VAERecipe:
             held = load_banks(self.data)
             train, test = (ScenePictures(bank, self.batch, sizes, self.fit.seed) for bank in held)
         shares = (1.0, 1.0) if vae.config.channels == 3 else (self.flatten, 0.0)
-        train, test = (Flattened(p, share, self.fit.seed) for p, share in zip((train, test), shares, strict=True))
+        train, test = (
+            FlattenedPictures(p, share, self.fit.seed) for p, share in zip((train, test), shares, strict=True)
+        )
         if isinstance(vae, AlphaVAE) and vae.config.linear_skip and not self.start:
             first = torch.cat([train[-i * len(sizes)] for i in range(1, 25)])
             fit_linear_autoencoder(vae, first[:, : vae.config.channels])

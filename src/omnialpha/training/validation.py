@@ -27,7 +27,7 @@ Pictures = Sequence[Tensor]  # of each example its layers (m, 4, H, W)
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationSet:
     """What nothing trains on: recorded datasets, or scenes composed from a bank."""
 
     source: Bank | Stream
@@ -82,7 +82,7 @@ def chosen(weights: Mapping[str, float], able: Collection[str], named: Sequence[
 
 @torch.no_grad()
 def validate(
-    model: OmniAlpha, held_out: HeldOut, names: Sequence[str], count: int, together: int, size: Size, path: Path
+    model: OmniAlpha, held_out: ValidationSet, names: Sequence[str], count: int, together: int, size: Size, path: Path
 ) -> dict[str, float]:
     """Figures of `count` examples of each task, by `run` untouched by `fidelity`, and a sheet of the first ones.
 

@@ -10,7 +10,7 @@ import torch
 from layered import HEIGHT, WIDTH, back, front, layered_row, pair_row, save
 from omnialpha import rgba
 from omnialpha.data.records.pictures import fitted, levels
-from omnialpha.data.records.records import Layered, Pair, parse
+from omnialpha.data.records.records import LayeredRecord, PairRecord, parse
 from omnialpha.data.scene import draw_map
 from omnialpha.errors import InputError
 from omnialpha.tasks import DERIVED, MAPS, TASKS, Role
@@ -25,7 +25,7 @@ def seeded(seed):
 
 def layered(folder, layers=1, **changes):
     record = parse(layered_row(folder, 3, layers, **changes), lambda name: folder / name)
-    assert isinstance(record, Layered)
+    assert isinstance(record, LayeredRecord)
     return record
 
 
@@ -266,7 +266,7 @@ def test_no_halo_at_an_edge():
 
 def test_a_pair_serves_its_task(tmp_path):
     record = parse(pair_row(tmp_path, 5), lambda name: tmp_path / name, "matting_rough")
-    assert isinstance(record, Pair) and record.tasks() == ("matting_rough",)
+    assert isinstance(record, PairRecord) and record.tasks() == ("matting_rough",)
     example = record.example("matting_rough", seeded(0), SIZE)
     targets = example.truths
     assert example.roles == (COMPOSITE, Role.ROUGH) and example.targets == (FG,)

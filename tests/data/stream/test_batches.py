@@ -11,7 +11,7 @@ import torch
 
 from layered import layered_row, pair_row, write_manifest
 from omnialpha.canvas import Grid
-from omnialpha.data.stream.batches import BLOCK, Budget, Shape, pack
+from omnialpha.data.stream.batches import BLOCK, Budget, SampleShape, pack
 from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.stream.stream import Stage, StreamSettings, open_stream
@@ -64,7 +64,7 @@ def same(a, b):
 
 def shape_of(example):
     assert len(example.targets) == len(example.truths)
-    return Shape(example.task, example.size, len(example.inputs), len(example.truths))
+    return SampleShape(example.task, example.size, len(example.inputs), len(example.truths))
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------
@@ -86,11 +86,13 @@ def test_everything_is_packed_once_with_little_waste(limit):
 
 def test_tokens_by_hand():
     # 16 x 32 px are 2 x 4 tokens; three pictures of them, and 6 + 2 * 2 of text
-    assert BUDGET.count(Shape("matting_rough", (16, 32), 2, 1)) == 3 * 8 + 10
-    assert BUDGET.count(Shape("text_to_image", (32, 32), 0, 1)) == 16 + 6
+    assert BUDGET.count(SampleShape("matting_rough", (16, 32), 2, 1)) == 3 * 8 + 10
+    assert BUDGET.count(SampleShape("text_to_image", (32, 32), 0, 1)) == 16 + 6
     # 5 pictures of 32 x 32 px are more than a sample may have: each shrinks to 16 x 16
-    assert BUDGET.count(Shape("decompose_auto", (32, 32), 1, 4)) == 5 * 4 + 6 + 2
-    assert replace(BUDGET, seen=0).count(Shape("matting_auto", (32, 32), 1, 1)) == 2 * 16 + 6 + 2, "1024 px of canvas"
+    assert BUDGET.count(SampleShape("decompose_auto", (32, 32), 1, 4)) == 5 * 4 + 6 + 2
+    assert replace(BUDGET, seen=0).count(SampleShape("matting_auto", (32, 32), 1, 1)) == 2 * 16 + 6 + 2, (
+        "1024 px of canvas"
+    )
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from layered import front, layered_row, manifest, pair_row, save, write_manifest
 from omnialpha import config
 from omnialpha.data.records.check import load
 from omnialpha.data.stream.datasets import DatasetSettings
-from omnialpha.data.stream.stream import BLOCK, Source, Stage, StreamSettings, open_stream
+from omnialpha.data.stream.stream import BLOCK, RecordGroup, Stage, StreamSettings, open_stream
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS
 
@@ -277,4 +277,4 @@ def test_weights_are_given_to_all_datasets_or_to_none(data):
 
 def test_a_source_weighs_its_rows(data):
     records = tuple(c.record for c in load(one(data)))
-    assert Source(records, ("matting_auto",), ((16, 16),), 0.5).total == 6.0
+    assert RecordGroup(records, ("matting_auto",), ((16, 16),), 0.5).total == 6.0

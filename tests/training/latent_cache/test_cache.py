@@ -38,7 +38,7 @@ def mixture(bank, dropout=0.0):
 
 def filled(folder, model, bank, batches=BATCHES, **changes):
     settings = {"a_shard": A_SHARD, "dtype": "float32"} | changes
-    return build_cache.fill(folder, model, mixture(bank), RECIPE, batches, **settings)
+    return build_cache.build_cache(folder, model, mixture(bank), RECIPE, batches, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_another_recipe_is_refused(tmp_path, whole, tiny_model, bank):
         opened(whole, tiny_model, batch=4)
     assert len(opened(whole, tiny_model, seed=9)) == BATCHES, "training may have any seed"
     with pytest.raises(InputError, match="made with seed=7"):
-        build_cache.fill(whole, tiny_model, mixture(bank), RECIPE | {"seed": 6}, 7, A_SHARD, "float32")
+        build_cache.build_cache(whole, tiny_model, mixture(bank), RECIPE | {"seed": 6}, 7, A_SHARD, "float32")
     with pytest.raises(InputError, match="begun with --dtype float32"):
         filled(whole, tiny_model, bank, dtype="bfloat16")
     with pytest.raises(InputError, match="holds no cache: make one with"):
@@ -440,7 +440,7 @@ def test_flux_keeps_its_pooled_vectors(tmp_path, flux_folder, bank):
 
     model = OmniAlpha.from_parts(resolve(flux_folder))
     drawn = Mixture(bank, {"text_to_image": 1.0}, [(32, 32)], 2, 5)
-    build_cache.fill(tmp_path / "out", model, drawn, RECIPE, 1, 1, "float32")
+    build_cache.build_cache(tmp_path / "out", model, drawn, RECIPE, 1, 1, "float32")
     for dropout in (0.0, 1.0):
         cond, x0 = opened(tmp_path / "out", model, dropout=dropout).encoded(0, model)
         batch = drawn.batch(0)

@@ -18,8 +18,8 @@ from PIL import Image
 from PIL.ContainerIO import ContainerIO
 
 from omnialpha import masks
-from omnialpha.data.records.pictures import Handle, Size, check_sizes, read, told
-from omnialpha.data.records.records import Layered, Part, Record
+from omnialpha.data.records.pictures import Handle, Size, check_sizes, error_context, read
+from omnialpha.data.records.records import LayeredRecord, Record, RecordPart
 from omnialpha.data.records.shards import Member
 from omnialpha.data.stream.datasets import DatasetSettings, Row, rows
 from omnialpha.errors import InputError
@@ -48,7 +48,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """What was found in one dataset. tasks: how many good rows serve each."""
 
     path: str
@@ -74,7 +74,7 @@ def examine(
     seed: int = 0,
     deep: bool = False,
     watch: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> DatasetReport:
     """Every row of a dataset. deep: all pictures are decoded, else their headers are read. watch: rows done, of all."""
     found = rows(settings, seed)
     checked: list[Checked] = []
@@ -88,7 +88,7 @@ def examine(
         if before != c.row.place:
             checked[k] = replace(c, reasons=(*c.reasons, f"its id is that of {before}: give it one of its own."))
     counts = Counter(name for c in checked if not c.reasons for name in served(c.record, settings.tasks))
-    return Report(settings.path, tuple(checked), {name: counts[name] for name in TASKS if counts[name]})
+    return DatasetReport(settings.path, tuple(checked), {name: counts[name] for name in TASKS if counts[name]})
 
 
 def load(settings: DatasetSettings, seed: int = 0) -> list[Checked]:
@@ -146,13 +146,13 @@ def _refusals(*checks: Callable[[], None]) -> Iterator[str]:
 def _useless(record: Record, tasks: Sequence[str]) -> str:
     if tasks:
         return f"it serves none of {', '.join(tasks)}: add what they need, see `omnialpha tasks`."
-    if isinstance(record, Layered):
+    if isinstance(record, LayeredRecord):
         has = ", ".join([*record.pictures, *(f"a caption of the {role}" for role in record.captions)])
         return f"it serves no task, having only {has}: add what one needs, see `omnialpha tasks`."
     return "it is a pair, and of which task is not said: give task = NAME, or --task."
 
 
-def check_picture(part: Part) -> None:
+def check_picture(part: RecordPart) -> None:
     """InputError for a picture that cannot be decoded, or not be what its role says."""
     picture = read(part.handle, part.role)
     alpha = picture[3]
@@ -163,7 +163,7 @@ def check_picture(part: Part) -> None:
     if part.role in FLAT and not bool((alpha == 1).all()):
         raise InputError(f"{part.handle} has transparent pixels: a {part.role} has none, flatten it.")
     if part.role in MAPS:
-        with told(str(part.handle)):
+        with error_context(str(part.handle)):
             check_map(picture, part.role)
 
 

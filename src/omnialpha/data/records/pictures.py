@@ -50,7 +50,7 @@ def read(handle: Handle, role: Role | None = None) -> Tensor:
     picture = read_image(opened(handle), data=role in MAPS).rgba
     if role not in MAPS:
         return picture
-    with told(str(handle)):
+    with error_context(str(handle)):
         return masks.as_picture(map_values(picture, role))
 
 
@@ -79,7 +79,7 @@ def _place(profiles: Tensor, length: int, generator: torch.Generator) -> int:
 
 
 @contextmanager
-def told(ident: str) -> Iterator[None]:
+def error_context(ident: str) -> Iterator[None]:
     """A mistake is told with the record that it is in."""
     try:
         yield
@@ -104,7 +104,7 @@ def check_sizes(sizes: Mapping[str, Size]) -> None:
             raise InputError(f"{name} is {width}x{height} px, {first[0]} {w}x{h} px: make them the same size.")
 
 
-def shown(picture: Tensor, role: Role) -> Tensor:
+def subject_mask(picture: Tensor, role: Role) -> Tensor:
     """(H, W): where a foreground, or what a map as `read` marks, is seen."""
     return picture[3] if role is Role.FOREGROUND else picture[0]
 

@@ -1,4 +1,4 @@
-"""Layered records and published pairs: rows of a manifest that become examples when they are drawn, and not before."""
+"""Layered records and published pairs: rows of a manifest, whose pictures are read when an example is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omnialpha import masks
-from omnialpha.data.records.pictures import Handle, Size, fitted, levels, read_all, shown, told
+from omnialpha.data.records.pictures import Handle, Size, error_context, fitted, levels, read_all, subject_mask
 from omnialpha.data.scene import Caption, Scene, to_example
 from omnialpha.errors import InputError
 from omnialpha.tasks import DERIVED, MAPS, MAX_LAYERS, TASKS, Example, Role, Task
@@ -24,7 +24,7 @@ SHORT = {FG: "fg", BG: "bg"}  # names of parts in a shard; the other roles have 
 INPUTS, OUTPUTS = "input_images", "output_images"
 
 
-class Part(NamedTuple):
+class RecordPart(NamedTuple):
     """A picture of a record: its name as in a shard, its role (None: of a pair whose task is unknown), its file."""
 
     name: str
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairRecord:
     """A row of the published format: pictures in, pictures out, of the one task that its dataset is for ("": unknown).
 
     The prompt is what a text task describes; for another task it is the whole instruction, or "" for ours.
@@ -48,7 +48,7 @@ class Pair:
     outputs: tuple[Handle, ...]
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], handle: Callable[[Any], Handle], task: str) -> Pair:
+    def parse(cls, values: Mapping[str, Any], handle: Callable[[Any], Handle], task: str) -> PairRecord:
         prompt = values.get("prompt", "")
         if not isinstance(prompt, str):
             raise InputError(f"the prompt is {prompt!r}: write text.")
@@ -70,10 +70,10 @@ class Pair:
         inputs = row.inputs + row.inputs[-1:] * (len(self.inputs) - len(row.inputs))
         return inputs, row.target_roles(len(self.outputs))
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[RecordPart]:
         roles = sum(self.roles(), ()) if self.task else (None,) * (len(self.inputs) + len(self.outputs))
         names = [f"in{k}" for k in range(len(self.inputs))] + [f"out{k}" for k in range(len(self.outputs))]
-        return [Part(*part) for part in zip(names, roles, self.inputs + self.outputs, strict=True)]
+        return [RecordPart(*part) for part in zip(names, roles, self.inputs + self.outputs, strict=True)]
 
     def text(self) -> dict[str, Any]:
         """The row without its pictures."""
@@ -96,19 +96,19 @@ class Pair:
             find_task(self.task).instruct(self.prompt)
 
     def example(self, name: str, generator: torch.Generator, size: Size) -> Example:
-        """The request with its truths; see `Layered.example`."""
+        """The request with its truths; see `LayeredRecord.example`."""
         if name != self.task:
             raise InputError(f"record {self.id!r} is a pair for {self.task or 'no task'}, not for {name}.")
         row, (inputs, outputs) = find_task(name), self.roles()
-        with told(self.id):
+        with error_context(self.id):
             raw = read_all([p.handle for p in self.parts()], [p.role for p in self.parts()])
         roles = zip(inputs + outputs, raw, strict=True)
-        guides = [shown(picture, role) for role, picture in roles if role is FG or role in MAPS]
+        guides = [subject_mask(picture, role) for role, picture in roles if role is FG or role in MAPS]
         pictures = fitted(raw, size, guides, generator) if raw else []
         given: dict[Role, list[Tensor]] = {}
         for role, picture in zip(inputs, pictures, strict=False):
             given.setdefault(role, []).append(levels(picture, role))
-        with told(self.id):
+        with error_context(self.id):
             wording = int(torch.randint(1 << 16, (1,), generator=generator))
             prompt = self.prompt if row.text else None
             made = row.example(given, prompt=prompt, layers=len(outputs), size=size, wording=wording)
@@ -119,7 +119,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Layered:
+class LayeredRecord:
     """A role-keyed row, which serves every task that its pictures and captions suffice for.
 
     pictures: by role; several foregrounds lie back to front. captions: of FOREGROUND one each, of BACKGROUND and FULL
@@ -133,7 +133,7 @@ class Layered:
     captions: dict[Role, tuple[str, ...]]
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], handle: Callable[[Any], Handle], task: str) -> Layered:
+    def parse(cls, values: Mapping[str, Any], handle: Callable[[Any], Handle], task: str) -> LayeredRecord:
         if task:
             raise InputError("the row is a layered record, and `task` is for pairs: use tasks = [...].")
         pictures: dict[Role, tuple[Handle, ...]] = {}
@@ -161,9 +161,9 @@ class Layered:
             made[Role(key)] = texts
         return made
 
-    def parts(self) -> list[Part]:
-        fronts = [Part(f"fg{k}", FG, handle) for k, handle in enumerate(self.pictures.get(FG, ()))]
-        return fronts + [Part(SHORT.get(r, str(r)), r, p[0]) for r, p in self.pictures.items() if r is not FG]
+    def parts(self) -> list[RecordPart]:
+        fronts = [RecordPart(f"fg{k}", FG, handle) for k, handle in enumerate(self.pictures.get(FG, ()))]
+        return fronts + [RecordPart(SHORT.get(r, str(r)), r, p[0]) for r, p in self.pictures.items() if r is not FG]
 
     def text(self) -> dict[str, Any]:
         """The row without its pictures."""
@@ -227,9 +227,9 @@ class Layered:
         fronts = list(range(self.layers)) if derived else chosen
         keys = [(FG, k) for k in fronts]
         keys += [(r, 0) for r in HELD if r is not FG and r in self.pictures and (r in wanted or derived and r is BG)]
-        with told(self.id):
+        with error_context(self.id):
             raw = dict(zip(keys, read_all([self.pictures[r][k] for r, k in keys], [r for r, _ in keys]), strict=True))
-            subjects = [shown(p, r) for (r, k), p in raw.items() if r in MAPS or (r is FG and k in chosen)]
+            subjects = [subject_mask(p, r) for (r, k), p in raw.items() if r in MAPS or (r is FG and k in chosen)]
             if any(float(subject.max()) <= masks.PRESENT for subject in subjects):
                 raise InputError("a foreground or a map is empty: take the row away.")
             pictures = dict(zip(keys, fitted([*raw.values()], size, subjects, generator), strict=True))
@@ -259,14 +259,14 @@ class Layered:
         return everything[-1:] if ours and alone else everything
 
 
-Record = Pair | Layered
+Record = PairRecord | LayeredRecord
 
 
 def parse(values: Any, handle: Callable[[Any], Handle], task: str = "") -> Record:
     """A row as a record. handle: makes one of a picture's name. InputError says what is wrong with the row."""
     if not isinstance(values, Mapping):
         raise InputError(f"the row is {str(values)[:40]!r}, not a JSON object.")
-    kind: type[Record] = Pair if {INPUTS, OUTPUTS} & values.keys() else Layered
+    kind: type[Record] = PairRecord if {INPUTS, OUTPUTS} & values.keys() else LayeredRecord
     _known(values, kind.KEYS)
     return kind.parse(values, handle, task)
 

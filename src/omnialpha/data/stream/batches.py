@@ -25,7 +25,7 @@ SEEN = 28 * 28  # pixels of an input that are a text token to Qwen2.5-VL
 
 
 @dataclass(frozen=True)
-class Shape:
+class SampleShape:
     """What a sample is before it is drawn: task, size in pixels, numbers of inputs and targets."""
 
     task: str
@@ -34,7 +34,7 @@ class Shape:
     targets: int
 
     @classmethod
-    def of(cls, task: Task, size: Size, layers: int) -> Shape:
+    def of(cls, task: Task, size: Size, layers: int) -> SampleShape:
         """With so many pictures in the role that may repeat."""
         numbers = (len(roles) + (layers - 1) * (task.many in roles) for roles in (task.inputs, task.targets))
         return cls(task.name, size, *numbers)
@@ -56,7 +56,7 @@ class Budget:
     seen: int
     hinted: bool = False
 
-    def count(self, shape: Shape) -> int:
+    def count(self, shape: SampleShape) -> int:
         """Tokens of a sample; InputError where it alone is more than a batch may have."""
         inputs = shape.inputs + (self.hinted and TASKS[shape.task].automatic)
         pictures = inputs + shape.targets
@@ -87,7 +87,7 @@ def pack(counts: Sequence[int], limit: int) -> list[list[int]]:
     return groups
 
 
-class Draws:
+class BatchDataset:
     """A stream of samples; a draw depends on the settings and its number alone, and so does a batch on its own.
 
     What comes of that: a run resumes anywhere, and any number of processes share a stream.
@@ -101,11 +101,11 @@ class Draws:
         """The samples of these draws, one behind the other, with their truths."""
         raise NotImplementedError
 
-    def shape(self, number: int) -> Shape:
+    def shape(self, number: int) -> SampleShape:
         """Of the samples of a draw."""
         raise NotImplementedError
 
-    def shapes(self) -> Iterable[Shape]:
+    def shapes(self) -> Iterable[SampleShape]:
         """All that can come."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from omnialpha.data.scene import to_example
-from omnialpha.data.stream.batches import Budget, Draws, Shape
+from omnialpha.data.stream.batches import BatchDataset, Budget, SampleShape
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
 from omnialpha.tasks import TASKS, Example, Role, Task
@@ -17,7 +17,7 @@ SEVERAL = ("decompose_auto", "foreground_to_full", "foreground_to_background")  
 
 
 @dataclass(frozen=True)
-class Mixture(Draws):
+class Mixture(BatchDataset):
     """A deterministic stream: batch i depends on (seed, i) alone, so a run resumes anywhere with the same batches."""
 
     bank: Bank
@@ -34,14 +34,14 @@ class Mixture(Draws):
     def draw(self, numbers: Sequence[int]) -> list[Example]:
         return [example for number in numbers for example in self._draw(number)]
 
-    def shape(self, number: int) -> Shape:
+    def shape(self, number: int) -> SampleShape:
         task, size, generator = self._begin(number)
-        return Shape.of(task, size, _objects(task, generator))
+        return SampleShape.of(task, size, _objects(task, generator))
 
-    def shapes(self) -> Iterator[Shape]:
+    def shapes(self) -> Iterator[SampleShape]:
         for name in (name for name, weight in self.weights.items() if weight):
             for size in self.sizes:
-                yield Shape.of(TASKS[name], size, 2 if name in SEVERAL else 1)
+                yield SampleShape.of(TASKS[name], size, 2 if name in SEVERAL else 1)
 
     def _begin(self, number: int) -> tuple[Task, tuple[int, int], torch.Generator]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from omnialpha.data.records.check import Checked, header, load, served
 from omnialpha.data.records.pictures import Size
-from omnialpha.data.records.records import Pair, Record
-from omnialpha.data.stream.batches import BLOCK, Budget, Draws, Shape
+from omnialpha.data.records.records import PairRecord, Record
+from omnialpha.data.stream.batches import BLOCK, BatchDataset, Budget, SampleShape
 from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS, Example
@@ -33,7 +33,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordGroup:
     """Rows of a dataset that serve the same tasks with as many pictures, at the same sizes: any of them can stand
     beside any other in a draw. weight: of each row.
     """
@@ -49,7 +49,7 @@ class Source:
         return self.weight * len(self.records)
 
 
-class Job(NamedTuple):
+class SampleRequest(NamedTuple):
     """One sample to draw: from which row of which source, with which seed."""
 
     task: str
@@ -61,7 +61,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stream(Draws):
+class Stream(BatchDataset):
     """Draw i depends on (settings, i) alone, so that a run resumes anywhere and any number of processes share it.
 
     A draw has one task, one size and rows of one source. The task is drawn by its weight, the source among those that
@@ -70,7 +70,7 @@ class Stream(Draws):
     change linearly, within a budget block by block.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[RecordGroup, ...]
     weights: Mapping[str, float]
     sizes: Sequence[Size]
     batch_size: int
@@ -94,11 +94,11 @@ class Stream(Draws):
     def draw(self, numbers: Sequence[int]) -> list[Example]:
         return [self._example(job) for number in numbers for job in self._jobs(number)]
 
-    def shape(self, number: int) -> Shape:
+    def shape(self, number: int) -> SampleShape:
         task, place, _ = self.plan(number)
         return self._shape(task, place, self._begin(number, place)[0])
 
-    def shapes(self) -> Iterator[Shape]:
+    def shapes(self) -> Iterator[SampleShape]:
         wanted = {name for stage in self.timetable for name, weight in stage.tasks.items() if weight}
         for place, source in enumerate(self.sources):
             for name in (name for name in source.tasks if name in wanted and source.total):
@@ -140,21 +140,21 @@ class Stream(Draws):
         sizes = self.sources[place].sizes
         return sizes[int(torch.randint(len(sizes), (1,), generator=generator))], generator
 
-    def _shape(self, task: str, place: int, size: Size) -> Shape:
+    def _shape(self, task: str, place: int, size: Size) -> SampleShape:
         record = self.sources[place].records[0]  # the others are like it
-        if isinstance(record, Pair):
-            return Shape(task, size, len(record.inputs), len(record.outputs))
-        return Shape.of(find_task(task), size, record.layers)
+        if isinstance(record, PairRecord):
+            return SampleShape(task, size, len(record.inputs), len(record.outputs))
+        return SampleShape.of(find_task(task), size, record.layers)
 
-    def _jobs(self, number: int) -> list[Job]:
+    def _jobs(self, number: int) -> list[SampleRequest]:
         task, place, turn = self.plan(number)
         size, generator = self._begin(number, place)
         seeds = torch.randint(1 << 62, (self.batch_size,), generator=generator).tolist()
         dropped = (torch.rand(self.batch_size, generator=generator) < self.prompt_dropout).tolist()
         rows = range(turn * self.batch_size, (turn + 1) * self.batch_size)
-        return [Job(task, place, *sample, size) for sample in zip(rows, seeds, dropped, strict=True)]
+        return [SampleRequest(task, place, *sample, size) for sample in zip(rows, seeds, dropped, strict=True)]
 
-    def _example(self, job: Job) -> Example:
+    def _example(self, job: SampleRequest) -> Example:
         source = self.sources[job.place]
         for tried in range(len(source.records)):
             record = self.row(job.place, job.row + tried)
@@ -258,17 +258,19 @@ def open_stream(
     if not settings.datasets:
         raise InputError("the recipe has no [[datasets]]: give one.")
     loaded = [load(one, seed) for one in settings.datasets]
-    sources: list[Source] = []
+    sources: list[RecordGroup] = []
     for one, checked, weight in zip(settings.datasets, loaded, weigh(settings, loaded), strict=True):
         groups: dict[tuple[tuple[str, ...], int, int, tuple[Size, ...]], list[Record]] = {}
         for c in checked:
             names = tuple(served(c.record, one.tasks))
             if names:
-                inputs = len(c.record.inputs) if isinstance(c.record, Pair) else 0  # of one task, and yet not as many
+                inputs = (
+                    len(c.record.inputs) if isinstance(c.record, PairRecord) else 0
+                )  # of one task, and yet not as many
                 key = (names, c.record.layers, inputs, _bucket(c, sizes, settings.buckets))
                 groups.setdefault(key, []).append(c.record)
         sources += [
-            Source(tuple(records), names, bucket, weight / len(checked), one.bad == "skip")
+            RecordGroup(tuple(records), names, bucket, weight / len(checked), one.bad == "skip")
             for (names, _, _, bucket), records in groups.items()
         ]
     able = {name for source in sources for name in source.tasks if source.total}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omnialpha import masks
 from omnialpha.data.records import folders
-from omnialpha.data.records.pictures import Handle, read, shown
+from omnialpha.data.records.pictures import Handle, read, subject_mask
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.samples import Sample, digest, png
 from omnialpha.files import sha256
@@ -80,7 +80,7 @@ class DrawnTrimap:
     suffix = ".png"
 
     def read(self) -> bytes:
-        alpha = shown(read(self.matte), Role.ALPHA)
+        alpha = subject_mask(read(self.matte), Role.ALPHA)
         return png(masks.as_picture(masks.trimap(alpha, RIM * min(alpha.shape))))
 
     def digest(self) -> str:

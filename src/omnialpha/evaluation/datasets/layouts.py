@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.data.records import folders
-from omnialpha.data.records.records import Layered
+from omnialpha.data.records.records import LayeredRecord
 from omnialpha.data.stream.datasets import DatasetSettings, rows
 from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.composed import composition_1k, distinctions_646
@@ -99,13 +99,13 @@ def alphatest(data: str, task: str) -> Iterator[Sample]:
 
 
 def records(data: str, task: str) -> Iterator[Sample]:
-    """Layered records and published pairs, as docs/data.md has them, those that serve the task."""
+    """LayeredRecord records and published pairs, as docs/data.md has them, those that serve the task."""
     taken: set[str] = set()
     serves: set[str] = set()
     for row in rows(DatasetSettings(data)):
         if row.record is None:
             raise InputError(f"{row.place}: {row.fault} (`omnialpha data check {data}` lists all mistakes.)")
-        if isinstance(row.record, Layered) and task not in row.record.tasks():
+        if isinstance(row.record, LayeredRecord) and task not in row.record.tasks():
             serves |= set(row.record.tasks())
             continue
         key = "".join(c if c.isalnum() or c in "._-" else "_" for c in row.record.id).lstrip(".") or "_"

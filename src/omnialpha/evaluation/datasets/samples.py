@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.data.records.pictures import Handle, Size, levels, read, read_all, shown
-from omnialpha.data.records.records import Layered, Record
+from omnialpha.data.records.pictures import Handle, Size, levels, read, read_all, subject_mask
+from omnialpha.data.records.records import LayeredRecord, Record
 from omnialpha.data.scene import opaque
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.predictions import PredictionRequest
@@ -46,7 +46,7 @@ class Sample:
     @property
     def targets(self) -> tuple[Role, ...]:
         row = find_task(self.task)
-        if isinstance(self.record, Layered):
+        if isinstance(self.record, LayeredRecord):
             several = row.many is Role.FOREGROUND and Role.FOREGROUND in row.targets
             return row.target_roles(self.record.layers + len(row.targets) - 1 if several else None)
         return self.record.roles()[1] if self.record else row.target_roles(len(self.truths))
@@ -115,13 +115,13 @@ class Sample:
         for role, _ in inputs:
             given.setdefault(role, []).append(levels(next(resized), role))
         true = [None if handle is None else next(resized) for handle in self.truths]
-        trimap = None if self.trimap is None else (shown(next(resized), Role.TRIMAP) * 2).round() / 2
+        trimap = None if self.trimap is None else (subject_mask(next(resized), Role.TRIMAP) * 2).round() / 2
         row = find_task(self.task)
         layers = len(self.truths) if row.many in row.targets else None
         example = row.example(given, prompt=self.prompt if row.text else None, layers=layers, size=size)
         if self.grey:
             colour = example.inputs[0][:3]
-            true = [None if t is None else torch.cat([colour, shown(t, Role.ALPHA)[None]]) for t in true]
+            true = [None if t is None else torch.cat([colour, subject_mask(t, Role.ALPHA)[None]]) for t in true]
         return self._asking(replace(example, truths=tuple(true), trimap=trimap))
 
     def _of_record(self, record: Record, longer: int | None) -> Example:
@@ -135,7 +135,7 @@ class Sample:
 
 def of_record(record: Record, task: str, key: str) -> Sample:
     """InputError for a task that the record cannot serve."""
-    if not isinstance(record, Layered):
+    if not isinstance(record, LayeredRecord):
         record = replace(record, task=task)
         record.roles()
         return Sample(key, task, prompt=" ".join(record.prompt.split()), record=record)

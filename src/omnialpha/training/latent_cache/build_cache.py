@@ -24,7 +24,7 @@ Watch = Callable[[int, int], None]  # batches done, and of how many
 
 
 @dataclass(frozen=True)
-class Filled:
+class BuiltCache:
     """Numbers of shards: made, were there already, were damaged or of other data and made anew."""
 
     made: int
@@ -34,7 +34,7 @@ class Filled:
     bytes: int
 
 
-def fill(
+def build_cache(
     folder: str | Path,
     model: OmniAlpha,
     mixture: Mixture | Stream,
@@ -45,7 +45,7 @@ def fill(
     verify: bool = False,
     watch: Watch = lambda done, total: None,
     files: cache.Json | None = None,
-) -> Filled:
+) -> BuiltCache:
     """Encode the first `batches` of a mixture; goes on where it was stopped, and ends in the same bytes.
 
     recipe: what the mixture was made from, kept to be compared. Shards that are there are read and checked; verify:
@@ -83,7 +83,7 @@ def fill(
         numbers["kept" if found >= wanted else "redone" if there and not found else "made"] += 1
         watch(first + wanted, batches)
     shards = sorted(folder.glob("[0-9]*.safetensors"))
-    return Filled(**numbers, batches=batches, bytes=sum(path.stat().st_size for path in shards))
+    return BuiltCache(**numbers, batches=batches, bytes=sum(path.stat().st_size for path in shards))
 
 
 def _begin(folder: Path, settings: cache.Json) -> None:

@@ -1,4 +1,4 @@
-"""Latents and instruction embeddings of a mixture's batches, made once by `fill` and read in the place of pictures.
+"""Latents and instruction embeddings of a mixture's batches, made once and read in the place of pictures.
 
 A cache is a folder: cache.json says what it was made with, 00000.safetensors and so on hold the batches in order.
 """
