@@ -18,7 +18,7 @@ from common.tables import Cell, Table
 from common.timing import in_turn, medians
 from omnialpha import rgba
 from omnialpha.evaluation.datasets import heldout
-from omnialpha.evaluation.datasets.heldout import HeldOut
+from omnialpha.evaluation.datasets.heldout import HeldOutScenes
 from omnialpha.evaluation.metrics.image import PSNR_8_BIT, psnr
 from omnialpha.models.runtime.quantize import KINDS, quantize
 from omnialpha.models.transformer.approximate import Approximations
@@ -94,7 +94,7 @@ def quantized(model: OmniAlpha, kind: str) -> OmniAlpha:
     return model
 
 
-def examples_of(task: str, held: HeldOut, size: tuple[int, int]) -> list[Example]:
+def examples_of(task: str, held: HeldOutScenes, size: tuple[int, int]) -> list[Example]:
     if task == "text_to_image":
         return [TASKS[task].example(prompt=scene.captions[0].text, size=size) for scene in held.scenes]
     return [TASKS[task].example(image=one) for one in held.composite]

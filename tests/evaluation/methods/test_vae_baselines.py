@@ -1,5 +1,6 @@
 """diffusers' autoencoders on our benchmark: exactly what diffusers makes, and beside ours on the same weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ from PIL import Image
 
 from omnialpha.data.synthetic import layers as synthetic
 from omnialpha.errors import InputError
+from omnialpha.evaluation.datasets.rgba_pictures import rgba_pictures
 from omnialpha.evaluation.methods.vae_baselines import of_diffusers_vae
-from omnialpha.evaluation.reconstruction import Benchmark
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+from omnialpha.evaluation.reconstruction import kind as scoring
+from omnialpha.evaluation.reconstruction import of_autoencoder
+from omnialpha.evaluation.runner import EvaluationSettings, Runner, SampleSet
 from omnialpha.models.vae.alphavae import load_vae
+from omnialpha.tasks import Role
 
 QWEN = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [False]}
 FLUX = {
@@ -58,11 +64,14 @@ def test_it_is_diffusers_own_and_near_ours(kind: str, channels: int, tmp_path: P
 @pytest.mark.parametrize("channels", [3, 4])
 def test_it_runs_the_benchmark_beside_ours(channels: int, tmp_path: Path, pictures: Path) -> None:
     save("qwen", channels, tmp_path / "vae")
-    autoencoders = [of_diffusers_vae(tmp_path / "vae"), load_vae(tmp_path / "vae")]
-    benchmarks = [
-        Benchmark(autoencoder.requires_grad_(False), pictures, tmp_path / "out") for autoencoder in autoencoders
+    targets = (Role.FULL,) * (1 if channels == 4 else len(BACKGROUNDS))
+    samples = SampleSet([replace(sample, targets=targets) for sample in rgba_pictures(pictures)], scoring())
+    runner = Runner(tmp_path / "out", EvaluationSettings(), keep=False)
+    methods = [
+        of_autoencoder(autoencoder.requires_grad_(False), name)
+        for name, autoencoder in (("theirs", of_diffusers_vae(tmp_path / "vae")), ("ours", load_vae(tmp_path / "vae")))
     ]
-    theirs, ours = (list(benchmark.rows()) for benchmark in benchmarks)
+    theirs, ours = (list(runner.rows(method, samples)) for method in methods)
     assert [row["psnr"] for row in theirs] == pytest.approx([row["psnr"] for row in ours], abs=1e-3)
     assert ("alpha_mad" in theirs[0]) is (channels == 4)
     assert {row["key"] for row in theirs}.isdisjoint(row["key"] for row in ours)
