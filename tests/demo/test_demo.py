@@ -146,7 +146,7 @@ def test_the_page_names_tasks_instructions_times_and_settings(page: Page) -> Non
     assert {f"#{category}" for category in CATEGORIES} <= {attrs["href"] for attrs in page.all("a")}
     chapters = [attrs["id"] for attrs in page.all("section")]
     assert chapters == ["matting", "removal", "decomposition", "completion", "generation", "all-tasks"]
-    assert len(list(page.all("blockquote"))) == len(list(page.all("article"))) == 41
+    assert len(list(page.all("blockquote"))) == len(list(page.all("article"))) == 42
     for fact in (
         "tiny (Apache-2.0)",
         "32 x 32 px",

@@ -46,7 +46,8 @@ def run(
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=quiet) as progress:
         left = len(TASKS) - len(demo_runs.refused(loaded))
-        bar = progress.add_task("", total=len(demo_runs.PHOTOS) * len(CATEGORIES) + left)
+        clicks = sum(photo.click is not None for photo in demo_runs.PHOTOS)
+        bar = progress.add_task("", total=len(demo_runs.PHOTOS) * len(CATEGORIES) + clicks + left)
         for entry in runs:
             made.append(entry)
             progress.update(bar, advance=1, description=f"{entry.task} {entry.photo}".strip())

@@ -41,6 +41,7 @@ class Photo:
     scene: str  # the text for a new background
     wish: str  # the text for a new layer
     where: tuple[float, float, float]  # centre (x, y) and side of that layer, the side as a share of the shorter side
+    click: tuple[float, float] | None = None  # on a subject that is not the most salient one
 
 
 PHOTOS = (
@@ -53,7 +54,7 @@ PHOTOS = (
         "astronaut",
         ((0.77, 0), (0.88, 0), (0.92, 0.09), (0.93, 0.42), (0.96, 0.57), (0.68, 0.57), (0.67, 0.44), (0.73, 0.35),
          (0.73, 0.09)),
-        "the model of a space shuttle", "blue bokeh lights on black", "a yellow star", (0.3, 0.2, 0.34),
+        "the model of a space shuttle", "blue bokeh lights on black", "a yellow star", (0.3, 0.2, 0.34), (0.78, 0.3),
     ),
     Photo(
         "coffee",
@@ -192,6 +193,13 @@ def of_photograph(desk: Desk, photo: Photo) -> Iterator[Entry]:
     stack, entry = run(TASKS["matting_auto"].example(image=picture), whole)
     cutout, shown = stack[0].rgba, replace(entry.outputs[0], label="cut-out")
     yield desk.beside(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
+
+    if photo.click:
+        x, y = photo.click[0] * size[1], photo.click[1] * size[0]
+        rough = masks.as_picture(desk.model.outline(picture, [(x, y)], ()))
+        clicked = desk.picture(f"{base}-in-click.png", "what a click found", rough)
+        stack, entry = run(TASKS["matting_rough"].example(composite=picture, rough=rough), whole, clicked)
+        yield replace(entry, note=f"Told by one click: --point {x:.0f},{y:.0f}")
 
     stack, entry = run(TASKS["foreground_to_background"].example(foreground=cutout, prompt=photo.scene), shown)
     yield desk.beside(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])
