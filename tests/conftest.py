@@ -1,5 +1,6 @@
 """A whole model of few, random weights in the layout of the released folders: every line of the real path runs."""
 
+import os
 import signal
 import sys
 from dataclasses import asdict
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from omnialpha.pipeline import OmniAlpha
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import released`: pytest's importlib mode adds no folder
+os.environ["OMNIALPHA_INSTRUCTIONS_URL"] = "http://127.0.0.1:9/"  # where nobody answers: no test needs a network
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs beside it with Ctrl-C ignored
 
 SIDE = 32  # of the largest square canvas, in pixels
