@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnialpha import masks
+from omnialpha import masks, rgba
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 REFINE_FROM = 1.25  # a picture this much larger than what its alpha was made at gets its edges from closed-form matting
@@ -68,7 +68,7 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
     guide = given[map_role][0] if map_role else None
     if composite is None:  # generation and completion take nothing over
         return [
-            opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
+            rgba.opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
             for x, role in zip(layers, example.targets, strict=True)
         ]
     if category == "matting":
@@ -113,10 +113,6 @@ def snap_alpha(layer: Tensor) -> Tensor:
     """Alpha within SNAP of 0 or 1 becomes 0 or 1, the rest is stretched to stay continuous."""
     alpha = ((layer[3:] - SNAP) / (1 - 2 * SNAP)).clamp(0, 1)
     return torch.cat([layer[:3], alpha])
-
-
-def opaque(layer: Tensor) -> Tensor:
-    return torch.cat([layer[:3], torch.ones_like(layer[3:])])
 
 
 def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:

@@ -87,8 +87,9 @@ def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([pixels[:, :3], alpha], dim=1).reshape(*rgba.shape[:-2], *size)
 
 
-def opaque(rgb: Tensor) -> Tensor:
-    """(..., 3, H, W) -> (..., 4, H, W) with alpha 1."""
+def opaque(picture: Tensor) -> Tensor:
+    """RGB or RGBA (..., C, H, W) -> (..., 4, H, W), the same colours with alpha 1."""
+    rgb = picture[..., :3, :, :]
     return torch.cat([rgb, torch.ones_like(rgb[..., :1, :, :])], dim=-3)
 
 

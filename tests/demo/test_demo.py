@@ -180,7 +180,7 @@ def test_again_into_the_same_folder_keeps_foreign_files(
 ) -> None:
     monkeypatch.setattr(demo_runs, "LONG_SIDE", LONG_SIDE)
     monkeypatch.setattr(demo_runs, "PHOTOS", demo_runs.PHOTOS[:1])
-    monkeypatch.setattr(demo_runs, "of_held_out", lambda desk: iter(()))
+    monkeypatch.setattr(demo_runs, "of_held_out", lambda runner: iter(()))
     command.run(tmp_path, str(tiny_model_folder), device="cpu", quiet=True)
     made = {file: file.read_bytes() for file in tmp_path.rglob("*.png") if file.parent.name != tmp_path.name}
     mine = [tmp_path / "notes.txt", tmp_path / "tasks" / "mine.png", tmp_path / "photos" / "mine.txt"]
@@ -204,8 +204,8 @@ def test_what_a_model_does_not_do_is_left_out_and_named(
     card = replace(tiny_model.card, reads=False, tasks=[name for name in TASKS if name != "removal_auto"])
     monkeypatch.setattr(tiny_model, "card", card)
     assert demo_runs.refused(tiny_model) == ["matting_text", "removal_auto"]
-    desk = demo_runs.Desk(tiny_model, command.prepare(tmp_path), 0)
-    assert [entry.task for entry in demo_runs.of_held_out(desk)] == [
+    runner = demo_runs.DemoRunner(tiny_model, command.prepare(tmp_path), 0)
+    assert [entry.task for entry in demo_runs.of_held_out(runner)] == [
         name for name in TASKS if name not in ("matting_text", "removal_auto")
     ]
 
@@ -218,7 +218,8 @@ def test_the_strip_shows_photographs_above_their_cut_outs(made: Path) -> None:
 
 def test_the_seed_changes_scenes_and_outputs(tiny_model: OmniAlpha, tmp_path: Path) -> None:
     first, second = (
-        next(demo_runs.of_held_out(demo_runs.Desk(tiny_model, command.prepare(tmp_path / s), int(s)))) for s in "01"
+        next(demo_runs.of_held_out(demo_runs.DemoRunner(tiny_model, command.prepare(tmp_path / s), int(s))))
+        for s in "01"
     )
     assert first.instruction != second.instruction
     assert (tmp_path / "0" / first.outputs[0].file).read_bytes() != (
@@ -238,7 +239,7 @@ def test_quiet_says_nothing_and_otherwise_the_end_says_where(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_runs, "PHOTOS", ())
-    monkeypatch.setattr(demo_runs, "of_held_out", lambda desk: iter(()))
+    monkeypatch.setattr(demo_runs, "of_held_out", lambda runner: iter(()))
     command.run(tmp_path, str(tiny_model_folder), quiet=True)
     assert capsys.readouterr() == ("", "")
     command.run(tmp_path, str(tiny_model_folder))

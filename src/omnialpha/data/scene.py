@@ -127,12 +127,12 @@ def _pictures(scene: Scene, task: Task, generator: torch.Generator | None) -> di
     if BG in wanted:
         assert scene.background is not None
         others = [layer for k, layer in enumerate(scene.layers) if k not in about]
-        made[BG] = [opaque(rgba.recompose([scene.background, *others])) if others else scene.background]
+        made[BG] = [rgba.opaque(rgba.recompose([scene.background, *others])) if others else scene.background]
     if {COMPOSITE, FULL} & wanted:
         flat = scene.composite
         if flat is None:
             assert scene.background is not None
-            flat = opaque(rgba.recompose([scene.background, *scene.layers]))
+            flat = rgba.opaque(rgba.recompose([scene.background, *scene.layers]))
         made[COMPOSITE] = made[FULL] = [flat]
     for role in wanted & set(MAPS):
         given = scene.maps.get(role)
@@ -159,8 +159,3 @@ def draw_map(role: Role, alpha: Tensor, generator: torch.Generator | None) -> Te
     if role is Role.TRIMAP and bool((values == 0.5).all()):
         values = masks.trimap(alpha / alpha.max(), 0)
     return masks.as_picture(values)
-
-
-def opaque(picture: Tensor) -> Tensor:
-    """(4, H, W) with alpha 1."""
-    return torch.cat([picture[:3], torch.ones_like(picture[3:])])

@@ -40,9 +40,9 @@ def run(
     start, folder, console = perf_counter(), prepare(Path(output)), Console(stderr=True, quiet=quiet)
     silence_libraries()
     loaded = load(model, instructions=instructions, device=device)
-    desk = demo_runs.Desk(loaded, folder, seed)
-    runs = chain(*(demo_runs.of_photograph(desk, photo) for photo in demo_runs.PHOTOS), demo_runs.of_held_out(desk))
-    made: list[demo_runs.Entry] = []
+    runner = demo_runs.DemoRunner(loaded, folder, seed)
+    runs = chain(*(demo_runs.of_photograph(runner, photo) for photo in demo_runs.PHOTOS), demo_runs.of_held_out(runner))
+    made: list[demo_runs.DemoRun] = []
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=quiet) as progress:
         left = len(TASKS) - len(demo_runs.refused(loaded))

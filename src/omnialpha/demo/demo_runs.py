@@ -1,4 +1,4 @@
-"""What the demo shows: every run of the model as an `Entry` of written files, on photographs and on held-out layers."""
+"""What the demo shows: every run as a `DemoRun` of written files, on photographs and on held-out layers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ PHOTOS = (
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoPicture:
     """A written picture: what it is, its file relative to the demo's folder with `/`, its (height, width)."""
 
     label: str
@@ -80,18 +80,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Entry:
+class DemoRun:
     """One run of the model. name: what its files are called, relative to the demo's folder."""
 
     name: str
     task: str
     photo: str  # the photograph's name; "" for held-out layers
     instruction: str
-    inputs: tuple[Shown, ...]
-    outputs: tuple[Shown, ...]
+    inputs: tuple[DemoPicture, ...]
+    outputs: tuple[DemoPicture, ...]
     seconds: float
     more: tuple[str, ...] = ()  # other files it wrote
-    beside: tuple[Shown, ...] = ()  # the true layer of every output, or one picture of the outputs in use
+    beside: tuple[DemoPicture, ...] = ()  # the true layer of every output, or one picture of the outputs in use
     beside_title: str = ""
     note: str = ""
 
@@ -107,18 +107,18 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Desk:
+class DemoRunner:
     """Runs one example at a time and writes what comes out under `folder`."""
 
     model: OmniAlpha
     folder: Path
     seed: int
 
-    def picture(self, file: str, label: str, pixels: Tensor, settings: dict[str, Any] | None = None) -> Shown:
+    def picture(self, file: str, label: str, pixels: Tensor, settings: dict[str, Any] | None = None) -> DemoPicture:
         write_image(self.folder / file, pixels, settings=settings)
-        return Shown(label, file, (int(pixels.shape[-2]), int(pixels.shape[-1])))
+        return DemoPicture(label, file, (int(pixels.shape[-2]), int(pixels.shape[-1])))
 
-    def inputs(self, name: str, example: Example) -> tuple[Shown, ...]:
+    def inputs(self, name: str, example: Example) -> tuple[DemoPicture, ...]:
         """The example's pictures, written as NAME-in-ROLE.png, numbered where a role repeats."""
         shown = []
         for k, (role, pixels) in enumerate(zip(example.roles, example.inputs, strict=True)):
@@ -126,7 +126,9 @@ class Desk:
             shown.append(self.picture(f"{name}-in-{_slug(label)}.png", label, pixels))
         return tuple(shown)
 
-    def run(self, name: str, example: Example, inputs: Sequence[Shown], photo: str = "") -> tuple[LayerStack, Entry]:
+    def run(
+        self, name: str, example: Example, inputs: Sequence[DemoPicture], photo: str = ""
+    ) -> tuple[LayerStack, DemoRun]:
         """Runs an example and writes its one layer as NAME.png, or its several as a stack in the folder NAME."""
         start = perf_counter()
         stack = self.model.run([example], seed=self.seed)[0]
@@ -146,15 +148,15 @@ class Desk:
             more = (f"{name}/{INDEX}",)
             index = json.loads((self.folder / more[0]).read_text(encoding="utf-8"))
             outputs = [
-                Shown(layer.name.replace("-", " "), f"{name}/{row['file']}", stack.size)
+                DemoPicture(layer.name.replace("-", " "), f"{name}/{row['file']}", stack.size)
                 for layer, row in zip(stack, index["layers"], strict=True)
             ]
         made = (tuple(inputs), tuple(outputs), seconds, more)
-        return stack, Entry(name, example.task, photo, example.instruction, *made)
+        return stack, DemoRun(name, example.task, photo, example.instruction, *made)
 
     def beside(
-        self, entry: Entry, title: str, pictures: Iterable[tuple[str, Tensor]], note: str = "", prefix: str = ""
-    ) -> Entry:
+        self, entry: DemoRun, title: str, pictures: Iterable[tuple[str, Tensor]], note: str = "", prefix: str = ""
+    ) -> DemoRun:
         """The entry with labelled pictures beside it, written as NAME-PREFIX-LABEL.png."""
         base = f"{entry.name}-{prefix}-" if prefix else f"{entry.name}-"
         shown = [self.picture(f"{base}{_slug(label)}.png", label, pixels) for label, pixels in pictures]
@@ -181,40 +183,40 @@ def outline_mask(photo: Photo, size: tuple[int, int]) -> Tensor:
     return masks.as_picture(torch.from_numpy(np.asarray(image) / np.float32(255)))
 
 
-def of_photograph(desk: Desk, photo: Photo) -> Iterator[Entry]:
+def of_photograph(runner: DemoRunner, photo: Photo) -> Iterator[DemoRun]:
     """All five categories on one photograph, its cut-out first, which goes on into the completion."""
     picture = photograph(photo)
     size, base = (int(picture.shape[1]), int(picture.shape[2])), f"photos/{photo.name}"
-    whole = desk.picture(f"{base}.png", "photograph", picture)
+    whole = runner.picture(f"{base}.png", "photograph", picture)
 
-    def run(example: Example, *inputs: Shown) -> tuple[LayerStack, Entry]:
-        return desk.run(f"{base}-{example.task}", example, inputs, photo.name)
+    def run(example: Example, *inputs: DemoPicture) -> tuple[LayerStack, DemoRun]:
+        return runner.run(f"{base}-{example.task}", example, inputs, photo.name)
 
     stack, entry = run(TASKS["matting_auto"].example(image=picture), whole)
     cutout, shown = stack[0].rgba, replace(entry.outputs[0], label="cut-out")
-    yield desk.beside(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
+    yield runner.beside(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
 
     if photo.click:
         x, y = photo.click[0] * size[1], photo.click[1] * size[0]
-        rough = masks.as_picture(desk.model.outline(picture, [(x, y)], ()))
-        clicked = desk.picture(f"{base}-in-click.png", "what a click found", rough)
+        rough = masks.as_picture(runner.model.outline(picture, [(x, y)], ()))
+        clicked = runner.picture(f"{base}-in-click.png", "what a click found", rough)
         stack, entry = run(TASKS["matting_rough"].example(composite=picture, rough=rough), whole, clicked)
         yield replace(entry, note=f"Told by one click: --point {x:.0f},{y:.0f}")
 
     stack, entry = run(TASKS["foreground_to_background"].example(foreground=cutout, prompt=photo.scene), shown)
-    yield desk.beside(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])
+    yield runner.beside(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])
 
     mask = outline_mask(photo, size)
-    marked = desk.picture(f"{base}-in-rough.png", "rough mask", mask)
+    marked = runner.picture(f"{base}-in-rough.png", "rough mask", mask)
     stack, entry = run(TASKS["removal_rough"].example(composite=picture, rough=mask), whole, marked)
     yield replace(entry, note=f"To go: {photo.removed}. Outside the mask every pixel is the photograph's.")
 
     stack, entry = run(TASKS["decompose_auto"].example(image=picture, layers=2), whole)
     note = f"PSNR {stack.error(picture)['psnr']:.1f} dB to the photograph when put together again."
-    yield desk.beside(entry, "put together", [("all layers", stack.recompose())], note)
+    yield runner.beside(entry, "put together", [("all layers", stack.recompose())], note)
 
-    stack, entry = run(TASKS["text_to_image"].example(prompt=photo.wish, size=desk.model.native_size()))
-    yield desk.beside(entry, "in use", [("over the photograph", laid_over(picture, stack[0].rgba, photo.where))])
+    stack, entry = run(TASKS["text_to_image"].example(prompt=photo.wish, size=runner.model.native_size()))
+    yield runner.beside(entry, "in use", [("over the photograph", laid_over(picture, stack[0].rgba, photo.where))])
 
 
 def laid_over(picture: Tensor, layer: Tensor, where: tuple[float, float, float]) -> Tensor:
@@ -238,23 +240,23 @@ def refused(model: OmniAlpha) -> list[str]:
     return names
 
 
-def of_held_out(desk: Desk) -> Iterator[Entry]:
+def of_held_out(runner: DemoRunner) -> Iterator[DemoRun]:
     """Every task that the model does once, on a scene of its own made from procedural layers of the test split, beside
     the truth.
     """
-    size = desk.model.native_size()
+    size = runner.model.native_size()
     layers = bank.procedural(LAYERS, SCENES, max(size) * 4 // 3, bank.TEST_SEED, "test")
     for index, (name, task) in enumerate(TASKS.items()):
-        if name in refused(desk.model):
+        if name in refused(runner.model):
             continue
-        generator = torch.Generator().manual_seed(desk.seed * len(TASKS) + index)
+        generator = torch.Generator().manual_seed(runner.seed * len(TASKS) + index)
         (example,) = mixture.examples(task, layers, 1, size, generator)
         truth = example.true_layers()
-        stack, entry = desk.run(f"tasks/{name}", example, desk.inputs(f"tasks/{name}", example))
+        stack, entry = runner.run(f"tasks/{name}", example, runner.inputs(f"tasks/{name}", example))
         title, note = "one right answer", ""
         if task.category in ONE_ANSWER:
             pixels = torch.stack([layer.rgba for layer in stack])
             score = rgba.psnr(rgba.premultiply(pixels), rgba.premultiply(truth))
             title, note = "truth", f"PSNR {score:.1f} dB to the truth."
         true = [(shown.label, pixels) for shown, pixels in zip(entry.outputs, truth, strict=True)]
-        yield desk.beside(entry, title, true, note, prefix="true")
+        yield runner.beside(entry, title, true, note, prefix="true")

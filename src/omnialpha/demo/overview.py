@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.demo.demo_runs import GROUNDS, Entry, Shown
+from omnialpha.demo.demo_runs import GROUNDS, DemoPicture, DemoRun
 from omnialpha.io import read_image
 from omnialpha.io.contact_sheet import ACCENT, INK, MUTED, PAPER, RULE, font, thumbnail, wrap
 from omnialpha.tasks import CATEGORIES
@@ -21,7 +21,7 @@ PHOTO, LAYER = 176, 132  # pixels: the side of a cell for photographs, and for t
 LABEL, GAP, MARGIN, TOP = 186, 8, 28, 118  # with two inputs, one beside and three grounds, the sheet is 2,400 wide
 
 
-def contact_sheet(folder: Path, entries: Sequence[Entry], heading: str, facts: str) -> bytes:
+def contact_sheet(folder: Path, entries: Sequence[DemoRun], heading: str, facts: str) -> bytes:
     """The PNG of all entries, 2,400 px wide; their files lie in `folder`."""
     left = _block(folder, "Photographs", [e for e in entries if e.photo], PHOTO)
     right = _block(folder, "Held-out layers", [e for e in entries if not e.photo], LAYER)
@@ -37,7 +37,7 @@ def contact_sheet(folder: Path, entries: Sequence[Entry], heading: str, facts: s
     return buffer.getvalue()
 
 
-def strip(folder: Path, entries: Sequence[Entry]) -> Tensor:
+def strip(folder: Path, entries: Sequence[DemoRun]) -> Tensor:
     """Photographs above, their cut-outs on a checkerboard below, (4, H, W), side by side at one height."""
     columns = []
     for entry in entries:
@@ -53,7 +53,7 @@ def _x(column: int, side: int) -> int:
     return LABEL + column * (side + GAP)
 
 
-def _block(folder: Path, title: str, entries: Sequence[Entry], side: int) -> Image.Image:
+def _block(folder: Path, title: str, entries: Sequence[DemoRun], side: int) -> Image.Image:
     """Rows by category; each category names the columns anew, so that they are known far down too."""
     parts: list[Image.Image] = []
     for category in CATEGORIES:
@@ -80,10 +80,10 @@ def _band(title: str, columns: Sequence[str], side: int) -> Image.Image:
     return band
 
 
-def _row(folder: Path, entry: Entry, side: int) -> Image.Image:
+def _row(folder: Path, entry: DemoRun, side: int) -> Image.Image:
     """The entry's words, inputs, what stands beside, and every output layer on three grounds, one below the other."""
 
-    def draw_cells(shown: Shown, *grounds: str) -> list[Image.Image]:
+    def draw_cells(shown: DemoPicture, *grounds: str) -> list[Image.Image]:
         pixels = read_image(folder / shown.file).rgba
         return [thumbnail(pixels, side, ground) for ground in grounds]
 
@@ -107,7 +107,7 @@ def _row(folder: Path, entry: Entry, side: int) -> Image.Image:
     return row
 
 
-def _words(entry: Entry) -> list[tuple[str, str, int]]:
+def _words(entry: DemoRun) -> list[tuple[str, str, int]]:
     """Lines (text, colour, size in px) of the label column: photograph, task, time, score, layers, instruction."""
     task = entry.task.replace("_", " ")
     layers = ", ".join(shown.label for shown in entry.outputs) if len(entry.outputs) > 1 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnialpha.demo.demo_runs import GROUNDS, Entry
+from omnialpha.demo.demo_runs import GROUNDS, DemoRun
 from omnialpha.tasks import TASKS
 from omnialpha.templates import render
 
@@ -19,7 +19,7 @@ ABOUT = {
 }
 
 
-def index_page(title: str, facts: dict[str, str], entries: Sequence[Entry]) -> str:
+def index_page(title: str, facts: dict[str, str], entries: Sequence[DemoRun]) -> str:
     """The page of all entries; `facts` are shown under the title in order."""
     photos, held_out = ([e for e in entries if bool(e.photo) is kind] for kind in (True, False))
     chapters = [(name, name, ABOUT[name], [e for e in photos if e.category == name]) for name in ON_PHOTOGRAPHS]

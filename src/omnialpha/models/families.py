@@ -14,11 +14,11 @@ from typing import Any, Literal
 from torch import nn
 
 from omnialpha.models.checkpoints.card import Card, FamilyName
-from omnialpha.models.checkpoints.headers import Entry
+from omnialpha.models.checkpoints.headers import TensorInfo
 from omnialpha.models.transformer.positions import PATCH_SIZE
 
 Config = dict[str, Any]
-Found = Mapping[str, Entry]
+Found = Mapping[str, TensorInfo]
 Configs = Mapping[str, Any]  # of the modules of a model, by component
 
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"

@@ -16,7 +16,6 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.data.records.pictures import Handle, Size, levels, read, read_all, subject_mask
 from omnialpha.data.records.records import LayeredRecord, Record
-from omnialpha.data.scene import opaque
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods.predictions import PredictionRequest
 from omnialpha.files import sha256
@@ -186,7 +185,7 @@ class Flattened:
     suffix = ".png"
 
     def read(self) -> bytes:
-        return png(opaque(rgba.flatten(rgba.recompose(read_all(self.layers)))))
+        return png(rgba.opaque(rgba.flatten(rgba.recompose(read_all(self.layers)))))
 
     def digest(self) -> str:
         return sha256(*map(digest, self.layers))

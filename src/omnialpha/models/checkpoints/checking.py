@@ -14,7 +14,7 @@ import torch
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.card import AGAIN, read_json
 from omnialpha.models.checkpoints.folders import Parts
-from omnialpha.models.checkpoints.headers import Entry, Shape, read_header, read_weights
+from omnialpha.models.checkpoints.headers import Shape, TensorInfo, read_header, read_weights
 from omnialpha.models.families import FAMILIES, Component, Found
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -86,8 +86,8 @@ def check_component(folder: Path, component: Component, gguf: Path | None = None
     return module
 
 
-def _gguf_entries(file: Path) -> dict[str, Entry]:
+def _gguf_entries(file: Path) -> dict[str, TensorInfo]:
     """Whatever the bits, the loader takes them."""
     from omnialpha.models.runtime.quantize import GGUF
 
-    return {name: Entry(FLOATS[0], shape, file) for name, shape in GGUF.read(file).shapes.items()}
+    return {name: TensorInfo(FLOATS[0], shape, file) for name, shape in GGUF.read(file).shapes.items()}

@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """A tensor in a file: safetensors' name of its dtype, and its shape."""
 
     dtype: str
@@ -26,7 +26,7 @@ class Entry:
 class Header:
     """What a safetensors file says of itself: tensors by name, and its metadata."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -39,7 +39,7 @@ def read_header(path: Path) -> Header:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            entries = {key: Entry(row.get_dtype(), tuple(row.get_shape()), path) for key, row in slices.items()}
+            entries = {key: TensorInfo(row.get_dtype(), tuple(row.get_shape()), path) for key, row in slices.items()}
             return Header(entries, file.metadata() or {})
     except SafetensorError as error:
         size = path.stat().st_size
@@ -62,7 +62,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     return files
 
 
-def read_weights(folder: Path, stem: str) -> dict[str, Entry]:
+def read_weights(folder: Path, stem: str) -> dict[str, TensorInfo]:
     """All tensors of a component, which are where its index says, if it has one."""
     found = {path.name: read_header(path).entries for path in weight_files(folder, stem)}
     index = folder / f"{stem}.safetensors.index.json"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.models.vae.autoencoder import Autoencoder, build, channels_of, opaque, read_config, read_weights
+from omnialpha.models.vae.autoencoder import Autoencoder, build, channels_of, opaque_weights, read_config, read_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -68,7 +68,7 @@ class FluxVAE(Autoencoder):
     def widened(self) -> Self:
         config = {k: v for k, v in self.network.config.items() if not k.startswith("_")}
         config |= {"in_channels": 4, "out_channels": 4}
-        made = type(self)(_network(config, opaque(self.network.state_dict()), self.dtype, "the VAE"))
+        made = type(self)(_network(config, opaque_weights(self.network.state_dict()), self.dtype, "the VAE"))
         return made.eval().to(self.device)
 
 

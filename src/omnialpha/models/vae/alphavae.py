@@ -31,7 +31,7 @@ from omnialpha.models.vae.autoencoder import (
     Autoencoder,
     build,
     channels_of,
-    opaque,
+    opaque_weights,
     read_config,
     read_weights,
 )
@@ -144,7 +144,7 @@ class AlphaVAE(Autoencoder):
     @torch.no_grad()
     def widened(self) -> Self:
         config = {k: v for k, v in self.config.items() if not k.startswith("_")} | {"channels": 4}
-        made = build(lambda: type(self).from_config(config), opaque(self.state_dict()), self.dtype, "the VAE")
+        made = build(lambda: type(self).from_config(config), opaque_weights(self.state_dict()), self.dtype, "the VAE")
         return made.to(self.device)
 
     @property

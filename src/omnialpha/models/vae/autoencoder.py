@@ -66,7 +66,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     def widened(self) -> Self:
-        """A copy for four channels, with `opaque` weights."""
+        """A copy for four channels, with `opaque_weights`."""
         raise NotImplementedError
 
     @property
@@ -117,7 +117,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         return tiled(pieces, x, *self.tiling.positions(self.ratio), spans) if self.tiling else pieces(x)
 
 
-def opaque(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def opaque_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights for RGB -> for RGBA: alpha is not seen on the way in, and is 1 on the way out.
 
     Pixels that are folded into channels lie colour by colour, so that those of alpha come last.
