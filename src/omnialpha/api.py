@@ -110,10 +110,7 @@ class TaskMethods:
         Raises:
             InputError: A picture cannot be read, the arguments do not fit together, or the model does not do the task.
         """
-        image = io.read_if_file(image)
-        return io.as_type_of(
-            self._layers("matte", image, text, _maps(alpha, trimap, precise, rough), None, options)[0].rgba, image
-        )
+        return self._picture("matte", image, text, _maps(alpha, trimap, precise, rough), options)
 
     def remove(
         self,
@@ -137,10 +134,7 @@ class TaskMethods:
         Raises:
             InputError: As `matte`.
         """
-        image = io.read_if_file(image)
-        return io.as_type_of(
-            self._layers("remove", image, None, _maps(alpha, trimap, precise, rough), None, options)[0].rgba, image
-        )
+        return self._picture("remove", image, None, _maps(alpha, trimap, precise, rough), options)
 
     def decompose(
         self,
@@ -207,6 +201,11 @@ class TaskMethods:
         from PIL import Image
 
         return io.as_type_of(self.run([example], **options)[0][0].rgba, Image.new("RGBA", (1, 1)))
+
+    def _picture(self, verb: str, image: Any, text: str | None, maps: dict[Role, Any], options: dict[str, Any]) -> Any:
+        """The one layer that a task makes, of the size and type of its picture."""
+        image = io.read_if_file(image)
+        return io.as_type_of(self._layers(verb, image, text, maps, None, options)[0].rgba, image)
 
     def _layers(
         self,

@@ -21,6 +21,7 @@ from omnialpha.tasks import MAPS, TASKS, Example, Role
 MARGIN, MOST = 0.3, 0.97  # of the subject's size: what a second look sees around it; of the picture: what it may see
 VIEWS = (1.0, 0.7, 0.5, 0.35, 0.25)  # of the sides: what is looked at around a click until something is seen there
 FAINT = 0.1  # alpha of what still hangs together with a click
+Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a picture, in pixels
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
@@ -94,9 +95,6 @@ def look(finder: Finder, picture: Tensor, hint: Tensor | None = None) -> Tensor:
     if first == whole:
         made = F.interpolate(made[None, None], size=(side, side), mode="bilinear")[0, 0]
     return _place(_find(finder, picture, hint, second), made, second, size)
-
-
-Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a picture, in pixels
 
 
 def _find(finder: Finder, picture: Tensor, hint: Tensor | None, part: Part) -> Tensor:
