@@ -239,3 +239,19 @@ def test_marks_are_read_by_a_finder_that_takes_hints(tiny_model):
     assert (cut[3][outside] == 0).all()
     with pytest.raises(InputError, match="rough, points or boxes together"):
         model.matte(picture(), points=[(20, 12)], rough=guide())
+
+
+def test_nothing_is_sampled_where_the_finders_alpha_is_all(
+    tiny_model: OmniAlpha, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = with_finder(tiny_model, Red(), alpha_from_finder=["matting_auto"])
+    own.card = replace(own.card, refine=True)
+    asked = TASKS["matting_auto"].example(image=torch.rand(4, 48, 40, generator=torch.Generator().manual_seed(0)))
+    quick, steps = own.run([asked])[0], list[int]()
+    own.run([asked], raw=True, on_step=lambda step, _: steps.append(step.index))
+    assert steps  # raw asks the model itself
+    monkeypatch.setattr("omnialpha.hints.settled", lambda *_: False)
+    assert torch.equal(quick[0].rgba, own.run([asked])[0][0].rgba)
+    monkeypatch.undo()
+    monkeypatch.setattr(own.transformer, "forward", lambda *_: pytest.fail("the transformer was asked"))
+    own.run([asked])

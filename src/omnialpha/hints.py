@@ -56,6 +56,12 @@ def add_hint(example: Example, finder: Finder, card: Card) -> Example:
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
+def settled(example: Example, card: Card) -> bool:
+    """Whether the finder's alpha, refined, is all that a hinted example asks for, so that nothing is sampled."""
+    taken = example.found is not None and example.task in card.alpha_from_finder
+    return taken and card.refine and example.targets == (Role.FOREGROUND,)
+
+
 def count_inputs(example: Example, found: bool) -> int:
     """How many inputs an example has after `add_hint`. found: whether the model has a finder."""
     added = found and TASKS[example.task].automatic and Role.HINT not in example.roles

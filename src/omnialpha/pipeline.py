@@ -247,13 +247,14 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         stacks = []
         for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
-            if not raw:
-                coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
-                found = example.found if example.task in self.card.alpha_from_finder else None
-                layers = fidelity.finish_layers(example, layers, coarse, found, self.card.refine)
-            rows = zip(example.names, layers, example.targets, strict=True)
-            stacks.append(LayerStack(example.size, [Layer(name, p, role=str(role)) for name, p, role in rows]))
+            coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
+            stacks.append(_stack(example, layers) if raw else self._finish(example, layers, coarse))
         return stacks
+
+    def _finish(self, example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> LayerStack:
+        """Layers (4, H, W) of a hinted example, and their alphas as they were made, by `fidelity`."""
+        found = example.found if example.task in self.card.alpha_from_finder else None
+        return _stack(example, fidelity.finish_layers(example, layers, coarse, found, self.card.refine))
 
     @torch.inference_mode()
     def run(  # type: ignore[override]
@@ -289,6 +290,11 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
         sampling.check_settings(None, None, self.guidance_interval)
         seeds = check_seeds(seed, len(examples))
+        for example in examples:
+            self.card.check_task(example.task)
+        examples = self.hinted(examples)
+        if not raw and all(hints.settled(example, self.card) for example in examples):
+            return [self._finish(example, example.inputs[:1], []) for example in examples]
         cond = self.condition(examples, guided=guidance != 1.0)
         velocity = self.guided(cond, guidance)
         if self.transformer.is_cache_enabled:
@@ -300,3 +306,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             if on_step:
                 on_step(step, cond)
         return self.decode(step.x, cond, raw)
+
+
+def _stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
+    rows = zip(example.names, layers, example.targets, strict=True)
+    return LayerStack(example.size, [Layer(name, p, role=str(role)) for name, p, role in rows])
