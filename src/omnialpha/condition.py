@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,24 @@ class Condition:
             lengths=self.lengths + self.negative.lengths,
             positions=positions,
             pooled=None if pooled[0] is None or pooled[1] is None else torch.cat((pooled[0], pooled[1])),
+        )
+
+    def fresh(self) -> Condition:
+        """The same, for weights that have changed since: without what the transformer keeps in it."""
+        return replace(self, shared=Shared())
+
+    def repeat(self, count: int, positions: Positions) -> Condition:
+        """Each example `count` times, without the negative branch."""
+        return Condition(
+            examples=self.examples * count,
+            canvases=self.canvases * count,
+            layouts=self.layouts * count,
+            inputs=self.inputs.repeat(count, 1, 1),
+            text=self.text.repeat(count, 1, 1),
+            lengths=self.lengths * count,
+            positions=positions,
+            pooled=None if self.pooled is None else self.pooled.repeat(count, 1),
+            guidance_scale=self.guidance_scale,
         )
 
     @property

@@ -140,6 +140,10 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         given = (tuple(examples), canvases, tuple(layouts), pictures, text, lengths, positions)
         return Condition(*given, negative=negative, pooled=pooled)
 
+    def repeat(self, cond: Condition, count: int) -> Condition:
+        """The condition of one example for `count` samples of it, without guidance; nothing is encoded again."""
+        return cond.repeat(count, self._positions(cond.layouts * count, cond.lengths * count))
+
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
         positions = FAMILIES[self.card.family].load("positions")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.limits import check_guidance, check_steps
+from omnialpha.transitions import Transition
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 MAX_PAIRED_TOKENS = 1024  # up to so many picture tokens both branches of guidance run as one batch
@@ -134,6 +135,7 @@ class Step:
         t: The time reached, of the first sample where they differ.
         x: The latents there, (B, L, C) float32.
         x0: The estimate of clean latents, (B, L, C), for previews.
+        mean: Of x, where the step was random; None where it was not.
     """
 
     index: int
@@ -141,15 +143,24 @@ class Step:
     t: float
     x: Tensor
     x0: Tensor
+    mean: Tensor | None = None
 
 
-def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Iterator[Step]:
-    """Integrate from noise to latents with Euler steps, in float32.
+def sample(
+    velocity: Velocity,
+    noise: Tensor,
+    times: Tensor,
+    transition: Transition | None = None,
+    fresh: Callable[[int], Tensor | None] | None = None,
+) -> Iterator[Step]:
+    """Integrate from noise to latents, in float32: Euler steps, and random ones where they are asked for.
 
     Args:
         velocity: (x, t) -> the velocity of x (B, L, C) at times t (B,).
         noise: (B, L, C).
         times: (S + 1,) for all samples, or (B, S + 1), one schedule for each.
+        transition: The kind of the random steps.
+        fresh: Number of a step, from 1 -> its noise (B, L, C), or None where the step is not random.
 
     Yields:
         A `Step` after each step; x of the last one is the sample. Stop iterating to cancel.
@@ -160,6 +171,10 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Iterator[Step]:
     for index in range(1, total + 1):
         t, t_next = there[:, index - 1], there[:, index]
         v = velocity(x, rows[:, index - 1]).float()
-        x0 = x - t * v
-        x = torch.where(t_next > 0, euler_step(x, v, t, t_next), x0)
-        yield Step(index, total, float(rows[0, index]), x, x0)
+        x0, mean, new = x - t * v, None, fresh(index) if fresh else None
+        if transition is None or new is None:
+            x = torch.where(t_next > 0, euler_step(x, v, t, t_next), x0)
+        else:
+            mean, deviation = transition.moments(x, v, t, t_next)
+            x = mean + deviation * new
+        yield Step(index, total, float(rows[0, index]), x, x0, mean)

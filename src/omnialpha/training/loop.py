@@ -48,6 +48,12 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
     A checkpoint holds weights, average, optimiser and step, so a resumed run equals an uninterrupted one bit for bit.
     SIGTERM and Ctrl-C save and end the run. A loss that is not finite stops it and keeps the last good checkpoint.
     """
+    for name in ("steps", "save_every"):
+        if getattr(settings, name) % objective.period:
+            raise InputError(
+                f"fit.{name}={getattr(settings, name)} ends between the {objective.period} updates of a rollout: "
+                f"use a multiple of {objective.period}."
+            )
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = parallel.accelerator(settings)
@@ -84,9 +90,9 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
                 average.update(step)
             late = bool(settings.minutes) and time.monotonic() - began > settings.minutes * 60
             # one that stopped alone would leave others waiting
-            ended = parallel.any_process(late or bool(stop), accelerator)
+            ended = step % objective.period == 0 and parallel.any_process(late or bool(stop), accelerator)
             last = ended or step == settings.steps
-            reporter.step(step, last)
+            reporter.step(step, last, objective)
             if step % settings.save_every == 0 or last:
                 checkpoint.save(step)
             if step % settings.save_every == 0:
@@ -96,6 +102,7 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
                     unseen = _validated(objective, accelerator, folder, step)
                 reporter.write(step, unseen)
                 kept.best(step, unseen)
+                objective.watch(unseen, step)
             if last:
                 break
         export(folder / "model")
@@ -177,7 +184,7 @@ class _Reporter:
         self.settings, self.seen = settings, dict[str, list[Tensor]]()  # since the last report
         self.figures: dict[str, float] = {}
 
-    def step(self, step: int, last: bool) -> None:
+    def step(self, step: int, last: bool, objective: Objective) -> None:
         """All processes call it; every `log_every` steps, and after the last one, their figures are put together."""
         if self.main:
             self.bar.update(step - self.bar.n)
@@ -188,6 +195,7 @@ class _Reporter:
         _check_finite("loss", self.figures["loss"], self.settings, step - 1)
         if step % self.settings.log_every == 0:
             self.write(step, self.figures)
+        objective.watch(self.figures, step)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """A line of figures."""

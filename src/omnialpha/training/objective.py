@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,10 +65,12 @@ class Objective(nn.Module):
     Attributes:
         data: what is loaded beside the step; None where `forward` makes its batch from the index.
         step: the optimiser step that is being made; `fit` sets it.
+        period: runs are saved, and end, after multiples of so many steps; between, it holds what no checkpoint has.
     """
 
     data: IndexedDataset | None = None
     step: int = 0
+    period: int = 1
 
     def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         """Losses of a micro-batch.
@@ -87,6 +90,13 @@ class Objective(nn.Module):
         `pace` multiplies the learning rate, other keys are AdamW's.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """What a checkpoint holds of it, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def watch(self, figures: Mapping[str, float], step: int) -> None:
+        """Told of logged and held-out figures, the same ones in all processes; raises InputError to end the run."""
 
     def compile_parts(self) -> None:
         """Compile what is worth it, in place; called once, before the first step, where the settings say `compile`."""

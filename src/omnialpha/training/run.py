@@ -277,14 +277,21 @@ def _records(stream: Stream) -> set[tuple[str, str]]:
     return {(one.id, str(one.parts()[0].handle)) for source in stream.sources for one in source.records}
 
 
+from omnialpha.training.reinforcement.recipe import ReinforcementRecipe  # noqa: E402 - it is an SFTRecipe
+
 Recipe = VAERecipe | SFTRecipe | FinderRecipe
-KINDS: dict[str, type[Recipe]] = {"vae": VAERecipe, "sft": SFTRecipe, "finder": FinderRecipe}
+KINDS: dict[str, type[Recipe]] = {
+    "vae": VAERecipe,
+    "sft": SFTRecipe,
+    "finder": FinderRecipe,
+    "reinforcement": ReinforcementRecipe,
+}
 
 
 def run(path: str | Path, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, float]:
     """Train by a recipe file; returns the last figures. See `fit` for resumption and cancelling."""
     made = read(path, overrides)
-    return fit(made.objective(), made.fit, quiet)
+    return fit(made.objective(), made.settings() if isinstance(made, ReinforcementRecipe) else made.fit, quiet)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

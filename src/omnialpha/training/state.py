@@ -99,11 +99,10 @@ class Checkpoint:
         """Written by the main process, under a temporary name first."""
         from accelerate.utils import recursively_apply
 
-        weights = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         state: dict[str, Any] = {
             "step": step,
             "kind": self.kind,
-            "weights": weights,
+            "weights": self.objective.kept(),
             "average": self.average.shadow if self.average else None,
             "optimizer": self.optimizer.state_dict(),
         }

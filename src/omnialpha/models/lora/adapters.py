@@ -180,6 +180,60 @@ def add(
 
 
 @with_all_modules
+@torch.no_grad()
+def load(transformer: nn.Module, name: str, path: Path) -> None:
+    """Give an adapter that is on the model the values of a file; what is trained of it stays so.
+
+    Args:
+        transformer: a model with adapters.
+        name: of the adapter.
+        path: a file or folder with a LoRA of the same modules, rank and alpha.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another shape.
+    """
+    shapes = {key: (own.out_features, own.in_features) for key, own in lora_layers.linears(transformer).items()}
+    given, own = lora_files.read(path, shapes), lora_layers.factors(transformer, _known(transformer, name))
+    for module in given.keys() | own.keys():
+        one, other = given.get(module), own.get(module)
+        if one is None or other is None or (one.rank, one.alpha) != (other.rank, other.alpha):
+            raise InputError(
+                f"LoRA {path} differs at {module} in targets, rank or alpha: give [lora] those of the file."
+            )
+        for value, parameter in zip((one.down, one.up), (other.down, other.up), strict=True):
+            parameter.copy_(value)
+
+
+@with_all_modules
+@torch.no_grad()
+def copy(transformer: nn.Module, source: str, name: str) -> None:
+    """Copy an adapter to a new one, which is not trained: a policy as it was.
+
+    Args:
+        transformer: a model with adapters.
+        source: the adapter; its parameters keep their `requires_grad`.
+        name: of the copy, which is in use beside it: see `disable`.
+
+    Raises:
+        InputError: no such adapter, or a name that is taken.
+    """
+    if name in _files(transformer):
+        raise InputError(f"a LoRA named {name!r} is on the model already: use another name.")
+    file = _files(transformer)[_known(transformer, source)]
+    trained = {key for key, parameter in transformer.named_parameters() if parameter.requires_grad}
+    factors = lora_layers.factors(transformer, source)
+    lora_layers.inject(transformer, name, lora_files.peft_settings(factors), empty=True)
+    for module, own in factors.items():
+        lora_layers.fill(transformer.get_submodule(module), name, own, transformer)
+    for key, parameter in transformer.named_parameters():
+        if f".{name}." in key:
+            parameter.data = parameter.data.float().clone()  # not the source's own memory
+        parameter.requires_grad_(key in trained)
+    _files(transformer)[name] = replace(file, name=name)
+    set_weights(transformer, {})
+
+
+@with_all_modules
 def train(transformer: nn.Module, name: str) -> list[nn.Parameter]:
     """Make one adapter trainable, in float32, and nothing else.
 

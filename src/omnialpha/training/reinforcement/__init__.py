@@ -1,0 +1,1 @@
+"""Reinforcement on decoded layers: rollouts, rewards, advantages, and the updates of GRPO and DiffusionNFT."""

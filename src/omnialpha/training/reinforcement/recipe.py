@@ -1,0 +1,114 @@
+"""The recipe of reinforcement: that of fine-tuning a LoRA, with rollouts, rewards and an algorithm for the loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.stream.stream import Stream
+from omnialpha.errors import InputError
+from omnialpha.models.checkpoints.folders import Parts
+from omnialpha.training.loop import FitSettings, Objective
+from omnialpha.training.perceptual import PerceptualSettings
+from omnialpha.training.reinforcement.advantages import AdvantageSettings
+from omnialpha.training.reinforcement.algorithms import GRPO, NFT
+from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
+from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
+from omnialpha.training.reinforcement.rollouts import RolloutSettings
+from omnialpha.training.run import SFTRecipe
+from omnialpha.training.sft import FlowLoss
+
+
+@dataclass(frozen=True)
+class ReinforcementRecipe(SFTRecipe):
+    """Reinforcement of `start` by a LoRA, on the examples that a recipe of fine-tuning draws; `batch` is 1.
+
+    Attributes:
+        adapter: A LoRA of `start`, which came of fine-tuning.
+        continued: Whether that LoRA itself is trained, as the released procedure does; otherwise a new one beside it.
+        groups: Examples whose rollouts make one optimiser step, over all processes.
+        grpo, nft: The algorithm, exactly one of them.
+        rewards: Their weights by name; the released ones, 1 each, where there are none.
+        guards: See `objective.Guards`.
+    """
+
+    loss: FlowLoss = FlowLoss()
+    adapter: str = ""
+    continued: bool = False
+    groups: int = 1
+    rollout: RolloutSettings = RolloutSettings()
+    grpo: GRPO | None = None
+    nft: NFT | None = None
+    advantages: AdvantageSettings = AdvantageSettings()
+    rewards: dict[str, float] = field(default_factory=dict)
+    perceptual: PerceptualSettings = PerceptualSettings()
+    guards: dict[str, list[float]] = field(default_factory=dict)
+
+    def objective(self) -> Objective:
+        algorithm = self._algorithm()
+        if not self.lora:
+            raise InputError("reinforcement trains a LoRA: give [lora].")
+        if self.cache or self.tokens or self.batch != 1:
+            raise InputError("reinforcement draws one example a group: give batch=1, without cache and tokens.")
+        if self.continued and not self.adapter:
+            raise InputError("continued=true trains the LoRA of fine-tuning on: give it as adapter.")
+        scoring = self._scoring()
+        base, mixture = self._lora()
+        assert isinstance(mixture, Mixture | Stream)
+        torch.manual_seed(self.fit.seed)
+        made = ReinforcementObjective(
+            base,
+            mixture,
+            self.unseen(mixture),
+            self.validation,
+            self.lora,
+            self.validation_tasks,
+            algorithm=algorithm,
+            rollouts=self.rollout,
+            scoring=scoring,
+            groups=self.groups,
+            guards=Guards(self.guards),
+            seed=self.fit.seed,
+            begun=Path(self.adapter) if self.continued else None,
+        )
+        return self._checked(made)
+
+    def parts(self) -> Parts:
+        """With the LoRA of fine-tuning, where that stays as it is."""
+        parts = super().parts()
+        return parts.with_lora([self.adapter]) if self.adapter and not self.continued else parts
+
+    def settings(self) -> FitSettings:
+        """Those of the run: a step takes all micro-batches of its rollouts."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.groups < 1 or self.groups % world:
+            raise InputError(f"groups={self.groups} cannot be shared by {world} processes: use a multiple of {world}.")
+        algorithm = self._algorithm()
+        parts = algorithm.parts(self.rollout.steps, self.rollout.trained)
+        return replace(self.fit, accumulate=self.groups * parts // world)
+
+    def _algorithm(self) -> GRPO | NFT:
+        if (self.grpo is None) == (self.nft is None):
+            raise InputError("the recipe has both or none of [grpo] and [nft]: give one of them.")
+        if self.grpo:
+            if not self.rollout.trained:
+                raise InputError("GRPO learns from random steps: use rollout.transition flow_sde, dance or cps.")
+            if self.grpo.normalise and self.rollout.transition != "flow_sde":
+                raise InputError(f"grpo.normalise is for flow_sde, not {self.rollout.transition}: leave it out.")
+        return self.grpo or self.nft  # type: ignore[return-value]
+
+    def _scoring(self) -> Scoring:
+        weights = self.rewards or dict.fromkeys(RELEASED, 1.0)
+        more: Mapping[str, Reward] = {}
+        for name, weight in weights.items():
+            if name not in REWARDS and name not in more:
+                known = ", ".join([*REWARDS, *more])
+                raise InputError(f"the reward {name!r} is not known: use some of {known}.")
+            if weight <= 0:
+                raise InputError(f"rewards.{name}={weight:g}: use a weight above 0, or leave it out.")
+        return Scoring(weights, more, self.perceptual.distance(), self.advantages)
