@@ -20,8 +20,8 @@ from omnialpha.training.reinforcement.algorithms import GRPO, NFT
 from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
 from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
 from omnialpha.training.reinforcement.rollouts import RolloutSettings
-from omnialpha.training.run import SFTRecipe
 from omnialpha.training.sft import FlowLoss
+from omnialpha.training.sft_recipe import SFTRecipe
 
 
 @dataclass(frozen=True)
