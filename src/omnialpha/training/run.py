@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,27 +18,25 @@ Recipe = VAERecipe | SFTRecipe | FinderRecipe
 KINDS: dict[str, type[Recipe]] = {
     "vae": VAERecipe,
     "sft": SFTRecipe,
-    "finder": FinderRecipe,
     "reinforcement": ReinforcementRecipe,
+    "finder": FinderRecipe,
 }
-
-
-def run(path: str | Path, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, float]:
-    """Train by a recipe file; returns the last figures. See `fit` for resumption and cancelling."""
-    made = read(path, overrides)
-    return fit(made.objective(), made.settings() if isinstance(made, ReinforcementRecipe) else made.fit, quiet)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe file, checked."""
     tree = config.load(path, overrides)
-    if tree.get("kind") not in KINDS:
+    kind = KINDS.get(tree.get("kind", ""))
+    if not kind:
         raise InputError(f"recipe {path} has kind={tree.get('kind')!r}: use one of {', '.join(KINDS)}.")
-    kind: type[Recipe] = KINDS[tree["kind"]]
     return config.build(kind, tree)
 
 
-if __name__ == "__main__":
-    import sys
+def run(path: str | Path, overrides: Sequence[str] = (), quiet: bool = False) -> dict[str, float]:
+    """Train by a recipe file; returns the last figures. See `fit` for resumption and cancelling."""
+    recipe = read(path, overrides)
+    return fit(recipe.objective(), recipe.fit, quiet)
 
+
+if __name__ == "__main__":
     run(sys.argv[1], sys.argv[2:])

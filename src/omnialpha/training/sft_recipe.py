@@ -1,12 +1,13 @@
-"""The recipe of fine-tuning, of a whole model or of a LoRA."""
+"""[kind = "sft"] A model from nothing, one that goes on, or a LoRA of one, trained on a mixture of tasks."""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,22 +16,28 @@ from omnialpha.data.stream.batches import Budget
 from omnialpha.data.stream.datasets import DatasetSettings
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.stream.stream import Stage, Stream, StreamSettings, open_stream
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write
+from omnialpha.models.checkpoints.checking import check
+from omnialpha.models.checkpoints.folders import CARD, Card, Parts, resolve, vae_folder
+from omnialpha.models.finder import open_finder
+from omnialpha.models.lora import adapters
+from omnialpha.models.runtime.placement import DTYPES, Placed, Placement
+from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
+from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.transformer.positions import PATCH_SIZE
+from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
+from omnialpha.models.vae.autoencoder import Autoencoder
+from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import task as find_task
 from omnialpha.training.latent_cache import digests
-from omnialpha.training.latent_cache.cache import CachedBatches, read_settings, same_files
-from omnialpha.training.loop import FitSettings, Objective
-from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings, SFTObjective
+from omnialpha.training.latent_cache.cache import CachedBatches, read_settings
+from omnialpha.training.objective import FitSettings
+from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective, corpus, initialize
 from omnialpha.training.sources import DataSettings, held_out, load_banks
 
-if TYPE_CHECKING:
-    from omnialpha.data.synthetic.bank import Bank
-    from omnialpha.models.checkpoints.folders import Card, Parts
-    from omnialpha.models.vae.autoencoder import Autoencoder
-    from omnialpha.pipeline import OmniAlpha
-
-BEGUN = "cache.json"  # beside the checkpoint: how many batches of a cache the run began with
+BEGUN = "cache.json"  # in a run's folder: how many batches of a cache the run began with
 
 
 @dataclass(frozen=True)
@@ -76,40 +83,25 @@ class SFTRecipe:
     packing: bool = False
     cache: str = ""
 
-    def objective(self) -> Objective:
-        from omnialpha.models.checkpoints.folders import Card, vae_folder
-        from omnialpha.models.vae.alphavae import load_vae
-
+    def objective(self) -> SFTObjective:
         for name in self.tasks:
             find_task(name)
-        if self.lora:
-            base, batches = self._lora()
-            torch.manual_seed(self.fit.seed)
-            seen = (base, batches, self.unseen(batches), self.loss, self.validation)
-            return self._checked(LoraObjective(*seen, self.lora, self.validation_tasks))
-        if self.cache:
-            self.drawn_from()  # says why not
-        card = config.build(Card, self.card, "card.")
-        mixture = self.mixture(self.budget(card, load_vae(vae_folder(self.start or self.vae))) if self.tokens else None)
+        model, data = self._lora() if self.lora else self._whole()
+        if self.packing or self.tokens:
+            self._pack(model)
         torch.manual_seed(self.fit.seed)
-        model = self._whole(mixture, card).train().requires_grad_(True)
-        self._pack(model)
-        seen = (model, mixture, self.unseen(mixture), self.loss, self.validation)
-        return self._checked(SFTObjective(*seen, self.validation_tasks))
+        held = self.unseen(data)
+        made = SFTObjective(model, data, held, self.loss, self.validation, self.validation_tasks, self.lora)
+        if self.fit.validate_every:  # InputError now for what could not be validated later
+            made.validated()
+        return made
 
-    def _checked(self, objective: SFTObjective) -> SFTObjective:
-        """InputError now for what could not be validated later."""
-        if self.fit.validate_every:
-            objective.validated()
-        return objective
-
-    def unseen(self, mixture: Mixture | Stream | CachedBatches) -> Bank | Stream:
+    def unseen(self, data: Mixture | Stream | CachedBatches) -> Bank | Stream:
         """What is validated on: [[held_out]], or else scenes of [data]. InputError where it is trained on too."""
         if not self.held_out:
             return held_out(self.data)
-        sizes = [(h, w) for h, w in self.sizes]
-        unseen = open_stream(StreamSettings(self.held_out, buckets=self.buckets), sizes, 1, self.fit.seed)
-        both = _records(unseen) & _records(mixture) if isinstance(mixture, Stream) else set()
+        unseen = open_stream(StreamSettings(self.held_out, buckets=self.buckets), self._sizes, 1, self.fit.seed)
+        both = unseen.identities() & data.identities() if isinstance(data, Stream) else set()
         if both:
             raise InputError(
                 f"{len(both)} held-out records are trained on, such as {min(both)[0]!r}: "
@@ -117,76 +109,113 @@ class SFTRecipe:
             )
         return unseen
 
-    def _lora(self) -> tuple[OmniAlpha, Mixture | Stream | CachedBatches]:
-        """The model that a LoRA is trained on, and the batches."""
-        parts = self.parts()
-        if not self.cache:
-            base = self._load(parts)
-            self._pack(base)
-            return base, self.mixture(self.budget(base.card, base.vae))
-        recipe, known, folder = self.drawn_from(), digests.files(parts), Path(self.cache)
-        # 16 GB of a vision-language model are not read to see that they are what the cache was made with
-        reads = bool(self.fit.validate_every) or not same_files(read_settings(folder), known)
-        base = self._load(parts, reads=reads)
-        self._pack(base)
-        begun = Path(self.fit.output) / BEGUN
-        resumed = begun.is_file() and begun.with_name("checkpoint.pt").is_file()
-        count = json.loads(begun.read_text())["batches"] if resumed else None
-        batches = CachedBatches.open(folder, base, recipe, self.fit.seed, self.prompt_dropout, known, count)
-        if count is None and os.environ.get("RANK", "0") == "0":
-            begun.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(begun, (json.dumps({"batches": len(batches)}) + "\n").encode())
-        return base, batches
-
-    def budget(self, card: Card, autoencoder: Autoencoder) -> Budget | None:
-        """What a batch may hold for a model of this card and autoencoder, where that is said in tokens."""
-        if not self.tokens:
-            return None
-        from omnialpha.models.transformer.positions import PATCH_SIZE
-
-        hinted = bool(self.finder or card.finder)
-        return Budget(
-            self.tokens, self.text_tokens, card.grid, autoencoder.ratio * PATCH_SIZE, card.picture_pixels, hinted
-        )
-
-    def _pack(self, model: OmniAlpha) -> None:
-        if self.packing or self.tokens:
-            if not hasattr(model.transformer, "packs"):
-                advice = "give a batch instead of tokens" if self.tokens else "leave packing=true out"
-                raise InputError(f"samples cannot be packed for a model of the family {model.card.family}: {advice}.")
-            model.transformer.packs = True
-
-    def mixture(self, budget: Budget | None = None) -> Mixture | Stream:
-        """Of recorded datasets, or else of scenes. budget: of a batch, in the place of a number of samples."""
+    def mixture(self, card: Card, vae: Autoencoder | None) -> Mixture | Stream:
+        """Batches of recorded datasets, or else of scenes. vae: of the model, of which tokens are counted."""
         self._check_batch()
-        batch = 1 if budget else self.batch
-        sizes = [(h, w) for h, w in self.sizes]
+        budget = None
+        if self.tokens:
+            assert vae
+            side, hinted = vae.ratio * PATCH_SIZE, bool(self.finder or card.finder)
+            budget = Budget(self.tokens, self.text_tokens, card.grid, side, card.picture_pixels, hinted)
+        drawn = (self._sizes, 1 if budget else self.batch, self.fit.seed, self.prompt_dropout)
         if self.datasets:
-            drawn = StreamSettings(self.datasets, self.tasks, self.curriculum, self.temperature, self.buckets)
+            settings = StreamSettings(self.datasets, self.tasks, self.curriculum, self.temperature, self.buckets)
             together = self.fit.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
-            return open_stream(
-                drawn, sizes, batch, self.fit.seed, self.prompt_dropout, batches_a_step=together, budget=budget
-            )
+            return open_stream(settings, *drawn, batches_a_step=together, budget=budget)
         if not self.tasks:
             raise InputError("the recipe lacks 'tasks': say which tasks are trained, and how often each.")
-        bank = load_banks(self.data)[0]
-        return Mixture(bank, self.tasks, sizes, batch, self.fit.seed, self.prompt_dropout, budget)
+        return Mixture(load_banks(self.data)[0], self.tasks, *drawn, budget)
+
+    @property
+    def _sizes(self) -> list[tuple[int, int]]:
+        return [(height, width) for height, width in self.sizes]
 
     def _check_batch(self) -> None:
         if bool(self.batch) == bool(self.tokens):
             have = "both batch and tokens" if self.batch else "neither batch nor tokens"
             raise InputError(f"the recipe has {have}: give one, and the other as 0 where it comes from elsewhere.")
 
+    def _pack(self, model: OmniAlpha) -> None:
+        """Compute no padding; InputError for a model that cannot do so."""
+        if not hasattr(model.transformer, "packs"):
+            advice = "give a batch instead of tokens" if self.tokens else "leave packing=true out"
+            raise InputError(f"samples cannot be packed for a model of the family {model.card.family}: {advice}.")
+        model.transformer.packs = True
+
+    # ---- a whole model ----------------------------------------------------------------------------------------------
+
+    def _whole(self) -> tuple[OmniAlpha, Mixture | Stream]:
+        """The model of `start`, or a new one, kept in the run's folder as it was begun with; and the batches."""
+        if self.cache:
+            self.drawn_from()  # says why not
+        card = config.build(Card, self.card, "card.")
+        data = self.mixture(card, load_vae(vae_folder(self.start or self.vae)) if self.tokens else None)
+        torch.manual_seed(self.fit.seed)
+        begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
+        known = (begun / CARD).is_file()
+        folder = begun if known else self.start
+        model = OmniAlpha.from_folder(folder) if folder else self._new(data, card)
+        model.card = card
+        if self.finder or not card.finder:  # as the card says, in training and in use alike
+            model.use_finder(open_finder(self.finder) if self.finder else None)
+        if not known and _is_main():
+            model.save(begun)
+        return model.train().requires_grad_(True), data
+
+    def _new(self, data: Mixture | Stream, card: Card) -> OmniAlpha:
+        vae = AlphaVAE.load(self.vae)
+        words = corpus(data, 200)
+        text_encoder = build_tiny_text_encoder(words, picture_pixels=card.picture_pixels, **self.text_encoder)
+        transformer = MultiImageTransformer(**self.transformer)
+        initialize(transformer)
+        return OmniAlpha(vae, transformer, text_encoder, card)
+
+    # ---- a LoRA -----------------------------------------------------------------------------------------------------
+
+    def _lora(self) -> tuple[OmniAlpha, Mixture | Stream | CachedBatches]:
+        """The model that a LoRA is trained on, and the batches."""
+        parts = self.parts()
+        if not self.cache:
+            model = self._load(parts)
+            return model, self.mixture(model.card, model.vae)
+        recipe, files, folder = self.drawn_from(), digests.files(parts), Path(self.cache)
+        # 16 GB of a vision-language model are not read to see that they are what the cache was made with
+        reads = bool(self.fit.validate_every) or read_settings(folder)["files"] != files
+        model, begun = self._load(parts, reads=reads), Path(self.fit.output) / BEGUN
+        resumed = begun.is_file() and begun.with_name("checkpoint.pt").is_file()
+        count = json.loads(begun.read_text())["batches"] if resumed else None
+        data = CachedBatches.open(folder, model, recipe, self.fit.seed, self.prompt_dropout, files, count)
+        if not resumed and _is_main():
+            begun.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(begun, json.dumps({"batches": len(data)}) + "\n")
+        return model, data
+
+    def parts(self) -> Parts:
+        """Of `start`, with the card as it is trained with; InputError where it cannot do the tasks."""
+        if not self.start:
+            raise InputError("a LoRA is trained on a model: give its folder as start.")
+        parts = resolve(self.start, vae=self.vae or None)
+        card = config.build(Card, asdict(parts.card) | self.card, "card.")
+        for name in self.tasks:
+            card.check_task(name)
+        parts = replace(parts, own_card=card)
+        check(parts)
+        return parts
+
+    def _load(self, parts: Parts, whole: bool = True, reads: bool = True) -> OmniAlpha:
+        """The model as it runs, or only what encodes, or without what reads instructions."""
+        model = OmniAlpha.from_parts(parts, DTYPES[parts.own_card.dtype], whole, reads)
+        if whole:
+            adapters.apply(model.transformer, parts.adapters)
+        return model
+
     def encoders(self, parts: Parts, device: str = "auto") -> OmniAlpha:
         """A model on its device, without the transformer's weights."""
-        from contextlib import ExitStack
-
-        from omnialpha.models.runtime.placement import Placed, Placement
-
         placement = Placement(device)
         where = placement.torch_device  # a wrong name is refused before anything is read
         model = self._load(parts, whole=False)
-        self._pack(model)  # refuses what training would refuse
+        if self.packing or self.tokens:
+            self._pack(model)  # refuses what training would refuse
         model.placed = Placed(placement, where, ExitStack())
         for part in (model.vae, model.text_encoder):
             part.to(where)
@@ -209,66 +238,6 @@ class SFTRecipe:
         values = asdict(self)
         return {name: values[name] for name in names} | {"seed": self.fit.seed}
 
-    def parts(self) -> Parts:
-        """Of `start`, with the card as it is trained with; InputError where it cannot do the tasks."""
-        from omnialpha.models.checkpoints.checking import check
-        from omnialpha.models.checkpoints.folders import Card, resolve
 
-        if not self.start:
-            raise InputError("a LoRA is trained on a model: give its folder as start.")
-        parts = resolve(self.start, vae=self.vae or None)
-        card = config.build(Card, asdict(parts.card) | self.card, "card.")
-        for name in self.tasks:
-            card.check_task(name)
-        parts = replace(parts, own_card=card)
-        check(parts)
-        return parts
-
-    def _load(self, parts: Parts, whole: bool = True, reads: bool = True) -> OmniAlpha:
-        """The model as it runs, or only what encodes, or without what reads instructions."""
-        from omnialpha.models.lora import adapters
-        from omnialpha.models.runtime.placement import DTYPES
-        from omnialpha.pipeline import OmniAlpha
-
-        model = OmniAlpha.from_parts(parts, DTYPES[parts.own_card.dtype], whole, reads)
-        if whole:
-            adapters.apply(model.transformer, parts.adapters)
-        return model
-
-    def _whole(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
-        """The model of `start`, or a new one, kept beside the checkpoint as it was begun with."""
-        from omnialpha.models.checkpoints.folders import CARD
-        from omnialpha.models.finder import open_finder
-        from omnialpha.pipeline import OmniAlpha
-
-        begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
-        if (begun / CARD).is_file():
-            model = OmniAlpha.from_folder(begun)
-        else:
-            model = OmniAlpha.from_folder(self.start) if self.start else self._new(mixture, card)
-        model.card = card
-        if self.finder or not card.finder:  # as the card says, in training and in use alike
-            model.use_finder(open_finder(self.finder) if self.finder else None)
-        if not (begun / CARD).is_file() and os.environ.get("RANK", "0") == "0":
-            model.save(begun)
-        return model
-
-    def _new(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
-        from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
-        from omnialpha.models.transformer.model import MultiImageTransformer
-        from omnialpha.models.vae.alphavae import AlphaVAE
-        from omnialpha.pipeline import OmniAlpha
-        from omnialpha.training.sft import corpus, initialize
-
-        vae = AlphaVAE.load(self.vae)
-        text_encoder = build_tiny_text_encoder(
-            corpus(mixture, 200), picture_pixels=card.picture_pixels, **self.text_encoder
-        )
-        transformer = MultiImageTransformer(**self.transformer)
-        initialize(transformer)
-        return OmniAlpha(vae, transformer, text_encoder, card)
-
-
-def _records(stream: Stream) -> set[tuple[str, str]]:
-    """Id and first picture of every record."""
-    return {(one.id, str(one.parts()[0].handle)) for source in stream.sources for one in source.records}
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
