@@ -28,13 +28,13 @@ ANY = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a model that is not 
 
 @dataclass(frozen=True)
 class Texts:
-    """Where a release shows the texts that it was trained on. url: of a Python file, in which a text is called `field`;
-    names: of our tasks, what they are called there.
+    """Where a release shows the texts that it was trained on, see `instructions.parse`. url: of a Python file; field:
+    what a text is called there; names: of our tasks, what they are called there.
     """
 
     url: str
     field: str
-    names: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ OMNIALPHA_TEXTS = Texts(
     "/tasks/demo/gradio_demo.py",
     "fixed_prompt",
     {
-        "text_to_image": ("t2i", "text_to_image", "text2image"),
-        "removal_rough": ("ObjectClear", "object_removal", "removal"),
-        "matting_auto": ("automatting", "auto_matting"),
-        "matting_text": ("refmatting", "referring_matting"),
-        "decompose_auto": ("layerdecompose", "layer_decomposition", "decompose"),
+        "text_to_image": "t2i",
+        "removal_rough": "ObjectClear",
+        "matting_auto": "automatting",
+        "matting_text": "refmatting",
+        "decompose_auto": "layerdecompose",
     },
 )
 
