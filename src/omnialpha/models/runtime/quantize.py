@@ -70,33 +70,25 @@ def linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
                 yield parent, name, child  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
-class GGUF:
-    """What a file in GGUF holds: shapes by name, and the bits of a weight on average."""
+def read_gguf(file: Path) -> tuple[dict[str, tuple[int, ...]], float]:
+    """Shapes by name in a GGUF file, and the bits of a weight on average. Raises InputError where it is none."""
+    require("gguf")
+    from gguf import GGUFReader
 
-    shapes: dict[str, tuple[int, ...]]
-    bits: float
-
-    @classmethod
-    def read(cls, file: Path) -> GGUF:
-        """Read the header of a GGUF file. Raises InputError where it is none."""
-        require("gguf")
-        from gguf import GGUFReader
-
-        if not file.is_file():
-            raise InputError(f"{file} is no file: give a transformer in GGUF.")
-        try:
-            tensors = GGUFReader(file).tensors
-            shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in tensors}
-            bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
-        except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
-            raise InputError(f"{file} cannot be read as GGUF ({error}): {AGAIN}.") from error
-        return cls(shapes, bits)
+    if not file.is_file():
+        raise InputError(f"{file} is no file: give a transformer in GGUF.")
+    try:
+        tensors = GGUFReader(file).tensors
+        shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in tensors}
+        bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+    except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
+        raise InputError(f"{file} cannot be read as GGUF ({error}): {AGAIN}.") from error
+    return shapes, bits
 
 
 def load_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> MultiImageTransformer:
     """A transformer from a GGUF file with diffusers' names; `folder` holds its config.json. Computes in `dtype`."""
-    GGUF.read(file)
+    read_gguf(file)
     from diffusers import GGUFQuantizationConfig
 
     try:
@@ -120,8 +112,7 @@ def require(package: str) -> None:
 def _torchao(layer: nn.Linear, config: str) -> nn.Module:
     import torchao.quantization
 
-    settings: dict[str, Any] = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
-    torchao.quantization.quantize_(layer, getattr(torchao.quantization, settings[config])())
+    torchao.quantization.quantize_(layer, getattr(torchao.quantization, config)())
     return layer
 
 
@@ -136,7 +127,7 @@ def _nf4(layer: nn.Linear, device: torch.device) -> nn.Module:
 
 
 QUANTIZERS: dict[str, Any] = {
-    "int8": lambda layer, device: _torchao(layer, "int8"),
-    "fp8": lambda layer, device: _torchao(layer, "fp8"),
+    "int8": lambda layer, device: _torchao(layer, "Int8WeightOnlyConfig"),
+    "fp8": lambda layer, device: _torchao(layer, "Float8WeightOnlyConfig"),
     "nf4": _nf4,
 }
