@@ -25,11 +25,10 @@ from omnialpha.files import atomic_folder
 from omnialpha.models.checkpoints.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checkpoints.checking import check, check_component
 from omnialpha.models.checkpoints.folders import Parts, resolve
-from omnialpha.models.checkpoints.headers import read_weights, weight_files
-from omnialpha.models.families import DIFFUSERS_STEM, FAMILIES, Component
+from omnialpha.models.checkpoints.headers import DIFFUSERS_STEM, read_weights, weight_files
+from omnialpha.models.families import FAMILIES, Component
 from omnialpha.models.lora import files as lora_files
 from omnialpha.models.lora import layers as lora_layers
-from omnialpha.models.vae.folding import unfold
 
 Layout = Literal["ours", "diffusers"]
 SMALL = (".json", ".txt", ".jinja", ".model")  # suffixes of the files that go with weights
@@ -216,38 +215,16 @@ def _keep_adapters(parts: Parts, new: Path) -> dict[str, float]:
 
 def _diffusers_vae(source: Path, target: Path, dtype: torch.dtype | None) -> None:
     """The VAE as diffusers' AutoencoderKLQwenImage, with three or four channels."""
+    from omnialpha.models.vae.alphavae import AlphaVAE
+
     config = read_json(source / "config.json")
     if config["_class_name"] == "AlphaVAE":
-        _unfold_vae(source, target, dtype)
+        AlphaVAE.load(source).export(target, dtype=dtype)
         return
     _copy(source, target, dtype, FAMILIES["qwen"].components["vae"])
     channels = read_weights(target, DIFFUSERS_STEM)["encoder.conv_in.weight"].shape[1]
     config = {key: value for key, value in config.items() if key not in ("in_channels", "out_channels")}
     write_json(target / "config.json", config | {"_class_name": "AutoencoderKLQwenImage", "input_channels": channels})
-
-
-def _unfold_vae(source: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """From the two-dimensional network: what acts on one frame is written, what acts on later ones is zero."""
-    from diffusers import AutoencoderKLQwenImage
-
-    from omnialpha.models.vae.alphavae import AlphaVAE
-
-    vae: Any = AlphaVAE.load(source)
-    z, levels = vae.config.z_dim, len(vae.config.dim_mult)
-    config = {key: vae.config[key] for key in ("base_dim", "z_dim", "dim_mult", "num_res_blocks")} | {
-        "attn_scales": [],
-        "temperal_downsample": [False] * (levels - 1),  # one frame is never resampled in time
-        "input_channels": vae.config.channels,
-        "latents_mean": list(vae.config.latents_mean or [0.0] * z),
-        "latents_std": list(vae.config.latents_std or [1.0] * z),
-    }
-    with torch.device("meta"):
-        shapes = AutoencoderKLQwenImage(**config).state_dict()
-    empty = {key: torch.zeros(value.shape) for key, value in shapes.items()}
-    target.mkdir()
-    state = _cast(unfold(vae.state_dict(), empty), dtype)
-    save_file(state, target / f"{DIFFUSERS_STEM}.safetensors", {"format": "pt"})
-    write_json(target / "config.json", {"_class_name": "AutoencoderKLQwenImage"} | config)
 
 
 def _finish_pipeline(card: Card, new: Path) -> None:
