@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, told before anything large is built, from its small files and headers alone."""
+"""What is wrong with a checkpoint, found before anything large is built, from its small files and headers alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Published checkpoints that are known by their hub id: what they stand on, what is needed of them, how they differ.
-
-Only data. A checkpoint that is not in the table works as well; it is then told by its files alone.
-"""
+"""Published checkpoints by their hub id: their base, which files are needed, how they differ. Others work as well."""
 
 from __future__ import annotations
 
@@ -39,16 +36,14 @@ class Texts:
 
 @dataclass(frozen=True)
 class Release:
-    """files: patterns of what is needed. base: the model that fills in what these files lack. folders: what a copy
-    without its id is told by. card: fields of `Card` that differ from the base's.
-    """
+    """A row of the table of known releases."""
 
-    files: tuple[str, ...] = PIPELINE
+    files: tuple[str, ...] = PIPELINE  # patterns of what is needed
     license: str | None = None  # where its page does not state one
-    base: str | None = None
-    folders: tuple[str, ...] = ()
+    base: str | None = None  # the model that fills in what these files lack
+    folders: tuple[str, ...] = ()  # by which a copy without its id is recognised
     lora: str | None = None  # applied without being asked for
-    card: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)  # fields of `Card` that differ from the base's
     texts: Texts | None = None
 
 

@@ -56,7 +56,7 @@ class ModelSizes:
     vae: Weights
     transformer: Weights
     text: Weights
-    dtype: str  # what it runs in unless told otherwise
+    dtype: str  # what it runs in by default
     stored: str  # of its files: weights that are to run in it need not leave them for main memory
     layers: int
     width: int
