@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class ReinforcementObjective(SFTObjective):
     def using(self, policy: str) -> AbstractContextManager[None]:
         """The model with the adapter of one policy, within the block."""
         others = [name for name in (self.NAME, *self.copies) if name != policy]
-        return adapters.disable(self.model.transformer, *others) if others else nullcontext()
+        return adapters.disable(self.model.transformer, *others)
 
     def kept(self) -> dict[str, nn.Parameter]:
         """With the old policy, which is another one with each rollout."""
