@@ -29,8 +29,7 @@ def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 def thumbnail(pixels: Tensor, side: int, ground: str = "checkerboard") -> Image.Image:
     """(4, H, W) within a square of `side` pixels, over "black", "white" or a checkerboard."""
-    scale = side / max(pixels.shape[-2:])
-    small = rgba.resize(pixels, (max(1, round(pixels.shape[-2] * scale)), max(1, round(pixels.shape[-1] * scale))))
+    small = rgba.scale(pixels, side / max(pixels.shape[-2:]))
     height, width = small.shape[-2:]
     back = {"black": BLACK, "white": WHITE}.get(ground) or rgba.checkerboard(height, width, 9)
     flat = rgba.flatten(small, back).permute(1, 2, 0).numpy()
@@ -74,14 +73,26 @@ def card(title: str, groups: Sequence[Group], words: str = "", side: int = SIDE)
     return made
 
 
-def write(path: Path, cards: Sequence[Image.Image]) -> None:
-    """Cards below each other with a rule between, as a PNG, whole or not at all."""
-    sheet = Image.new("RGB", (max(one.width for one in cards), sum(one.height for one in cards)), PAPER)
+def stack(parts: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, as wide as the widest."""
+    made = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), PAPER)
     y = 0
+    for part in parts:
+        made.paste(part, (0, y))
+        y += part.height
+    return made
+
+
+def write(path: Path, cards: Sequence[Image.Image]) -> None:
+    """Cards below each other with a rule under each, as a PNG, whole or not at all."""
+    sheet, y = stack(cards), 0
     for one in cards:
-        sheet.paste(one, (0, y))
         y += one.height
         ImageDraw.Draw(sheet).line((MARGIN, y - 1, sheet.width - MARGIN, y - 1), RULE)
+    write_png(path, sheet)
+
+
+def write_png(path: Path, sheet: Image.Image) -> None:
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())

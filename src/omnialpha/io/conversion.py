@@ -13,8 +13,8 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.io.decoding import decode
-from omnialpha.io.reading import Picture, read_image, tensor
-from omnialpha.io.samples import ROUNDING, Decoded, check_unit_range, readable_errors, rgba_of
+from omnialpha.io.reading import read_image
+from omnialpha.io.samples import ROUNDING, Picture, check_unit_range, readable_errors, rgba_of, to_tensor
 from omnialpha.io.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -25,9 +25,13 @@ else:
 FILES = (str, os.PathLike, bytes, bytearray, memoryview, IOBase)
 
 
+def _is_file(image: Any) -> bool:
+    return isinstance(image, FILES) or hasattr(image, "read")
+
+
 def read_if_file(image: Any) -> Any:
     """Read a path, an open file or bytes as a Picture; return anything else as it is."""
-    return read_image(image) if isinstance(image, FILES) or hasattr(image, "read") else image
+    return read_image(image) if _is_file(image) else image
 
 
 def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
@@ -50,15 +54,15 @@ def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
         return image.raw if data else image.rgba
     if isinstance(image, Image.Image):
         with readable_errors("The picture"):
-            return tensor(decode(image, data=data))
+            return decode(image, data=data).rgba
     if isinstance(image, np.ndarray):
         array = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
         if data and array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] > 4:
             array = array[0]
-        return tensor(Decoded(_checked(array, f"An array of shape {image.shape}", "(H, W) or (H, W, C)", data)))
+        return to_tensor(_checked(array, f"An array of shape {image.shape}", "(H, W) or (H, W, C)", data))
     if isinstance(image, Tensor):
         return _of_tensor(image, data)
-    if isinstance(image, FILES) or hasattr(image, "read"):
+    if _is_file(image):
         return to_rgba(read_image(image, data=data))
     raise InputError(
         f"A {type(image).__name__} is not a picture; pass a path, Picture, PIL, numpy or torch image, file or bytes."
@@ -74,7 +78,7 @@ def _of_tensor(image: Tensor, data: bool) -> Tensor:
     array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
     array = array if array.ndim != 3 else np.moveaxis(array, 0, -1)
     named = f"A tensor of shape {tuple(image.shape)}"
-    return tensor(Decoded(_checked(array, named, "(H, W) or (C, H, W)", data, rounding))).to(image.device)
+    return to_tensor(_checked(array, named, "(H, W) or (C, H, W)", data, rounding)).to(image.device)
 
 
 def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: float = ROUNDING) -> np.ndarray:

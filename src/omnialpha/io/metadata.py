@@ -110,9 +110,7 @@ def _change(data: bytearray, order: str, start: int, values: Mapping[int, int]) 
 
 def with_resolution(exif: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:
     """EXIF that says `dpi`; as it is where there is none to say, or it has a resolution of its own."""
-    made = Image.Exif()
-    if exif:
-        made.load(exif)
+    made = _loaded(exif)
     if dpi is None or 282 in made:
         return exif
     made.update({282: dpi[0], 283: dpi[1], 296: 2})
@@ -134,20 +132,21 @@ def fit_to_format(data: Metadata, form: str) -> tuple[Metadata, list[str]]:
         drop(f"EXIF ({len(data.exif):,} bytes)", exif=None)
     if form == "JPEG" and data.xmp and len(data.xmp) + XMP_MARK > SEGMENT:
         drop(f"XMP ({len(data.xmp):,} bytes)", xmp=None)
-    if form == "TIFF" and data.exif and any(tag in COPIED_TAGS[-2:] for tag in _loaded(data.exif)):
+    if form == "TIFF" and any(tag in COPIED_TAGS[-2:] for tag in _loaded(data.exif)):
         notes.append("TIFF has room for the maker, date, artist and words of the input's EXIF, not for the rest")
     return data, notes
 
 
-def _loaded(exif: bytes) -> Image.Exif:
+def _loaded(exif: bytes | None) -> Image.Exif:
     made = Image.Exif()
-    made.load(exif)
+    if exif:
+        made.load(exif)
     return made
 
 
 def tiff_tags(data: Metadata) -> list[tuple[int, int, int, bytes, bool]]:
     """The words of the EXIF and the XMP as extra tags of a TIFF: code, type, count, value, first page alone."""
-    words = _loaded(data.exif) if data.exif else {}
+    words = _loaded(data.exif)
     texts = {tag: str(words[tag]).encode("ascii", "replace") + b"\0" for tag in COPIED_TAGS[:-2] if tag in words}
     tags = [(tag, 2, len(text), text, True) for tag, text in texts.items()]
     return tags + ([(700, 1, len(data.xmp), data.xmp, True)] if data.xmp else [])

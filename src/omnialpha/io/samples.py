@@ -1,4 +1,4 @@
-"""Samples of any depth to straight RGBA in [0, 1], and the errors of decoders as sentences for the user."""
+"""`Picture`, samples of any depth as straight RGBA in [0, 1], and the errors of decoders as sentences for the user."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.io.metadata import Metadata
@@ -20,21 +23,38 @@ ROUNDING = 1e-5  # floats this far outside [0, 1] are rounding, and cut
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as read, and what is kept of its file.
+
+    Attributes:
+        rgba: (4, H, W) float32 in [0, 1], straight alpha, sRGB, upright.
+        icc: The RGB profile of the file. `rgba` is sRGB already; `write_image` converts back.
+        dpi: Dots per inch, (x, y).
+        bits: A channel in the file, 8 or 16.
+        notes: What was lost or assumed in reading, as sentences for the user.
+        path: Of the file, if it has one.
+        stored: The colours (3, H, W) as the file has them, where its profile changed them.
+        metadata: EXIF, XMP and texts.
+    """
+
+    rgba: Tensor
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    bits: int = 8
+    notes: tuple[str, ...] = ()
+    path: Path | None = None
+    stored: Tensor | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def raw(self) -> Tensor:
+        """(4, H, W) as the file has it, whatever its profile, as maps are read."""
+        return self.rgba if self.stored is None else torch.cat([self.stored, self.rgba[3:]])
+
+
 class Damaged(Exception):
     """A decoder failed on the bytes of a file."""
-
-
-@dataclass
-class Decoded:
-    """Straight sRGB pixels (H, W, 4) float32 in [0, 1], with what has to be remembered about their file."""
-
-    pixels: np.ndarray
-    bits: int = 8
-    profile: bytes | None = None  # an RGB profile that pixels can be converted back to
-    dpi: tuple[float, float] | None = None
-    notes: list[str] = field(default_factory=list)
-    stored: np.ndarray | None = None  # the colours (H, W, 3) before a profile was applied
-    metadata: Metadata = field(default_factory=Metadata)
 
 
 @contextmanager
@@ -65,6 +85,16 @@ def readable_errors(name: str) -> Iterator[None]:
         raise InputError(f"{name} is damaged or cut off ({error}); save or copy it again.") from error
 
 
+def check_frame(frame: int | None, frames: int, name: str) -> list[str]:
+    """Check the number of a frame, from 0; a note where none is chosen of several."""
+    if frame is None:
+        return [f"first of {frames} frames"] if frames > 1 else []
+    if not 0 <= frame < frames:
+        last = f"; use 0 to {frames - 1}" if frames > 1 else ", number 0; leave the frame out"
+        raise InputError(f"{name} has no frame {frame}, as it has {frames}{last}.")
+    return []
+
+
 def check_unit_range(values: np.ndarray, name: str, rounding: float = ROUNDING) -> np.ndarray:
     """Floats in [0, 1] -> float32, what is off by rounding cut; InputError for NaN, infinities and other ranges."""
     if not np.isfinite(values).all():
@@ -79,8 +109,7 @@ def check_unit_range(values: np.ndarray, name: str, rounding: float = ROUNDING) 
 
 def rgba_of(samples: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 1..4) integers, bools or floats -> straight RGBA (H, W, 4) float32 in [0, 1]."""
-    if samples.ndim == 2:
-        samples = samples[..., None]
+    samples = samples.reshape(*samples.shape[:2], -1)
     if samples.dtype == bool or np.issubdtype(samples.dtype, np.floating):
         values = samples.astype(np.float32)
     else:
@@ -100,3 +129,8 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, C) float32 -> (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
