@@ -6,7 +6,7 @@ dilates. The exact Euclidean distance transform makes the cost the same for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,30 +24,6 @@ Mark = tuple[float, ...]  # see `marks`
 Radius = float | Sequence[float] | Tensor  # one for all, or one a picture
 
 
-def _per_picture(op: Callable[[np.ndarray, float], np.ndarray], mask: Tensor, radius: Radius) -> Tensor:
-    """Applies a morphology of one (H, W) array to (H, W) or (B, H, W); returns bool on the mask's device."""
-    if mask.ndim not in (2, 3):
-        raise InputError(f"A mask of shape {tuple(mask.shape)} is not a mask; pass (H, W) or (B, H, W).")
-    pictures = mask.detach().cpu().numpy().astype(bool).reshape(-1, *mask.shape[-2:])
-    radii = torch.as_tensor(radius, dtype=torch.float64).flatten().expand(len(pictures)).tolist()
-    if any(r < 0 for r in radii):
-        raise InputError(f"The radius {min(radii)} is negative; pass a number of pixels >= 0.")
-    done = [op(picture, r) for picture, r in zip(pictures, radii, strict=True)]
-    return torch.from_numpy(np.stack(done)).reshape(mask.shape).to(mask.device)
-
-
-def _erode(picture: np.ndarray, radius: float) -> np.ndarray:
-    from scipy.ndimage import distance_transform_edt
-
-    if picture.all():  # no background to measure from: the transform is undefined there
-        return picture
-    return distance_transform_edt(picture) > radius
-
-
-def _dilate(picture: np.ndarray, radius: float) -> np.ndarray:
-    return ~_erode(~picture, radius)  # the disk is symmetric, so dilation is erosion of the complement
-
-
 def erode(mask: Tensor, radius: Radius) -> Tensor:
     """Erode a mask by a disk.
 
@@ -61,12 +37,24 @@ def erode(mask: Tensor, radius: Radius) -> Tensor:
     Raises:
         InputError: The shape is another one, or a radius is negative.
     """
-    return _per_picture(_erode, mask, radius)
+    from scipy.ndimage import distance_transform_edt
+
+    if mask.ndim not in (2, 3):
+        raise InputError(f"A mask of shape {tuple(mask.shape)} is not a mask; pass (H, W) or (B, H, W).")
+    pictures = mask.detach().cpu().numpy().astype(bool).reshape(-1, *mask.shape[-2:])
+    radii = torch.as_tensor(radius, dtype=torch.float64).flatten().expand(len(pictures)).tolist()
+    if any(r < 0 for r in radii):
+        raise InputError(f"The radius {min(radii)} is negative; pass a number of pixels >= 0.")
+    done = [
+        picture if picture.all() else distance_transform_edt(picture) > r  # without background it is undefined
+        for picture, r in zip(pictures, radii, strict=True)
+    ]
+    return torch.from_numpy(np.stack(done)).reshape(mask.shape).to(mask.device)
 
 
 def dilate(mask: Tensor, radius: Radius) -> Tensor:
     """Dilate a mask by a disk: the pixels with foreground within the radius. Arguments and shapes as in `erode`."""
-    return _per_picture(_dilate, mask, radius)
+    return ~erode(mask == 0, radius)  # the disk is symmetric, so dilation is erosion of the complement
 
 
 def precise(alpha: Tensor) -> Tensor:

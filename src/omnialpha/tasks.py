@@ -163,35 +163,35 @@ class Task:
         wording: int = 0,
         **named: Any,
     ) -> Example:
-        """Build a request. Pictures by role name (`composite=...`, `image=` for the first input), any kind
-        `io.to_rgba` takes.
+        """Build a request.
 
-        A role in `many` takes a list. All pictures must have one size, which is the size of the outputs; `size` is
-        for tasks
-        without pictures. Raises InputError for a missing or unknown role, an empty mask, and sizes that differ.
+        Args:
+            images, named: Pictures by role (`composite=...`, or `image=` for the first input), of any kind that
+                `io.to_rgba` takes, a list where the role may repeat. All have one size, which the outputs get.
+            prompt: For the tasks with a text.
+            layers: How many targets, where the row allows several.
+            size: (height, width) of the outputs of a task without pictures.
+            wording: Number of the wording of the instruction.
+
+        Raises:
+            InputError: A role is missing or unknown, a map is empty, sizes differ, or another argument does not fit.
         """
         given = self._collect(images or {}, named)
-        roles, pictures = [], []
-        for role in self.inputs:
-            for picture in given[role]:
-                roles.append(role)
-                pictures.append(picture)
-        sizes = [tuple(p.shape[-2:]) for p in pictures]
+        roles, pictures = tuple(role for role, _ in given), tuple(picture for _, picture in given)
+        sizes = [(int(p.shape[-2]), int(p.shape[-1])) for p in pictures]
         for role, other in zip(roles, sizes, strict=True):
             if other != sizes[0]:
                 raise InputError(
                     f"the {role} is {by(other)} px, the {roles[0]} {by(sizes[0])} px: make them the same size."
                 )
-        if pictures:
-            size = (int(sizes[0][0]), int(sizes[0][1]))
-        elif size is None:
+        if not pictures and size is None:
             raise InputError(f"{self.name} has no input picture: give size=(height, width).")
-        else:
-            size = check_size(size)
+        made = sizes[0] if pictures else check_size(size)
         words, targets = self.instruct(prompt, wording), self.target_roles(layers)
-        return Example(self.name, tuple(roles), tuple(pictures), words, targets, size, prompt=self.clean(prompt))
+        return Example(self.name, roles, pictures, words, targets, made, prompt=self.clean(prompt))
 
-    def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> dict[Role, list[Tensor]]:
+    def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> list[tuple[Role, Tensor]]:
+        """The pictures in the order of the roles, maps checked."""
         from omnialpha import io
 
         named = {str(k): v for k, v in images.items()} | named
@@ -204,20 +204,19 @@ class Task:
         if unknown:
             takes = ", ".join(self.inputs) or "no picture"
             raise InputError(f"{self.name} has no input {sorted(unknown)[0]!r}: it takes {takes}.")
-        given: dict[Role, list[Tensor]] = {}
+        given: list[tuple[Role, Tensor]] = []
         for role in self.inputs:
             value = named.get(role)
-            if value is None or (isinstance(value, list | tuple) and not value):
-                raise InputError(f"{self.name} needs a {role}: give {role}=PICTURE.")
-            values = list(value) if isinstance(value, list | tuple) else [value]
+            values = value if isinstance(value, list | tuple) else [] if value is None else [value]
             most = MAX_LAYERS if role == self.many else 1
+            if not values:
+                raise InputError(f"{self.name} needs a {role}: give {role}=PICTURE.")
             if len(values) > most:
                 raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
-            for value in values:
-                check_pixels(value)
-            given[role] = [io.to_rgba(v, data=role in MAPS) for v in values]
-            if role in MAPS:
-                given[role] = [check_map(v, role) for v in given[role]]
+            for one in values:
+                check_pixels(one)
+                picture = io.to_rgba(one, data=role in MAPS)
+                given.append((role, check_map(picture, role) if role in MAPS else picture))
         return given
 
 
@@ -267,16 +266,6 @@ def map_values(picture: Tensor, role: Role) -> Tensor:
     raise InputError(f"the {role} varies both in grey and in alpha: save the one that counts as a grey picture.")
 
 
-def _with_map(
-    name: str, category: str, targets: tuple[Role, ...], wordings: dict[Role, tuple[str, ...]], summary: str
-) -> Iterable[Task]:
-    """The four rows of a family that take one of the four maps beside the picture."""
-    for role, instructions in wordings.items():
-        yield Task(
-            f"{name}_{role}", category, (Role.COMPOSITE, role), targets, instructions, summary=summary.format(map=role)
-        )
-
-
 C, FG, BG, FULL = Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND, Role.FULL
 _MAP_WORDS = {
     Role.ALPHA: ("alpha map", "its opacity at every pixel"),
@@ -286,8 +275,16 @@ _MAP_WORDS = {
 }
 
 
-def _wordings(*patterns: str) -> dict[Role, tuple[str, ...]]:
-    return {role: tuple(p.format(map=word, hint=hint) for p in patterns) for role, (word, hint) in _MAP_WORDS.items()}
+def _with_map(name: str, category: str, targets: tuple[Role, ...], wordings: Iterable[str], summary: str) -> list[Task]:
+    """The four rows of a family that take one of the four maps with the picture."""
+    return [
+        Task(
+            f"{name}_{role}", category, (C, role), targets,
+            tuple(wording.format(map=word, hint=hint) for wording in wordings),
+            summary=summary.format(map=role),
+        )
+        for role, (word, hint) in _MAP_WORDS.items()
+    ]  # fmt: skip
 
 
 _ROWS: tuple[Task, ...] = (
@@ -359,7 +356,7 @@ _ROWS: tuple[Task, ...] = (
     ),
     *_with_map(
         "matting", "matting", (FG,),
-        _wordings(
+        (
             "Cut out the subject that the {map} shows ({hint}).",
             "Use the {map} to lift the foreground off the picture.",
             "Return the layer marked by the {map}, with soft alpha.",
@@ -395,7 +392,7 @@ _ROWS: tuple[Task, ...] = (
     ),
     *_with_map(
         "removal", "removal", (BG,),
-        _wordings(
+        (
             "Remove what the {map} marks ({hint}) and fill the gap.",
             "Show the scene without the object given by the {map}.",
             "Use the {map} to erase the foreground and restore what it hides.",
@@ -421,7 +418,7 @@ _ROWS: tuple[Task, ...] = (
     ),
     *_with_map(
         "decompose", "decomposition", (BG, FG),
-        _wordings(
+        (
             "Split the picture into the scene and the object that the {map} shows ({hint}).",
             "Use the {map} to separate foreground and background, both complete.",
             "Return two layers, back to front; the {map} marks the front one.",
