@@ -99,9 +99,12 @@ class Example:
     @property
     def names(self) -> list[str]:
         """Of the layers: the role, numbered from the back where it repeats."""
-        numbers = [self.targets[: k + 1].count(role) for k, role in enumerate(self.targets)]
-        several = [self.targets.count(role) > 1 for role in self.targets]
-        return [f"{r}-{n}" if s else str(r) for r, n, s in zip(self.targets, numbers, several, strict=True)]
+        return numbered(self.targets)
+
+
+def numbered(roles: tuple[Role, ...]) -> list[str]:
+    """The names of roles, with `-1`, `-2` and so on where one repeats."""
+    return [f"{r}-{roles[: k + 1].count(r)}" if roles.count(r) > 1 else str(r) for k, r in enumerate(roles)]
 
 
 @dataclass(frozen=True)

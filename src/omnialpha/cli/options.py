@@ -127,6 +127,12 @@ class Options:
         check_seed(self.seed)
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """Arguments of `checkpoints.folders.resolve` that fill in or replace parts of the model."""
+        named = {"base": self.base, "vae": self.vae, "finder": self.finder, "instructions": self.instructions}
+        return named | {"lora": self.lora or ()}
+
+    @property
     def approximations(self) -> dict[str, str]:
         """`approximate` as name -> value, "" for none."""
         return dict(pair.partition("=")[::2] for pair in self.approximate or ())
