@@ -59,11 +59,11 @@ def recompose(layers: Sequence[Tensor]) -> Tensor:
     )
 
 
-def checkerboard(height: int, width: int, cell: int = 8, light: float = 1.0, dark: float = 0.8) -> Tensor:
+def checkerboard(height: int, width: int, cell: int = 8) -> Tensor:
     """A checkerboard (3, height, width) of squares of `cell` pixels, as transparency is shown."""
     rows, columns = torch.arange(height) // cell, torch.arange(width) // cell
     odd = (rows[:, None] + columns[None, :]) % 2 == 1
-    return torch.where(odd, dark, light).expand(3, height, width).clone()
+    return torch.where(odd, 0.8, 1.0).expand(3, height, width).clone()
 
 
 def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:

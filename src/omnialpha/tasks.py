@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -269,6 +268,7 @@ def map_values(picture: Tensor, role: Role) -> Tensor:
     raise InputError(f"the {role} varies both in grey and in alpha: save the one that counts as a grey picture.")
 
 
+Roles = tuple[Role, ...]
 C, FG, BG, FULL = Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND, Role.FULL
 _MAP_WORDS = {
     Role.ALPHA: ("alpha map", "its opacity at every pixel"),
@@ -278,156 +278,128 @@ _MAP_WORDS = {
 }
 
 
-def _with_map(name: str, category: str, targets: tuple[Role, ...], wordings: Iterable[str], summary: str) -> list[Task]:
+def _row(name: str, category: str, inputs: Roles, targets: Roles, summary: str, *wordings: str, **more: Any) -> Task:
+    return Task(name, category, inputs, targets, wordings, summary=summary, **more)
+
+
+def _with_map(name: str, category: str, targets: Roles, summary: str, *wordings: str) -> list[Task]:
     """The four rows of a family that take one of the four maps with the picture."""
-    return [
-        Task(
-            f"{name}_{role}", category, (C, role), targets,
-            tuple(wording.format(map=word, hint=hint) for wording in wordings),
-            summary=summary.format(map=role),
-        )
-        for role, (word, hint) in _MAP_WORDS.items()
-    ]  # fmt: skip
+    rows = []
+    for role, (word, hint) in _MAP_WORDS.items():
+        own = (wording.format(map=word, hint=hint) for wording in wordings)
+        rows.append(_row(f"{name}_{role}", category, (C, role), targets, summary.format(map=role), *own))
+    return rows
 
 
 _ROWS: tuple[Task, ...] = (
-    Task(
-        "text_to_image", "generation", (), (FG,),
-        (
-            "Make a cut-out picture on a transparent ground: {prompt}",
-            "Draw this with real transparency around it: {prompt}",
-            "A transparent picture of the following. {prompt}",
-            "Create an isolated object with alpha: {prompt}",
-        ),
-        text=FG, summary="a transparent picture from text",
+    _row(
+        "text_to_image", "generation", (), (FG,), "a transparent picture from text",
+        "Make a cut-out picture on a transparent ground: {prompt}",
+        "Draw this with real transparency around it: {prompt}",
+        "A transparent picture of the following. {prompt}",
+        "Create an isolated object with alpha: {prompt}",
+        text=FG,
     ),
-    Task(
-        "foreground_to_background", "completion", (FG,), (BG,),
-        (
-            "Paint a place where this layer would belong, without the layer itself: {prompt}",
-            "Give only the scene behind the given layer: {prompt}",
-            "Invent the background for this cut-out. {prompt}",
-            "Fill in the missing back layer: {prompt}",
-        ),
-        text=BG, many=FG, summary="a scene to go behind given layers",
+    _row(
+        "foreground_to_background", "completion", (FG,), (BG,), "a scene to go behind given layers",
+        "Paint a place where this layer would belong, without the layer itself: {prompt}",
+        "Give only the scene behind the given layer: {prompt}",
+        "Invent the background for this cut-out. {prompt}",
+        "Fill in the missing back layer: {prompt}",
+        text=BG, many=FG,
     ),
-    Task(
-        "foreground_to_full", "completion", (FG,), (FULL,),
-        (
-            "Put this layer into a whole picture: {prompt}",
-            "Finish the picture around the cut-out: {prompt}",
-            "Show the given subject in its surroundings. {prompt}",
-            "Complete the scene, keep the subject as it is: {prompt}",
-        ),
-        text=FULL, many=FG, summary="a whole picture around given layers",
+    _row(
+        "foreground_to_full", "completion", (FG,), (FULL,), "a whole picture around given layers",
+        "Put this layer into a whole picture: {prompt}",
+        "Finish the picture around the cut-out: {prompt}",
+        "Show the given subject in its surroundings. {prompt}",
+        "Complete the scene, keep the subject as it is: {prompt}",
+        text=FULL, many=FG,
     ),
-    Task(
-        "background_to_foreground", "completion", (BG,), (FG,),
-        (
-            "Make a layer that would fit into this scene: {prompt}",
-            "Give only the object to be placed here, on a transparent ground: {prompt}",
-            "Add the missing front layer. {prompt}",
-            "A cut-out that belongs in front of this background: {prompt}",
-        ),
-        text=FG, many=FG, summary="layers that fit a given scene",
+    _row(
+        "background_to_foreground", "completion", (BG,), (FG,), "layers that fit a given scene",
+        "Make a layer that would fit into this scene: {prompt}",
+        "Give only the object to be placed here, on a transparent ground: {prompt}",
+        "Add the missing front layer. {prompt}",
+        "A cut-out that belongs in front of this background: {prompt}",
+        text=FG, many=FG,
     ),
-    Task(
-        "background_to_full", "completion", (BG,), (FULL,),
-        (
-            "Place something into this scene and show the whole: {prompt}",
-            "Finish the picture on top of the given background: {prompt}",
-            "Show this place with the subject in it. {prompt}",
-            "Complete the scene, keep the background as it is: {prompt}",
-        ),
-        text=FULL, summary="a given scene with a subject added",
+    _row(
+        "background_to_full", "completion", (BG,), (FULL,), "a given scene with a subject added",
+        "Place something into this scene and show the whole: {prompt}",
+        "Finish the picture on top of the given background: {prompt}",
+        "Show this place with the subject in it. {prompt}",
+        "Complete the scene, keep the background as it is: {prompt}",
+        text=FULL,
     ),
-    Task(
-        "matting_auto", "matting", (C,), (FG,),
-        (
-            "Cut the subject out of this picture.",
-            "Separate the main object, with soft edges where it has them.",
-            "Lift the foreground off the picture and leave the rest transparent.",
-            "Take away everything behind the subject.",
-            "Give the subject alone, with its true opacity.",
-            "Isolate what the picture is about.",
-            "Find the salient object and return it as a layer.",
-            "Make all but the subject see-through.",
-            "Matte this picture.",
-            "Return only the foreground with its alpha.",
-        ),
-        summary="the subject, found by itself, with soft alpha",
+    _row(
+        "matting_auto", "matting", (C,), (FG,), "the subject, found by itself, with soft alpha",
+        "Cut the subject out of this picture.",
+        "Separate the main object, with soft edges where it has them.",
+        "Lift the foreground off the picture and leave the rest transparent.",
+        "Take away everything behind the subject.",
+        "Give the subject alone, with its true opacity.",
+        "Isolate what the picture is about.",
+        "Find the salient object and return it as a layer.",
+        "Make all but the subject see-through.",
+        "Matte this picture.",
+        "Return only the foreground with its alpha.",
     ),
     *_with_map(
-        "matting", "matting", (FG,),
-        (
-            "Cut out the subject that the {map} shows ({hint}).",
-            "Use the {map} to lift the foreground off the picture.",
-            "Return the layer marked by the {map}, with soft alpha.",
-            "Matte the picture; the second image is a {map}: {hint}.",
-        ),
-        "the subject that a given {map} marks",
+        "matting", "matting", (FG,), "the subject that a given {map} marks",
+        "Cut out the subject that the {map} shows ({hint}).",
+        "Use the {map} to lift the foreground off the picture.",
+        "Return the layer marked by the {map}, with soft alpha.",
+        "Matte the picture; the second image is a {map}: {hint}.",
     ),
-    Task(
-        "matting_text", "matting", (C,), (FG,),
-        (
-            "Cut out {prompt}.",
-            "Separate this from everything else: {prompt}",
-            "Return only the following as a layer: {prompt}",
-            "Isolate {prompt}, with soft edges.",
-        ),
-        text=FG, summary="the subject that a text names",
+    _row(
+        "matting_text", "matting", (C,), (FG,), "the subject that a text names",
+        "Cut out {prompt}.",
+        "Separate this from everything else: {prompt}",
+        "Return only the following as a layer: {prompt}",
+        "Isolate {prompt}, with soft edges.",
+        text=FG,
     ),
-    Task(
-        "removal_auto", "removal", (C,), (BG,),
-        (
-            "Remove the subject and show what is behind it.",
-            "Give this place without the object in front.",
-            "Erase the foreground and fill the gap.",
-            "Show the scene as if the main object had never been there.",
-            "Clear the picture of its subject.",
-            "Return only the background, complete.",
-            "Take the salient thing away and repair the picture.",
-            "Paint over the foreground with what it hides.",
-            "Make the scene empty.",
-            "Restore the view behind the object.",
-        ),
-        summary="the scene without its subject",
+    _row(
+        "removal_auto", "removal", (C,), (BG,), "the scene without its subject",
+        "Remove the subject and show what is behind it.",
+        "Give this place without the object in front.",
+        "Erase the foreground and fill the gap.",
+        "Show the scene as if the main object had never been there.",
+        "Clear the picture of its subject.",
+        "Return only the background, complete.",
+        "Take the salient thing away and repair the picture.",
+        "Paint over the foreground with what it hides.",
+        "Make the scene empty.",
+        "Restore the view behind the object.",
     ),
     *_with_map(
-        "removal", "removal", (BG,),
-        (
-            "Remove what the {map} marks ({hint}) and fill the gap.",
-            "Show the scene without the object given by the {map}.",
-            "Use the {map} to erase the foreground and restore what it hides.",
-            "Return the background; the second image is a {map}: {hint}.",
-        ),
-        "the scene without what a given {map} marks",
+        "removal", "removal", (BG,), "the scene without what a given {map} marks",
+        "Remove what the {map} marks ({hint}) and fill the gap.",
+        "Show the scene without the object given by the {map}.",
+        "Use the {map} to erase the foreground and restore what it hides.",
+        "Return the background; the second image is a {map}: {hint}.",
     ),
-    Task(
-        "decompose_auto", "decomposition", (C,), (BG, FG),
-        (
-            "Split this picture into layers.",
-            "Take the picture apart: the background, then what stands in front.",
-            "Return the scene and its objects as separate layers, back to front.",
-            "Separate foreground and background, both complete.",
-            "Undo the compositing of this picture.",
-            "Give the layers this picture was made of.",
-            "Decompose the picture, furthest layer first.",
-            "Divide the picture into a clean background and cut-outs.",
-            "Recover every layer with its alpha.",
-            "Layer this picture.",
-        ),
-        many=FG, summary="background and foreground layers, back to front",
+    _row(
+        "decompose_auto", "decomposition", (C,), (BG, FG), "background and foreground layers, back to front",
+        "Split this picture into layers.",
+        "Take the picture apart: the background, then what stands in front.",
+        "Return the scene and its objects as separate layers, back to front.",
+        "Separate foreground and background, both complete.",
+        "Undo the compositing of this picture.",
+        "Give the layers this picture was made of.",
+        "Decompose the picture, furthest layer first.",
+        "Divide the picture into a clean background and cut-outs.",
+        "Recover every layer with its alpha.",
+        "Layer this picture.",
+        many=FG,
     ),
     *_with_map(
-        "decompose", "decomposition", (BG, FG),
-        (
-            "Split the picture into the scene and the object that the {map} shows ({hint}).",
-            "Use the {map} to separate foreground and background, both complete.",
-            "Return two layers, back to front; the {map} marks the front one.",
-            "Decompose the picture; the second image is a {map}: {hint}.",
-        ),
-        "the layer that a given {map} marks, and the scene behind it",
+        "decompose", "decomposition", (BG, FG), "the layer that a given {map} marks, and the scene behind it",
+        "Split the picture into the scene and the object that the {map} shows ({hint}).",
+        "Use the {map} to separate foreground and background, both complete.",
+        "Return two layers, back to front; the {map} marks the front one.",
+        "Decompose the picture; the second image is a {map}: {hint}.",
     ),
 )  # fmt: skip
 

@@ -188,7 +188,7 @@ def of_photograph(runner: DemoRunner, photo: Photo) -> Iterator[DemoRun]:
         rough = masks.as_picture(runner.model.outline(picture, [(x, y)], ()))
         clicked = runner.picture(f"{base}-in-click.png", "what a click found", rough)
         stack, entry = run(TASKS["matting_rough"].example(composite=picture, rough=rough), whole, clicked)
-        yield replace(entry, note=f"Told by one click: --point {x:.0f},{y:.0f}")
+        yield replace(entry, note=f"Chosen by one click: --point {x:.0f},{y:.0f}")
 
     stack, entry = run(TASKS["foreground_to_background"].example(foreground=cutout, prompt=photo.scene), shown)
     yield runner.compare(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])

@@ -55,13 +55,18 @@ def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
     if isinstance(image, Image.Image):
         with readable_errors("The picture"):
             return decode(image, data=data).rgba
+    if isinstance(image, Tensor):
+        values, eps = image.detach().cpu(), torch.finfo(image.dtype).eps if image.is_floating_point() else 0.0
+        array = (values.float() if values.dtype is torch.bfloat16 else values).numpy()  # numpy has no bfloat16
+        array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        named = f"A tensor of shape {tuple(image.shape)}"
+        return to_tensor(_checked(array, named, "(H, W) or (C, H, W)", data, eps)).to(image.device)
     if isinstance(image, np.ndarray):
         array = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
         if data and array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] > 4:
             array = array[0]
         return to_tensor(_checked(array, f"An array of shape {image.shape}", "(H, W) or (H, W, C)", data))
-    if isinstance(image, Tensor):
-        return _of_tensor(image, data)
     if _is_file(image):
         return to_rgba(read_image(image, data=data))
     raise InputError(
@@ -69,19 +74,7 @@ def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
     )
 
 
-def _of_tensor(image: Tensor, data: bool) -> Tensor:
-    values, rounding = image.detach().cpu(), ROUNDING
-    if values.is_floating_point():
-        rounding = torch.finfo(values.dtype).eps  # bfloat16: numpy has none
-        values = values.float() if values.dtype is torch.bfloat16 else values
-    array = values.numpy()
-    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
-    array = array if array.ndim != 3 else np.moveaxis(array, 0, -1)
-    named = f"A tensor of shape {tuple(image.shape)}"
-    return to_tensor(_checked(array, named, "(H, W) or (C, H, W)", data, rounding)).to(image.device)
-
-
-def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: float = ROUNDING) -> np.ndarray:
+def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: float = 0.0) -> np.ndarray:
     """(H, W) or (H, W, 1..4) array -> straight RGBA (H, W, 4) float32. named, layout: for messages, as given."""
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[-1] > 4):
         raise InputError(f"{named} is not a picture; it needs 1 to 4 channels as {layout}, and no side of 0.")
@@ -90,10 +83,8 @@ def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: f
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if data and np.issubdtype(array.dtype, np.integer) and array.dtype not in (np.uint8, np.uint16):
         if not np.isin(array, (0, 1)).all():
-            low, high = array.min(), array.max()
-            raise InputError(
-                f"{named} and {array.dtype} is not a mask of 0 and 1 ({low} to {high}); use uint8 or bool."
-            )
+            found = f"{array.dtype} is not a mask of 0 and 1 ({array.min()} to {array.max()})"
+            raise InputError(f"{named} and {found}; use uint8 or bool.")
         array = array.astype(bool)
     if array.dtype not in (np.uint8, np.uint16, bool):
         raise InputError(f"{named} and {array.dtype} is not a picture; use uint8, uint16 or floats in [0, 1].")
@@ -115,8 +106,8 @@ def as_type_of(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | T
         if original.is_floating_point():
             made = rgba.to(original.device, original.dtype)
         else:
-            bits = 16 if original.dtype is torch.uint16 else 8
-            made = torch.from_numpy(integers(rgba, bits)).permute(2, 0, 1).to(original.device)
+            quantised = integers(rgba, 16 if original.dtype is torch.uint16 else 8)
+            made = torch.from_numpy(quantised).permute(2, 0, 1).to(original.device)
         return made[None] if original.ndim == 4 else made
     if isinstance(original, np.ndarray):
         if np.issubdtype(original.dtype, np.floating):
