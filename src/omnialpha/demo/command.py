@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -13,11 +14,22 @@ from omnialpha import __version__
 from omnialpha.cli.options import Options
 from omnialpha.cli.progress import silence_libraries
 from omnialpha.errors import InputError
+from omnialpha.tasks import CATEGORIES, TASKS
 
 if TYPE_CHECKING:
+    from omnialpha.demo import demo_runs
     from omnialpha.pipeline import OmniAlpha
 
 PAGE, SHEET, STRIP = "index.html", "contact-sheet.png", "photographs.png"
+ON_PHOTOGRAPHS = ("matting", "removal", "decomposition", "completion", "generation")  # what people come for, first
+HELD_OUT = "Every task once on layers that nothing was trained on, drawn by this software, beside the true answer."
+ABOUT = {
+    "generation": "A transparent picture from a text.",
+    "completion": "The layer, or the whole picture, that is missing around or behind what is given.",
+    "matting": "The subject as a layer with soft alpha: found by itself, or marked by a click, a box, a map or a text.",
+    "removal": "The scene without its subject.",
+    "decomposition": "The picture as layers, back to front.",
+}
 
 
 def run(
@@ -32,12 +44,10 @@ def run(
 
     from omnialpha.demo import demo_runs
     from omnialpha.demo.overview import contact_sheet, strip
-    from omnialpha.demo.page import index_page
     from omnialpha.files import atomic_write
     from omnialpha.io import write_image
     from omnialpha.io.contact_sheet import write_png
     from omnialpha.loading import load
-    from omnialpha.tasks import CATEGORIES, TASKS
 
     start, folder, console = perf_counter(), prepare(output), Console(stderr=True, quiet=options.quiet)
     silence_libraries()
@@ -95,3 +105,15 @@ def describe(model: OmniAlpha, seed: int) -> dict[str, str]:
         "Seed": str(seed),
         "Version": __version__,
     }
+
+
+def index_page(title: str, facts: dict[str, str], entries: Sequence[demo_runs.DemoRun]) -> str:
+    """The page of all entries, without scripts or outside resources; `facts` are shown under the title in order."""
+    from omnialpha.demo.demo_runs import GROUNDS
+    from omnialpha.templates import render
+
+    photos, held_out = ([e for e in entries if bool(e.photo) is kind] for kind in (True, False))
+    chapters = [(name, name, ABOUT[name], [e for e in photos if e.category == name]) for name in ON_PHOTOGRAPHS]
+    chapters.append(("all-tasks", "All tasks, with the truth", HELD_OUT, held_out))
+    shown = [chapter for chapter in chapters if chapter[3]]
+    return render("demo.html", title=title, facts=facts, chapters=shown, grounds=tuple(GROUNDS), tasks=TASKS)
