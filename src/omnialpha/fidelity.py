@@ -101,13 +101,22 @@ def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Seque
 
 
 def snap_alpha(layer: Tensor) -> Tensor:
-    """Alpha within SNAP of 0 or 1 becomes 0 or 1, the rest is stretched to stay continuous."""
+    """Set alpha within SNAP of 0 or 1 to 0 or 1, and stretch the rest to stay continuous. (4, H, W) in and out."""
     alpha = ((layer[3:] - SNAP) / (1 - 2 * SNAP)).clamp(0, 1)
     return torch.cat([layer[:3], alpha])
 
 
 def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
-    """Known alpha from the map; where alpha is 1, the input's colour."""
+    """Restore what a matting knows of its layer.
+
+    Args:
+        layer: The model's, (4, H, W).
+        composite: The picture, (4, H, W). The layer is nowhere more opaque, and where it is as opaque has its colour.
+        guide, role: The map (H, W) in [0, 1] that marked the subject, whose known alpha holds.
+
+    Returns:
+        The layer (4, H, W).
+    """
     alpha = snap_alpha(layer)[3]
     if guide is not None and role is Role.ALPHA:
         alpha = guide
@@ -121,7 +130,7 @@ def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: 
 
 
 def removal_mask(guide: Tensor, role: Role | None) -> Tensor:
-    """Where a removal may paint, (H, W) bool: all that the map's subject may touch."""
+    """Where a removal may paint, (H, W) bool: all that the subject of a map (H, W) in [0, 1] may touch."""
     touched = guide > (masks.PRESENT if role is Role.ALPHA else SNAP)  # a painted mask is never quite black
     return masks.dilate(touched, SOFT_EDGE * min(guide.shape)) if role is Role.PRECISE else touched
 
@@ -141,7 +150,7 @@ def removal_mask_of_change(layer: Tensor, composite: Tensor) -> Tensor:
 
 
 def paste(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
-    """The model's colours inside the hole (H, W), the input outside, and the input's alpha everywhere."""
+    """Take the layer's colours where `where` (H, W) is true, the composite's elsewhere, and its alpha everywhere."""
     return torch.cat([torch.where(where & (composite[3] > 0), layer[:3], composite[:3]), composite[3:]])
 
 

@@ -76,8 +76,18 @@ def open_bar(quiet: bool) -> Iterator[Progress]:
 
 
 def collect(rows: Iterable[Row], total: int, label: str, what: str, where: Path, who: str, quiet: bool) -> list[Row]:
-    """All rows of a measurement, with a bar called `label`. A stop says how many (`what`) are kept in `where`, too
-    little memory whose (`who`) it is.
+    """Collect the rows of a measurement, with a progress bar.
+
+    Args:
+        rows, total: The rows, and how many there will be.
+        label: Of the bar.
+        what, where: What is kept in which folder, for the message where it is stopped.
+        who: The method, for the message where memory is too little.
+        quiet: Draw no bar.
+
+    Raises:
+        KeyboardInterrupt: Stopped; it says how much is kept.
+        InputError: Too little memory.
     """
     from torch import OutOfMemoryError
 

@@ -24,11 +24,12 @@ Group = Sequence[tuple[str, Tensor]]  # pictures (4, H, W) with their labels
 
 @cache
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font at `size` px."""
     return ImageFont.load_default(size)
 
 
 def thumbnail(pixels: Tensor, side: int, ground: str = "checkerboard") -> Image.Image:
-    """(4, H, W) within a square of `side` pixels, over "black", "white" or a checkerboard."""
+    """Draw RGBA (4, H, W) within a square of `side` px, over "black", "white" or a checkerboard, with a frame."""
     small = rgba.scale(pixels, side / max(pixels.shape[-2:]))
     height, width = small.shape[-2:]
     back = {"black": BLACK, "white": WHITE}.get(ground) or rgba.checkerboard(height, width, 9)
@@ -51,7 +52,7 @@ def wrap(text: str, width: int, size: int) -> list[str]:
 
 
 def card(title: str, groups: Sequence[Group], words: str = "", side: int = SIDE) -> Image.Image:
-    """Groups of pictures from left to right, each with its label, a mark between groups, and words below."""
+    """Draw groups of pictures from left to right, each with its label, a mark between groups, and words below."""
     cells = [[(label, thumbnail(picture, side)) for label, picture in group] for group in groups]
     width = max(WIDE, MARGIN + sum(len(group) * (side + GAP) + MARGIN for group in cells))
     tall = max(cell.height for group in cells for _, cell in group)
@@ -84,7 +85,7 @@ def stack(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def write(path: Path, cards: Sequence[Image.Image]) -> None:
-    """Cards below each other with a rule under each, as a PNG, whole or not at all."""
+    """Write cards below each other, with a rule under each, as a PNG."""
     sheet, y = stack(cards), 0
     for one in cards:
         y += one.height
@@ -93,6 +94,7 @@ def write(path: Path, cards: Sequence[Image.Image]) -> None:
 
 
 def write_png(path: Path, sheet: Image.Image) -> None:
+    """Write a picture as a PNG, whole or not at all."""
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())

@@ -96,7 +96,19 @@ def check_frame(frame: int | None, frames: int, name: str) -> list[str]:
 
 
 def check_unit_range(values: np.ndarray, name: str, rounding: float = ROUNDING) -> np.ndarray:
-    """Floats in [0, 1] -> float32, what is off by rounding cut; InputError for NaN, infinities and other ranges."""
+    """Check that floats are in [0, 1], but for rounding.
+
+    Args:
+        values: Of any shape.
+        name: What the message calls them.
+        rounding: How far outside a value may be; at least the precision of the type.
+
+    Returns:
+        float32, clipped to [0, 1].
+
+    Raises:
+        InputError: A value is NaN, infinite or further outside.
+    """
     if not np.isfinite(values).all():
         raise InputError(f"{name} holds NaN or infinite values; replace them first, by 0 for example.")
     low, high = float(values.min()), float(values.max())
@@ -108,7 +120,14 @@ def check_unit_range(values: np.ndarray, name: str, rounding: float = ROUNDING) 
 
 
 def rgba_of(samples: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 1..4) integers, bools or floats -> straight RGBA (H, W, 4) float32 in [0, 1]."""
+    """Convert grey, grey with alpha, RGB or RGBA to RGBA.
+
+    Args:
+        samples: (H, W) or (H, W, 1 to 4), unsigned integers up to their highest value, bools, or floats in [0, 1].
+
+    Returns:
+        (H, W, 4) float32 in [0, 1], straight alpha.
+    """
     samples = samples.reshape(*samples.shape[:2], -1)
     if samples.dtype == bool or np.issubdtype(samples.dtype, np.floating):
         values = samples.astype(np.float32)
@@ -121,7 +140,7 @@ def rgba_of(samples: np.ndarray) -> np.ndarray:
 
 
 def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) as stored -> upright, for EXIF orientations 1 to 8; other values are left alone."""
+    """Turn pixels (H, W, C) upright by an EXIF orientation of 1 to 8; other values change nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -30,6 +30,7 @@ class SourceFile:
 
 
 def display_name(given: ImageSource) -> str:
+    """What messages call a picture that is read."""
     if isinstance(given, bytes | bytearray | memoryview):
         return "The given bytes"
     if hasattr(given, "read"):
@@ -39,7 +40,7 @@ def display_name(given: ImageSource) -> str:
 
 
 def open_source(given: ImageSource) -> SourceFile:
-    """Opens nothing but what can be read only once. InputError for a folder or a file in text mode."""
+    """Find the file of a picture; what can be read only once is read. InputError for a folder or a file of text."""
     name = display_name(given)
     if isinstance(given, bytes | bytearray | memoryview):
         return SourceFile(name, data=bytes(given))
