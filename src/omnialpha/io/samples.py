@@ -57,6 +57,16 @@ class Damaged(Exception):
     """A decoder failed on the bytes of a file."""
 
 
+# what reading raises, and what the user is shown
+SENTENCES: dict[type[Exception], str] = {
+    Image.DecompressionBombError: f"{{name}} has more than {MAX_PIXELS:,} pixels; make it smaller or crop it.",
+    FileNotFoundError: "There is no file {name}; check the path.",
+    PermissionError: "{name} may not be read; change its permissions.",
+    UnidentifiedImageError: "{name} is not a picture in a known format; save it as PNG, WebP, JPEG or TIFF.",
+    Damaged: "{name} is damaged or cut off ({error}); save or copy it again.",
+}
+
+
 @contextmanager
 def decoder_errors() -> Iterator[None]:
     """Around calls of Pillow and tifffile: what they raise on damaged bytes becomes `Damaged`."""
@@ -73,16 +83,9 @@ def readable_errors(name: str) -> Iterator[None]:
     """Around reading the picture `name`: errors become an `InputError` of one sentence."""
     try:
         yield
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller or crop it.") from error
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {name}; check the path.") from error
-    except PermissionError as error:
-        raise InputError(f"{name} may not be read; change its permissions.") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not a picture in a known format; save it as PNG, WebP, JPEG or TIFF.") from error
-    except Damaged as error:
-        raise InputError(f"{name} is damaged or cut off ({error}); save or copy it again.") from error
+    except tuple(SENTENCES) as error:
+        sentence = next(words for kind, words in SENTENCES.items() if isinstance(error, kind))
+        raise InputError(sentence.format(name=name, error=error)) from error
 
 
 def check_frame(frame: int | None, frames: int, name: str) -> list[str]:
