@@ -14,7 +14,6 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics import crello, image, matting
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.clip import Clip
-from omnialpha.evaluation.metrics.components import opencv
 from omnialpha.evaluation.metrics.features import Features, digest_of_weights
 from omnialpha.evaluation.metrics.lpips import LPIPS
 from omnialpha.evaluation.reports.report import Column
@@ -72,7 +71,7 @@ class Networks:
         }
         made = {name: why for names, (network, why) in needs.items() if network is None for name in names}
         try:
-            opencv()
+            matting.opencv()
         except InputError as error:
             made |= dict.fromkeys(("grad", "grad_aim", "conn"), str(error))
         return made
@@ -133,13 +132,11 @@ def score_matting(example: Example, made: Tensor, networks: Networks) -> Figures
     true = example.truth(FG)
     assert true is not None, "matting is measured against a true foreground"
     alpha, trimap = layer(example, made, FG)[3], example.trimap
-    grey = trimap is not None and bool(((trimap > matting.SURE) & (trimap < 1 - matting.SURE)).any())
-    names = [name for name in matting.METRICS if name not in networks.lacking()]
+    grey = trimap is not None and bool(matting.is_unknown(trimap).any())
+    names = [name for name in matting.ALL if name not in networks.lacking()]
     figures: Figures = {}
     for region, prefix in (("whole", ""), ("unknown", UNKNOWN))[: 1 + grey]:
-        values = matting.measure(alpha, true[3], trimap, region, names=names)
-        if "grad" in names:
-            values["grad_aim"] = matting.measure(alpha, true[3], trimap, region, "aim", ("grad",))["grad"]
+        values = matting.measure(alpha, true[3], trimap, region, names)
         figures |= {prefix + name: float(value) for name, value in values.items()}
     return figures
 

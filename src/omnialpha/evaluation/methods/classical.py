@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnialpha import kernels, masks
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics.components import opencv
+from omnialpha.evaluation.metrics.matting import opencv
 
 FRAME = 0.08  # of each side: what a centred rectangle leaves out; of .02 to .15 the best on procedural scenes
 ROUNDS = 5  # of GrabCut's estimation
