@@ -25,6 +25,7 @@ from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.features import digest_of_weights
+from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.reports.report import Column
 from omnialpha.evaluation.scoring import LPIPS_COLUMN, PSNR, SSIM, Figures, Networks, Scoring, similarity
 from omnialpha.files import sha256
@@ -142,7 +143,7 @@ def score(example: Example, made: Tensor, networks: Networks, compat: str | None
         assert true is not None
         figures["rgba_psnr"] = float(image.psnr(made, true[None]))
         figures["color_error"] = float(image.color_error(made, true[None]))
-        figures["alpha_mad"] = float(image.alpha_mad(made, true[None]))
+        figures["alpha_mad"] = float(measure(made[0, 3], true[3], names=("mad",))["mad"])
     for name, values in similarity(*composites(example, made, compat), networks).items():
         figures |= {f"{name}_{b}": value for b, value in zip(BACKGROUNDS, values.tolist(), strict=True)}
         figures[name] = float(values.mean())

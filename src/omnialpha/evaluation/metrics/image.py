@@ -13,7 +13,6 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics import matting
 from omnialpha.limits import by
 
 PSNR_CEILING = 100.0  # dB, of equal pictures too
@@ -22,15 +21,9 @@ SSIM_WINDOW = 11  # px a side
 
 
 def squared_error(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum of squared errors and number of values of each picture, which can be added up over pictures.
+    """Sum of squared errors and number of values of each picture, (B,) float64 each; they add up over pictures.
 
-    Args:
-        predicted: (B, C, H, W).
-        true: of the same shape.
-        mask: (B, H, W) bool, the pixels that count; all where it is None.
-
-    Returns:
-        Two times (B,) float64.
+    mask: (B, H, W) bool, the pixels that count; None: all.
     """
     _check(predicted, true)
     error = (predicted.double() - true.double()).square()
@@ -39,14 +32,9 @@ def squared_error(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -
 
 
 def psnr(predicted: Tensor, true: Tensor, mask: Tensor | None = None, ceiling: float = PSNR_CEILING) -> Tensor:
-    """Peak signal-to-noise ratio in dB, peak 1.
+    """Peak signal-to-noise ratio in dB, peak 1: (B,) float64, NaN where no pixel counts. mask: see `squared_error`.
 
-    Args:
-        predicted, true, mask: see `squared_error`.
-        ceiling: the most that a picture gets, so that a mean over pictures stays finite.
-
-    Returns:
-        (B,) float64; NaN where no pixel counts.
+    ceiling: the most that a picture gets, so that a mean over pictures stays finite.
     """
     total, count = squared_error(predicted, true, mask)
     return (-10 * torch.log10(total / count)).clamp(max=ceiling)
@@ -55,13 +43,8 @@ def psnr(predicted: Tensor, true: Tensor, mask: Tensor | None = None, ceiling: f
 def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) as scikit-image computes it with the original's settings.
 
-    Args:
-        predicted: (B, C, H, W) in [0, 1], sides of 11 px or more.
-        true: of the same shape.
-
-    Returns:
-        (B,) float64 on the CPU, at most 1: means over channels and over the places where the 11 px Gaussian window
-        fits. Without gradient.
+    (B,) float64 on the CPU, at most 1, without gradient: means over channels and over the places where the Gaussian
+    window of 11 px fits.
     """
     from skimage.metrics import structural_similarity
 
@@ -79,12 +62,6 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
 def composites(x: Tensor, colors: Iterable[Sequence[float]]) -> Tensor:
     """Straight pictures (B, 4, H, W) over each of K colours -> (K, B, 3, H, W)."""
     return torch.stack([rgba.flatten(x, color) for color in colors])
-
-
-def alpha_mad(predicted: Tensor, true: Tensor) -> Tensor:
-    """Mean |alpha error| of RGBA pictures (B, 4, H, W); float64."""
-    _check(predicted, true)
-    return matting.measure(predicted[:, 3], true[:, 3], names=("mad",))["mad"]
 
 
 def color_error(predicted: Tensor, true: Tensor) -> Tensor:
