@@ -66,7 +66,8 @@ class Sample:
         """What `predictions` keeps of it; pictures that lie in no file of their own have no path."""
         given, true = list(self.inputs.items()), list(self.truths)
         if self.record:
-            row, rest = find_task(self.task), []
+            row = find_task(self.task)
+            rest: list[tuple[Role | None, Handle]] = []
             for name, role, handle in self.record.parts():
                 is_input = role in row.inputs and not name.startswith("out")
                 (given if is_input else rest).append((role, handle))  # type: ignore[arg-type]
