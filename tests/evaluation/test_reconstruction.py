@@ -241,7 +241,7 @@ def test_rfid_is_of_all_pictures_of_a_background(folder: Path, tmp_path: Path) -
     for sample in benchmark.part.samples:
         x = sample.load(None).inputs[0][None]
         for name, picture in (("true", x), ("made", reconstruct(autoencoder, x))):
-            flat = image.composites(picture, [BACKGROUNDS["cyan"]])[0]
+            flat = image.composites(picture)[[*BACKGROUNDS].index("cyan")]
             sets[name].append(mean_features((flat * 255).round().byte()))
     made, true = torch.cat(sets["made"]), torch.cat(sets["true"])
     assert summary[TOTAL]["fid_cyan"] == pytest.approx(image.frechet(made, true), rel=1e-4)

@@ -110,17 +110,10 @@ class Runner:
         self.known: dict[Path, dict[str, Row]] = {}
 
     def rows(self, method: Method, part: SampleSet) -> Iterator[Row]:
-        """Measure a method on all samples of a part.
+        """Measure a method (of one output where predictions are kept) on all samples of a part.
 
-        Args:
-            method: of one output where predictions are kept.
-            part: what it is asked for.
-
-        Yields:
-            One row after the other, each stored before it is given; of a method of several outputs, one of each.
-
-        Raises:
-            InputError: a sample or prediction that cannot be used, unless those are skipped.
+        Yields one row after the other, each stored before it is given; of a method of several outputs, one of each.
+        InputError for a sample or prediction that cannot be used, unless those are skipped.
         """
         assert len({sample.key for sample in part.samples}) == len(part), "two samples have one key"
         place = self._place(method)

@@ -90,26 +90,12 @@ def removal(title: str, roots: tuple[str, ...], *picture: str) -> Files:
     return Files(title, roots, names, Role.BACKGROUND)
 
 
-# ---- folders and files ----------------------------------------------------------------------------------------------
-
-
 def find_folders(
     data: str, title: str, roots: Sequence[str], names: Mapping[str, Sequence[str]], needed: Iterable[str] = ()
 ) -> tuple[Path, dict[str, Path]]:
-    """Where a data set lies, and its folders.
+    """The first of `roots` below `data` that holds all needed kinds of folders, and those that it holds by kind.
 
-    Args:
-        data: what was given.
-        title: of the data set.
-        roots: where its folders may lie below that, the first that holds all `needed` counts; "." is what was given.
-        names: of folders by kind, of which the first that is there counts.
-        needed: kinds.
-
-    Returns:
-        The root, and the folders that it holds by kind.
-
-    Raises:
-        InputError: `data` is no folder, or is laid out in another way.
+    names: of folders by kind, of which the first that is there counts. InputError for data laid out in another way.
     """
     folder = existing(data, title)
     places = [place for root in roots if (place := inside(folder, root))]

@@ -37,9 +37,6 @@ from omnialpha.tasks import task as find_task
 Reader = Callable[[str, str], Iterator[Any]]  # path and task -> samples
 
 
-# ---- texts ----------------------------------------------------------------------------------------------------------
-
-
 def refmatte_rw100(data: str, task: str) -> Iterator[Sample]:
     """image/ (or image_all/, a copy for each object), mask/ with one matte an object, and refmatte_rw100_label.json:
     by the mask's name image_name and expressions. Which of these is asked for says eval_index_expression.json by
@@ -92,9 +89,6 @@ def alphatest(data: str, task: str) -> Iterator[Sample]:
             yield Sample(f"{place.name}/{number:05}", task, {}, (truth,), prompt, place.name)
 
 
-# ---- records --------------------------------------------------------------------------------------------------------
-
-
 def records(data: str, task: str) -> Iterator[Sample]:
     """LayeredRecord records and published pairs, as docs/data.md has them, those that serve the task."""
     taken: set[str] = set()
@@ -133,9 +127,6 @@ def _ober_table(tables: Sequence[Path], task: str) -> Iterator[Sample]:
         )
         inputs = {role: composite if role is Role.COMPOSITE else mask for role in find_task(task).inputs}
         yield Sample(f"{number:05}", task, inputs, (truth,), category=str(row.get("subset") or ""))
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
 
 
 OBER_FILES = removal("OBER", ("test", "OBER-Test", "."), "input", "inputs", "image", "img")

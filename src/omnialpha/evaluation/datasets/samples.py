@@ -88,13 +88,9 @@ class Sample:
         return sha256(json.dumps(content))
 
     def load(self, longer: int | None = None) -> Example:
-        """The example, with its truths.
+        """The example, with its truths. longer: the larger side in px, to which all pictures are resized.
 
-        Args:
-            longer: of the larger side in px, to which all pictures are resized.
-
-        Raises:
-            InputError: for pictures that are not what they should be.
+        InputError for pictures that are not what they should be.
         """
         if self.record:
             size = sized(read(self.handles[0]).shape, longer)
@@ -149,12 +145,8 @@ def sized(shape: torch.Size, longer: int | None) -> Size:
 
 @dataclass(frozen=True)
 class MadePicture:
-    """A picture that lies in no file of its own.
-
-    Args:
-        name: what a mistake in it is called by.
-        make: gives the bytes of its file.
-        sources: of what it is made, and `recipe`: how; the same picture for the same ones.
+    """A picture that lies in no file of its own. name: what a mistake in it is called by. make: gives the bytes of its
+    file. sources, recipe: of what it is made and how, the same for the same picture; () where only the bytes say that.
     """
 
     name: str

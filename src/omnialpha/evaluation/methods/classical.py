@@ -25,9 +25,6 @@ KERNEL = 10  # pixels, the radius of large-kernel matting's windows; pymatting's
 RING = 0.05  # of the shorter side: how wide a hole's surroundings are
 
 
-# ---- mattes ---------------------------------------------------------------------------------------------------------
-
-
 def grabcut_rectangle(rgb: Tensor) -> Tensor:
     """OpenCV GrabCut that knows only that a border of FRAME is background: binary alpha (H, W)."""
     height, width = rgb.shape[-2:]
@@ -74,9 +71,6 @@ def solve(kind: str, rgb: Tensor, trimap: Tensor) -> Tensor:
     with kernels.one_thread():
         alpha = estimate(rgb.permute(1, 2, 0).double().cpu().numpy(), trimap.double().cpu().numpy(), **settings)
     return torch.from_numpy(np.ascontiguousarray(alpha)).float().clamp(0, 1)
-
-
-# ---- inpainting -----------------------------------------------------------------------------------------------------
 
 
 def telea(rgb: Tensor, hole: Tensor) -> Tensor:

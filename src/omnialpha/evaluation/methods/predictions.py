@@ -81,20 +81,10 @@ def exists(folder: Path, key: str, count: int) -> bool:
 
 
 def read(folder: Path, key: str, count: int, size: tuple[int, int] | None, grey_is_alpha: bool = False) -> Tensor:
-    """Predicted layers of a folder with KEY.png or KEY/00.png and so on, in any readable format.
+    """Predicted layers (count, 4, H, W) of a folder with KEY.png or KEY/00.png and so on, in any readable format.
 
-    Args:
-        folder: that holds them.
-        key: of the sample.
-        count: of layers.
-        size: (height, width) of the truth; None: any.
-        grey_is_alpha: a grey file without an alpha channel is a matte, as they are published; its colour is 1.
-
-    Returns:
-        (count, 4, H, W) float32 in [0, 1], straight alpha.
-
-    Raises:
-        InputError: one is missing or of another size.
+    InputError for one that is missing, or not of `size` (height, width; None: any). grey_is_alpha: a grey file without
+    an alpha channel is a matte, as they are published; its colour is 1.
     """
     layers = []
     for path in _paths(folder, key, count):

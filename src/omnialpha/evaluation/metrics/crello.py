@@ -51,9 +51,6 @@ def recomposition(layers: Stack, picture: Tensor, color: Sequence[float] = rgba.
     return float(image.psnr(made[None], wanted[None]))
 
 
-# ---- alignment ------------------------------------------------------------------------------------------------------
-
-
 def align(costs: np.ndarray) -> list[Pair]:
     """The cheapest path through costs (n, m) from the first pair to the last, by dynamic time warping: each step takes
     the next of one side or of both, so every layer is in a pair, some in several. Of equal ways the diagonal is taken.
@@ -87,9 +84,6 @@ def top_groups(layers: Tensor) -> list[list[int]]:
 def put(back: Tensor, front: Tensor) -> Tensor:
     """`front` over `back`; colour under alpha 0 stays the back's, as Pillow has it, since it may count."""
     return torch.where(front[3:] > 0, rgba.over(front, back), back)
-
-
-# ---- merges ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ Formulas, sources and known traps: docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.limits import by
 
 PSNR_CEILING = 100.0  # dB, of equal pictures too
@@ -59,9 +58,9 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def composites(x: Tensor, colors: Iterable[Sequence[float]]) -> Tensor:
-    """Straight pictures (B, 4, H, W) over each of K colours -> (K, B, 3, H, W)."""
-    return torch.stack([rgba.flatten(x, color) for color in colors])
+def composites(x: Tensor) -> Tensor:
+    """Straight pictures (..., 4, H, W) over each of the nine BACKGROUNDS -> (9, ..., 3, H, W)."""
+    return torch.stack([rgba.flatten(x, color) for color in BACKGROUNDS.values()])
 
 
 def color_error(predicted: Tensor, true: Tensor) -> Tensor:
@@ -76,9 +75,6 @@ def _check(predicted: Tensor, true: Tensor) -> None:
     if predicted.shape != true.shape or true.ndim != 4:
         shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
         raise InputError(f"pictures of shape {shapes} cannot be compared: pass two of one shape, (B, C, H, W).")
-
-
-# ---- sets -----------------------------------------------------------------------------------------------------------
 
 
 def frechet(a: Tensor, b: Tensor) -> float:

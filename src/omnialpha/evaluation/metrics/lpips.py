@@ -114,9 +114,6 @@ def _layers(plan: Sequence[tuple[int, ...]]) -> nn.Sequential:
     return nn.Sequential(*made)
 
 
-# ---- weights --------------------------------------------------------------------------------------------------------
-
-
 def _read(path: str | Path) -> Mapping[str, Tensor]:
     """A state dict; nothing in the file is run."""
     from safetensors import SafetensorError
