@@ -50,13 +50,6 @@ class EvaluationSettings:
     skip_bad: bool = False
     networks: Networks = Networks()
 
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise InputError(f"size={self.size} is out of range: use 1 or more.")
-
-    def seed_of(self, key: str) -> int:
-        return int(sha256(f"{self.seed}:{key}")[:8], 16)
-
 
 @dataclass(frozen=True)
 class SampleSet:
@@ -193,7 +186,7 @@ class Runner:
     # ---- what is finished --------------------------------------------------------------------------------------------
 
     def _seed(self, part: SampleSet, sample: Any) -> int:
-        return part.seeds.get(sample.key, self.settings.seed_of(sample.key))
+        return part.seeds.get(sample.key, int(sha256(f"{self.settings.seed}:{sample.key}")[:8], 16))
 
     def _made(self, method: Method, sample: Any) -> Row:
         """What is known of how a prediction was made; empty for one that this run has not made as files."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from clip_folder import PREPROCESSOR, SIDE, WIDTH, write_clip_folder
-from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.clip import Clip
@@ -60,14 +59,6 @@ def test_scores_are_those_of_transformers(folder: Path, clip: Clip, size: tuple[
     expected = (told.logits_per_image / model.logit_scale.exp()).diagonal()
     assert torch.allclose(scores, expected.double(), atol=1e-6)
     assert float(scores.std()) > 0.01  # else any pairing would do
-
-
-def test_a_picture_with_alpha_is_put_on_a_colour(clip: Clip) -> None:
-    x = pictures(channels=4)
-    white, red = (rgba.flatten(x, color) for color in (rgba.WHITE, (1, 0, 0)))
-    assert torch.equal(clip.score(x, TEXTS), clip.score(white, TEXTS))
-    assert torch.equal(clip.score(x, TEXTS, color=(1, 0, 0)), clip.score(red, TEXTS))
-    assert not torch.allclose(clip.score(white, TEXTS), clip.score(red, TEXTS), atol=1e-4)
 
 
 def test_a_long_text_is_cut(clip: Clip) -> None:

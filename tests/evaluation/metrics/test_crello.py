@@ -214,9 +214,10 @@ def test_stacks_that_cannot_be_compared() -> None:
 def test_recomposition() -> None:
     stack = [BACK, LEFT, CENTRE]
     picture = rgba.recompose(stack)
-    assert crello.recomposition(stack, picture) == crello.recomposition(stack, picture[:3]) == 100
-    assert crello.recomposition(torch.stack(stack), (picture - 0.1).clamp(0)[:3]) == pytest.approx(
-        -10 * np.log10(float(((picture[:3] - (picture[:3] - 0.1).clamp(0)) ** 2).mean())), abs=1e-4
+    assert crello.recomposition(stack, picture) == crello.recomposition(torch.stack(stack), picture) == 100
+    darker = rgba.opaque((picture[:3] - 0.1).clamp(0))
+    assert crello.recomposition(stack, darker) == pytest.approx(
+        -10 * np.log10(float(((picture[:3] - darker[:3]) ** 2).mean())), abs=1e-4
     )
-    hole = [LEFT, CENTRE]  # shows what it is put on
-    assert crello.recomposition(hole, picture) < crello.recomposition(hole, picture, color=GREY) == 100
+    hole = [LEFT, CENTRE]  # shows the white that it is put on
+    assert crello.recomposition(hole, picture) < crello.recomposition(hole, rgba.recompose(hole)) == 100

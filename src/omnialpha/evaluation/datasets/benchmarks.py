@@ -72,8 +72,6 @@ class Benchmark:
         """In the order of the data set; limit: of each category, the first ones. InputError for another layout."""
         from omnialpha.evaluation.datasets.layouts import LAYOUTS
 
-        if limit is not None and limit < 1:
-            raise InputError(f"limit={limit} is out of range: use 1 or more.")
         found = LAYOUTS[self.name](data, task)
         made = list(_of_each(found, limit) if self.categories else islice(found, limit))
         if not made:

@@ -16,15 +16,7 @@ from torch import Tensor
 
 from omnialpha import fidelity, masks, rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.methods.classical import (
-    FRAME,
-    grabcut_rectangle,
-    grabcut_trimap,
-    mean_color,
-    navier_stokes,
-    solve,
-    telea,
-)
+from omnialpha.evaluation.methods import classical
 from omnialpha.evaluation.methods.method import Method, digests
 from omnialpha.files import sha256
 from omnialpha.refine import foreground
@@ -68,16 +60,16 @@ def with_color(rgb: Tensor, alpha: Tensor) -> Tensor:
 
 def _grabcut(rgb: Tensor, guide: Tensor, role: Role | None) -> Tensor:
     if role is None:
-        return grabcut_rectangle(rgb)
+        return classical.grabcut_rectangle(rgb)
     if role is Role.PRECISE:  # sure inside, and unknown as far as `fidelity` lets such a subject reach
         guide = (guide.float() + fidelity.removal_mask(guide, role).float()) / 2
     elif role is Role.ROUGH:
         guide = guide / 2
-    return grabcut_trimap(rgb, guide)
+    return classical.grabcut_trimap(rgb, guide)
 
 
 def _by_trimap(kind: str) -> Cut:
-    return lambda rgb, guide, role: solve(kind, rgb, guide)
+    return lambda rgb, guide, role: classical.solve(kind, rgb, guide)
 
 
 def _map_itself(rgb: Tensor, guide: Tensor, role: Role | None) -> Tensor:
@@ -112,7 +104,7 @@ def _both(cut: Cut) -> Answer:
         rgb, guide, role = given(example)
         alpha = cut(rgb, guide, role)
         touched = masks.dilate(alpha > masks.PRESENT, fidelity.SOFT_EDGE * min(alpha.shape))
-        behind = _inpainted(telea, rgb, touched)
+        behind = _inpainted(classical.telea, rgb, touched)
         return torch.stack([behind] if len(example.targets) == 1 else [behind, with_color(rgb, alpha)])
 
     return answer
@@ -120,7 +112,7 @@ def _both(cut: Cut) -> Answer:
 
 def _inpainted(inpaint: Inpaint, rgb: Tensor, hole: Tensor) -> Tensor:
     """(4, H, W). Nothing can be continued into a hole that is everywhere: it gets the mean colour."""
-    return rgba.opaque(mean_color(rgb, hole) if bool(hole.all()) else inpaint(rgb, hole))
+    return rgba.opaque(classical.mean_color(rgb, hole) if bool(hole.all()) else inpaint(rgb, hole))
 
 
 def _unchanged(example: Example) -> Tensor:
@@ -164,7 +156,7 @@ CV, PM = "opencv-python-headless", "pymatting"
 MARKS = (Role.TRIMAP, Role.PRECISE, Role.ROUGH)
 TRIMAP = _rows("matting", Role.TRIMAP)
 COLOUR = "colours by pymatting's estimate_foreground_ml"
-BORDER = f"without a map: that {FRAME:.0%} of each side is background"
+BORDER = f"without a map: that {classical.FRAME:.0%} of each side is background"
 BOTH = f"what its matte touches, {fidelity.SOFT_EDGE:.1%} wider, is filled by Telea"
 ALL = "fills all that the map touches"
 
@@ -177,9 +169,9 @@ BASELINES: dict[str, Method] = {
     "lkm": _method("large kernels", _matting(_by_trimap("lkm")), TRIMAP, COLOUR, PM),
     "map": _method("the map itself", _matting(_map_itself), _rows("matting", *MAPS), COLOUR, PM),
     "opaque": _method("opaque", _matting(_opaque), _tasks("matting"), "nothing"),
-    "telea": _method("Telea", _removal(telea), _rows("removal", *MAPS), ALL, CV),
-    "navier-stokes": _method("Navier-Stokes", _removal(navier_stokes), _rows("removal", *MAPS), ALL, CV),
-    "mean-colour": _method("mean colour around", _removal(mean_color), _rows("removal", *MAPS), ALL),
+    "telea": _method("Telea", _removal(classical.telea), _rows("removal", *MAPS), ALL, CV),
+    "navier-stokes": _method("Navier-Stokes", _removal(classical.navier_stokes), _rows("removal", *MAPS), ALL, CV),
+    "mean-colour": _method("mean colour around", _removal(classical.mean_color), _rows("removal", *MAPS), ALL),
     "grabcut-telea": _method(
         "GrabCut, Telea", _both(_grabcut), ["removal_auto", *_rows("decompose", "auto", *MARKS)],
         f"{BORDER}; {BOTH}; {COLOUR}", CV,

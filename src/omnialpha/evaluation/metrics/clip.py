@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics.features import Features, digest_of_weights
 from omnialpha.files import sha256
@@ -79,15 +78,11 @@ class Clip:
         """Tokens of a text, its first and last one among them: 77 in the published models."""
         return int(self.model.config.text_config.max_position_embeddings)
 
-    def score(self, pictures: Tensor, texts: Sequence[str], color: Sequence[float] = rgba.WHITE) -> Tensor:
-        """Cosine of each picture's embedding and its text's, (B,) float64 on the CPU.
-
-        pictures: RGB (B, 3, H, W) in [0, 1], or RGBA (B, 4, H, W), which are put on `color` before.
-        """
+    def score(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        """Cosine of each RGB picture's (B, 3, H, W, in [0, 1]) embedding and its text's, (B,) float64 on the CPU."""
         if len(pictures) != len(texts):
             raise InputError(f"{len(pictures)} pictures and {len(texts)} texts make no pairs: pass a text a picture.")
-        seen = rgba.flatten(pictures, color) if pictures.ndim == 4 and pictures.shape[1] == 4 else pictures
-        return F.cosine_similarity(self.features(seen).double(), self.embed_texts(texts).double())
+        return F.cosine_similarity(self.features(pictures).double(), self.embed_texts(texts).double())
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts, cut at `limit` tokens -> (B, D) float32 on the CPU, not of unit length."""

@@ -44,11 +44,9 @@ def alpha_iou(predicted: Tensor, true: Tensor) -> Tensor:
     return matting.soft_iou(predicted[:, 3].double(), true[:, 3].double())
 
 
-def recomposition(layers: Stack, picture: Tensor, color: Sequence[float] = rgba.WHITE) -> float:
-    """PSNR in dB of the stack's composite against the picture (3 or 4, H, W) that was decomposed, both on `color`."""
-    made = rgba.flatten(rgba.recompose(list(layers)), color)
-    wanted = rgba.flatten(picture, color) if len(picture) == 4 else picture
-    return float(image.psnr(made[None], wanted[None]))
+def recomposition(layers: Stack, picture: Tensor) -> float:
+    """PSNR in dB of the stack's composite against the picture (4, H, W) that was decomposed, both on white."""
+    return float(image.psnr(rgba.flatten(rgba.recompose(list(layers)))[None], rgba.flatten(picture)[None]))
 
 
 def align(costs: np.ndarray) -> list[Pair]:
