@@ -92,13 +92,6 @@ def test_the_identity_is_of_weights_words_and_resizing(folder: Path, clip: Clip,
     assert clip.name == "clip-tiny" and clip.features.name == "clip-tiny (CLIP)"
 
 
-def test_what_makes_no_score(clip: Clip) -> None:
-    with pytest.raises(InputError, match="3 pictures and 2 texts"):
-        clip.score(pictures(), TEXTS[:2])
-    with pytest.raises(InputError, match=r"shape \(3, 1, 40, 26\)"):
-        clip.score(pictures(channels=1), TEXTS)
-
-
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [

@@ -80,8 +80,7 @@ class Clip:
 
     def score(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         """Cosine of each RGB picture's (B, 3, H, W, in [0, 1]) embedding and its text's, (B,) float64 on the CPU."""
-        if len(pictures) != len(texts):
-            raise InputError(f"{len(pictures)} pictures and {len(texts)} texts make no pairs: pass a text a picture.")
+        assert len(pictures) == len(texts)
         return F.cosine_similarity(self.features(pictures).double(), self.embed_texts(texts).double())
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -98,8 +97,7 @@ class Clip:
 
     def _embed(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, D)."""
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise InputError(f"CLIP cannot see pictures of shape {tuple(pictures.shape)}: pass RGB, (B, 3, H, W).")
+        assert pictures.ndim == 4 and pictures.shape[1] == 3
         arrays = list(pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy())
         pixels = self.processor(arrays, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
         with torch.inference_mode():

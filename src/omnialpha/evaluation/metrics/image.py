@@ -24,7 +24,7 @@ def squared_error(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -
 
     mask: (B, H, W) bool, the pixels that count; None: all.
     """
-    _check(predicted, true)
+    assert predicted.shape == true.shape and true.ndim == 4
     error = (predicted.double() - true.double()).square()
     counted = torch.ones_like(error) if mask is None else mask[:, None].expand_as(error).double()
     return (error * counted).sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3))
@@ -47,7 +47,6 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     """
     from skimage.metrics import structural_similarity
 
-    _check(predicted, true)
     if min(true.shape[-2:]) < SSIM_WINDOW:
         raise InputError(
             f"SSIM needs sides of {SSIM_WINDOW} px or more, not {by(true.shape[-2:])}: use larger pictures."
@@ -65,16 +64,9 @@ def composites(x: Tensor) -> Tensor:
 
 def color_error(predicted: Tensor, true: Tensor) -> Tensor:
     """Mean |RGB error| of RGBA pictures (B, 4, H, W) where true alpha > 0; float64, NaN where no pixel is seen."""
-    _check(predicted, true)
     seen = true[:, 3:] > 0
     error = (predicted[:, :3].double() - true[:, :3].double()).abs() * seen
     return error.sum(dim=(1, 2, 3)) / (3 * seen.sum(dim=(1, 2, 3)))
-
-
-def _check(predicted: Tensor, true: Tensor) -> None:
-    if predicted.shape != true.shape or true.ndim != 4:
-        shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
-        raise InputError(f"pictures of shape {shapes} cannot be compared: pass two of one shape, (B, C, H, W).")
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -84,7 +76,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
     trace of the root is the sum of the singular values of X Y': no matrix root, and exact where the covariances have
     no full rank. N and M below about D leave it biased upwards: print them beside it.
     """
-    a, b = _features(a, b)
+    a, b = a.double(), b.double()
     x, y = (_factor(v) for v in (a, b))
     root = torch.linalg.svdvals(x @ y.T).sum()
     distance = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + x.square().sum() + y.square().sum() - 2 * root
@@ -101,7 +93,7 @@ def kid(a: Tensor, b: Tensor) -> float:
     """Kernel distance of features (N, D) and (M, D): unbiased squared MMD with the kernel (x.y / D + 1)^3; near 0 for
     samples of one distribution, sometimes below (Binkowski et al. 2018, over all pairs instead of random subsets).
     """
-    a, b = _features(a, b)
+    a, b = a.double(), b.double()
     within = [(_kernel(v, v).sum() - _kernel(v).sum()) / (len(v) * (len(v) - 1)) for v in (a, b)]
     return float(within[0] + within[1] - 2 * _kernel(a, b).mean())
 
@@ -110,10 +102,3 @@ def _kernel(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Of all pairs (N, M); with one argument of each vector with itself (N,)."""
     products = a.square().sum(dim=1) if b is None else a @ b.T
     return (products / a.shape[1] + 1) ** 3
-
-
-def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise InputError(f"features of shape {shapes} cannot be compared: pass (N, D) and (M, D), two rows or more.")
-    return a.double(), b.double()

@@ -83,9 +83,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3:
-            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-            raise InputError(f"LPIPS cannot compare shapes {shapes}: pass two of one shape, (B, 3, H, W).")
+        assert a.shape == b.shape and a.ndim == 4 and a.shape[1] == 3
         if min(a.shape[-2:]) < self.smallest:
             raise InputError(
                 f"LPIPS with {self.name} needs sides of {self.smallest} px or more, not {by(a.shape[-2:])}."
