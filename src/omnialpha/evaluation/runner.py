@@ -86,8 +86,8 @@ class Runner:
     Args:
         out: the folder of the run.
         settings: the same for all methods.
-        keep: whether predictions are written as files, in 8 bits, and scored as such. Otherwise they are scored as
-            they were made.
+        keep: whether predictions are written as files, in 8 bits, and scored as such, as those of a folder are.
+            Otherwise they are scored as they were made.
 
     Attributes:
         bad: method's name -> sample's key -> why it was passed over, filled by `rows`.
@@ -141,7 +141,7 @@ class Runner:
         """A finished prediction: (m, 4, H, W), before that (outputs,) of a method of several. From its files, or made
         once more where they are not kept.
         """
-        if self._has_files(method):
+        if self.keep:
             return self._read(method, part, sample, example)
         assert method.make is not None
         return method.make([example], [self._seed(part, sample)])[0]
@@ -159,9 +159,6 @@ class Runner:
         folder = method.folder or self._place(method)
         below = folder / predictions.PREDICTIONS
         return below if method.folder is None or below.is_dir() else folder
-
-    def _has_files(self, method: Method) -> bool:
-        return self.keep or method.folder is not None
 
     def _files(self, method: Method, sample: Any) -> str:
         """A hash of the files of a prediction; empty if one is missing."""
@@ -194,7 +191,7 @@ class Runner:
 
     def _keys(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[str]:
         """Of what a row depends on, for each output; none if its prediction has no files yet."""
-        prediction = self._files(method, sample) if self._has_files(method) else request
+        prediction = self._files(method, sample) if self.keep else request
         subject = [request, prediction, part.kind.name, self.networks, dict(part.about), sample.key]
         return [_hash([*subject, output]) for output in method.outputs or ("",)] if prediction else []
 
@@ -211,7 +208,7 @@ class Runner:
         if keys and len(rows) == len(keys) and not lost:
             named = zip(rows, method.names, strict=True)
             return [row | {"method": name, "seconds": made.get("seconds")} for row, name in named]
-        if not self._has_files(method):
+        if not self.keep:
             return []
         example = sample.load(self.settings.size)
         return self._score(method, part, sample, request, example, self._read(method, part, sample, example))
