@@ -34,7 +34,7 @@ class Method:
             a folder.
         does: whether it can do a task, by name.
         identity: the same for the same pictures, as far as that can be known.
-        given: what it is given beside the example, in words.
+        given: what it is given besides the example, in words.
         batch: examples at once, at most.
         outputs: names of its outputs, if it has several.
         task: what it is asked for in this run.
