@@ -16,9 +16,11 @@ from omnialpha.models.checkpoints.folders import Parts
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.reinforcement.advantages import AdvantageSettings
 from omnialpha.training.reinforcement.algorithms import GRPO, NFT
+from omnialpha.training.reinforcement.judge import JudgeSettings
 from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
 from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
 from omnialpha.training.reinforcement.rollouts import RolloutSettings
+from omnialpha.training.reinforcement.services import Service, TextMatch
 from omnialpha.training.sft import FlowLoss
 from omnialpha.training.sft_recipe import SFTRecipe
 
@@ -33,6 +35,7 @@ class ReinforcementRecipe(SFTRecipe):
         groups: Examples whose rollouts make one optimiser step, over all processes.
         grpo, nft: The algorithm, exactly one of them.
         rewards: Their weights by name; the released ones, 1 each, where there are none.
+        text_match, services, judge: Rewards from elsewhere, under the names text, their own, and judge.
         guards: See `objective.Guards`.
     """
 
@@ -45,6 +48,9 @@ class ReinforcementRecipe(SFTRecipe):
     nft: NFT | None = None
     advantages: AdvantageSettings = AdvantageSettings()
     rewards: dict[str, float] = field(default_factory=dict)
+    text_match: TextMatch | None = None
+    services: dict[str, Service] = field(default_factory=dict)
+    judge: JudgeSettings | None = None
     perceptual: PerceptualSettings = PerceptualSettings()
     guards: dict[str, list[float]] = field(default_factory=dict)
 
@@ -103,7 +109,12 @@ class ReinforcementRecipe(SFTRecipe):
 
     def _scoring(self) -> Scoring:
         weights = self.rewards or dict.fromkeys(RELEASED, 1.0)
-        more: Mapping[str, Reward] = {}
+        elsewhere = {"text": self.text_match, **self.services, "judge": self.judge}
+        if taken := {"text", "judge", *REWARDS} & self.services.keys():
+            raise InputError(f"services.{min(taken)} has the name of another reward: choose another one.")
+        more: Mapping[str, Reward] = {name: one.reward() for name, one in elsewhere.items() if one}
+        if idle := more.keys() - weights.keys():
+            raise InputError(f"the recipe says where {min(idle)!r} comes from, but gives it no weight in [rewards].")
         for name, weight in weights.items():
             if name not in REWARDS and name not in more:
                 known = ", ".join([*REWARDS, *more])
