@@ -1,7 +1,7 @@
 """Rewards: what generations are worth, from their decoded layers, each a row of `REWARDS`.
 
 A row says nothing (NaN) of a task that it does not fit. All are in [0, 1], greater is better. The first seven are those
-of the released procedure; docs/reinforcement.md says what each of the others is for.
+of the released procedure; docs/reinforcement.md says which way of cheating each of the others answers.
 """
 
 from __future__ import annotations
@@ -59,10 +59,6 @@ class Outcome:
         """Made and true layers of a role, (G, k, 4, H, W) and (k, 4, H, W)."""
         own = [k for k, target in enumerate(self.example.targets) if target is role]
         return self.layers[:, own], self.truths[own]
-
-    @property
-    def category(self) -> str:
-        return TASKS[self.example.task].category
 
 
 Measure = Callable[[Outcome], Tensor]  # -> (G,)
