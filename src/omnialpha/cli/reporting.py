@@ -75,15 +75,14 @@ def baseline(word: str, timeout: float, only: str = "") -> Method:
     only: the task or category of a program whose command states none; "": all that its fields fit.
     """
     from omnialpha.evaluation.methods.baselines import BASELINES, FINDER, finder
-    from omnialpha.evaluation.methods.commands import of_command, split_only
+    from omnialpha.evaluation.methods.commands import of_command
 
     if word in BASELINES:
         return BASELINES[word]
     if word.startswith(FINDER):
         return finder(word.removeprefix(FINDER))
     if "{" in word or " " in word.strip():
-        stated, program = split_only(word)
-        return of_command(program, timeout, stated or only)
+        return of_command(word, timeout, only)
     names = ", ".join((*BASELINES, f"{FINDER}PATH"))
     raise InputError(f"{word!r} is no baseline: use {names}, or a command with {{input}} and {{output}}.")
 

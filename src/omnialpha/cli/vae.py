@@ -76,8 +76,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     import torch
 
     from omnialpha.models.checkpoints.convert import TYPES
-    from omnialpha.models.checkpoints.headers import read_weights
-    from omnialpha.models.families import DIFFUSERS_STEM
+    from omnialpha.models.checkpoints.headers import DIFFUSERS_STEM, read_weights
     from omnialpha.models.vae.alphavae import CLASSES, read_config
 
     read_config(folder, CLASSES)  # another kind of model is refused as such, whatever its weights are called

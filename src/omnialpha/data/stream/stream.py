@@ -105,6 +105,10 @@ class Stream(BatchDataset):
                 for size in source.sizes:
                     yield self._shape(name, place, size)
 
+    def identities(self) -> set[tuple[str, str]]:
+        """Id and first picture of every record."""
+        return {(one.id, str(one.parts()[0].handle)) for source in self.sources for one in source.records}
+
     def plan(self, index: int) -> tuple[str, int, int]:
         """Of a draw: its task, the number of its source, and how many draws that source has given before."""
         block, place = divmod(index, BLOCK)

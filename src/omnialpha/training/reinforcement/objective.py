@@ -24,7 +24,7 @@ from omnialpha.training.reinforcement.advantages import AdvantageSettings, advan
 from omnialpha.training.reinforcement.algorithms import Algorithm, Losses
 from omnialpha.training.reinforcement.rewards import Outcome, Reward, score
 from omnialpha.training.reinforcement.rollouts import Rollout, RolloutSettings, roll
-from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings
+from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective
 from omnialpha.training.state import part
 
 GROUP_SEED = 1_000_003  # between the seeds of two recipes' groups
@@ -84,7 +84,7 @@ class Guards:
                 )
 
 
-class ReinforcementObjective(LoraObjective):
+class ReinforcementObjective(SFTObjective):
     """Trains a LoRA by the rewards of what the model generates.
 
     Micro-batches are numbered so that one optimiser step takes all parts of `groups` rollouts; a process makes the
@@ -97,8 +97,8 @@ class ReinforcementObjective(LoraObjective):
         mixture: Mixture | Stream,
         held_out: Bank | Stream,
         validation: int,
-        lora: LoraSettings,
         tasks: Sequence[str],
+        lora: LoraSettings,
         *,
         algorithm: Algorithm,
         rollouts: RolloutSettings,
@@ -109,7 +109,7 @@ class ReinforcementObjective(LoraObjective):
         begun: Path | None = None,
     ) -> None:
         """begun: the file of a LoRA that training goes on from; a new one, which changes nothing yet, without it."""
-        super().__init__(model, mixture, held_out, FlowLoss(), validation, lora, tasks)
+        super().__init__(model, mixture, held_out, FlowLoss(), validation, tasks, lora)
         self.data, self.examples = None, mixture  # examples are drawn where a rollout begins
         self.algorithm, self.settings_of_rollouts, self.scoring = algorithm, rollouts, scoring
         self.group_count, self.guards, self.seed = groups, guards, seed

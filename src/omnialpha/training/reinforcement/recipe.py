@@ -13,7 +13,6 @@ from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.stream.stream import Stream
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.folders import Parts
-from omnialpha.training.loop import FitSettings, Objective
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.reinforcement.advantages import AdvantageSettings
 from omnialpha.training.reinforcement.algorithms import GRPO, NFT
@@ -22,8 +21,8 @@ from omnialpha.training.reinforcement.objective import Guards, ReinforcementObje
 from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
 from omnialpha.training.reinforcement.rollouts import RolloutSettings
 from omnialpha.training.reinforcement.services import Service, TextMatch
-from omnialpha.training.run import SFTRecipe
 from omnialpha.training.sft import FlowLoss
+from omnialpha.training.sft_recipe import SFTRecipe
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,17 @@ class ReinforcementRecipe(SFTRecipe):
     perceptual: PerceptualSettings = PerceptualSettings()
     guards: dict[str, list[float]] = field(default_factory=dict)
 
-    def objective(self) -> Objective:
-        algorithm = self._algorithm()
-        if not self.lora:
-            raise InputError("reinforcement trains a LoRA: give [lora].")
+    def __post_init__(self) -> None:
+        """Let a step take all micro-batches of its rollouts, as many in each process."""
+        world, algorithm = int(os.environ.get("WORLD_SIZE", "1")), self._algorithm()
+        if self.groups < 1 or self.groups % world:
+            raise InputError(f"groups={self.groups} cannot be shared by {world} processes: use a multiple of {world}.")
+        parts = algorithm.parts(self.rollout.steps, self.rollout.trained)
+        object.__setattr__(self, "fit", replace(self.fit, accumulate=self.groups * parts // world))
+
+    def objective(self) -> ReinforcementObjective:
+        if not self.lora or self.lora.dropout:
+            raise InputError("reinforcement trains a LoRA, without dropout: give [lora], and leave dropout out of it.")
         if self.cache or self.tokens or self.batch != 1:
             raise InputError("reinforcement draws one example a group: give batch=1, without cache and tokens.")
         if self.continued and not self.adapter:
@@ -72,9 +78,9 @@ class ReinforcementRecipe(SFTRecipe):
             mixture,
             self.unseen(mixture),
             self.validation,
-            self.lora,
             self.validation_tasks,
-            algorithm=algorithm,
+            self.lora,
+            algorithm=self._algorithm(),
             rollouts=self.rollout,
             scoring=scoring,
             groups=self.groups,
@@ -82,21 +88,14 @@ class ReinforcementRecipe(SFTRecipe):
             seed=self.fit.seed,
             begun=Path(self.adapter) if self.continued else None,
         )
-        return self._checked(made)
+        if self.fit.validate_every:
+            made.validated()  # raises now what it would raise later
+        return made
 
     def parts(self) -> Parts:
         """With the LoRA of fine-tuning, where that stays as it is."""
         parts = super().parts()
         return parts.with_lora([self.adapter]) if self.adapter and not self.continued else parts
-
-    def settings(self) -> FitSettings:
-        """Those of the run: a step takes all micro-batches of its rollouts."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.groups < 1 or self.groups % world:
-            raise InputError(f"groups={self.groups} cannot be shared by {world} processes: use a multiple of {world}.")
-        algorithm = self._algorithm()
-        parts = algorithm.parts(self.rollout.steps, self.rollout.trained)
-        return replace(self.fit, accumulate=self.groups * parts // world)
 
     def _algorithm(self) -> GRPO | NFT:
         if (self.grpo is None) == (self.nft is None):

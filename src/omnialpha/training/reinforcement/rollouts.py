@@ -160,7 +160,7 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
 
     x = model.noise(cond, seeds)
     kept = torch.zeros(3, settings.trained, *x.shape, device=x.device)
-    places = chosen.T == torch.arange(1, settings.steps + 1)[:, None, None]  # (S, K, G)
+    places = torch.arange(1, settings.steps + 1)[:, None, None] == chosen.T  # (S, K, G)
     for step in sample(settings.velocity(model, cond), x, times, settings.moves(), fresh):
         if step.mean is not None:
             for k, g in places[step.index - 1].nonzero().tolist():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.samples import png
+from omnialpha.evaluation.datasets.samples import png_of
 from omnialpha.files import sha256
 from omnialpha.tasks import CATEGORIES, TASKS
 from omnialpha.training.reinforcement.rewards import Outcome, Reward
@@ -142,4 +142,4 @@ def request(out: Outcome) -> dict[str, Any]:
 
 
 def _encoded(picture: Tensor) -> str:
-    return base64.b64encode(png(picture.detach().float().cpu())).decode()
+    return base64.b64encode(png_of(picture.detach().float().cpu())).decode()
