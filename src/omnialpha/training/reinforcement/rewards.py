@@ -161,10 +161,10 @@ def band_gradient(out: Outcome) -> Tensor:
 
 
 def _band(alphas: Tensor) -> Tensor:
-    """The unknown band of mattes (..., H, W), 3 % of the shorter side to each side of what is soft."""
+    """The unknown band of mattes (k, H, W), 3 % of the shorter side to each side of what is soft."""
     radius = max(1.0, 0.03 * min(alphas.shape[-2:]))
-    flat = alphas.reshape(-1, *alphas.shape[-2:])
-    return (masks.trimap(flat, radius) == 0.5).float().view_as(alphas)
+    bands = [masks.trimap(alpha, radius) == 0.5 for alpha in alphas]
+    return torch.stack(bands).float()
 
 
 def _gradient(maps: Tensor) -> Tensor:
