@@ -148,7 +148,7 @@ def test_a_service_that_answers_nonsense(said):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"url": "file:///etc/passwd"}, "no address of a reward service"),
+        ({"url": "ftp://localhost/score"}, "no address of a reward service"),
         ({"url": "localhost:9000"}, "no address of a reward service"),
         ({"tries": 0}, "use more than 0 seconds and 1 try or more"),
         ({"timeout": 0.0}, "use more than 0 seconds and 1 try or more"),
@@ -174,7 +174,7 @@ def verdicts(*alone: float, grid: list[float]) -> Any:
         if is_grid(messages):
             return f"<think>{{hm}}</think>\n```json\n{json.dumps({'scores': grid})}\n```"
         uris = [part["image_url"]["url"] for part in messages[0]["content"] if part["type"] == "image_url"]
-        level = picture(uris[-1].partition(",")[2])[100, 100, 0] / 255
+        level = picture(uris[-1].partition(",")[2])[judge.TOP + 9, 9, 0] / 255
         return json.dumps({"scores": [alone[round(level * len(alone))]]})
 
     return choose

@@ -20,13 +20,13 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, Message, Unanswered
 from omnialpha.files import sha256
 from omnialpha.io.contact_sheet import GAP, INK, PAPER, font, thumbnail
-from omnialpha.tasks import CATEGORIES
+from omnialpha.tasks import CATEGORIES, Role
 from omnialpha.training.reinforcement.rewards import Outcome, Reward
 
 if TYPE_CHECKING:
     import openai
 
-SIDE, CELL = 512, 192  # pixels of a layer that is shown alone, and in the grid
+SIDE, CELL = 512, 192  # pixels of a layer that is shown alone, and in the grid, at most
 TOP = 24  # pixels above a cell, for its number
 FULL = 10  # the highest score
 ABREAST = 4  # questions under way at once
@@ -70,6 +70,9 @@ class JudgeSettings:
         return Reward(lambda out: asyncio.run(_judge(endpoint, out, known)), CATEGORIES, known=False)
 
 
+Question = tuple[list[Message], int]  # and how many scores are asked for
+
+
 async def _judge(endpoint: Endpoint, out: Outcome, known: dict[str, list[float]]) -> Tensor:
     """(G,). known: scores by question."""
     group = len(out.layers)
@@ -83,9 +86,6 @@ async def _judge(endpoint: Endpoint, out: Outcome, known: dict[str, list[float]]
         raise InputError(f"the judge at {endpoint.host} scores nothing ({grid}): check its model, or leave it out.")
     first = torch.tensor([math.nan if isinstance(one, Unanswered) else one[0] for one in alone])
     return (first if isinstance(grid, Unanswered) else (first + torch.tensor(grid)) / 2) / FULL
-
-
-Question = tuple[list[Message], int]  # and how many scores are asked for
 
 
 async def _ask(
@@ -133,7 +133,9 @@ def _question(out: Outcome, words: str, answers: Image.Image, count: int) -> Que
     )
     parts: list[Message] = [{"type": "text", "text": request}]
     for role, picture in zip(example.roles, example.inputs, strict=True):
-        parts += [{"type": "text", "text": f"Given: {role}"}, _picture(thumbnail(picture.detach().cpu(), SIDE))]
+        if role is Role.HINT:  # nobody gave it
+            continue
+        parts += [{"type": "text", "text": f"Given: {role}"}, _picture(_small(picture, SIDE))]
     parts += [{"type": "text", "text": words}, _picture(answers)]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": FORM.format(count=count)}]}], count
 
@@ -145,12 +147,16 @@ def _picture(image: Image.Image) -> Message:
     return {"type": "image_url", "image_url": {"url": uri}}
 
 
+def _small(layer: Tensor, side: int) -> Image.Image:
+    return thumbnail(layer.detach().float().cpu(), min(side, max(layer.shape[-2:])))
+
+
 def shown(group: Tensor, side: int) -> Image.Image:
     """Generations (G, m, 4, H, W) in a grid of numbered cells, each with its layers from left to right, back to front.
 
-    side: of a layer, in pixels.
+    side: of a layer, in pixels, at most.
     """
-    cells = [[thumbnail(layer, side) for layer in layers] for layers in group.detach().float().cpu()]
+    cells = [[_small(layer, side) for layer in layers] for layers in group]
     layers, (wide, tall) = group.shape[1], cells[0][0].size
     width, height = layers * wide + GAP, tall + TOP + GAP
     columns = math.ceil(math.sqrt(len(cells) / layers))

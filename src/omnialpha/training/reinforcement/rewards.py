@@ -1,7 +1,7 @@
 """Rewards: what generations are worth, from their decoded layers, each a row of `REWARDS`.
 
 A row says nothing (NaN) of a task that it does not fit. All are in [0, 1], greater is better. The first seven are those
-of the released procedure; docs/reinforcement.md says what each of the others is for.
+of the released procedure; docs/reinforcement.md says which way of cheating each of the others answers.
 """
 
 from __future__ import annotations
@@ -59,10 +59,6 @@ class Outcome:
         """Made and true layers of a role, (G, k, 4, H, W) and (k, 4, H, W)."""
         own = [k for k, target in enumerate(self.example.targets) if target is role]
         return self.layers[:, own], self.truths[own]
-
-    @property
-    def category(self) -> str:
-        return TASKS[self.example.task].category
 
 
 Measure = Callable[[Outcome], Tensor]  # -> (G,)
@@ -165,10 +161,10 @@ def band_gradient(out: Outcome) -> Tensor:
 
 
 def _band(alphas: Tensor) -> Tensor:
-    """The unknown band of mattes (..., H, W), 3 % of the shorter side to each side of what is soft."""
+    """The unknown band of mattes (k, H, W), 3 % of the shorter side to each side of what is soft."""
     radius = max(1.0, 0.03 * min(alphas.shape[-2:]))
-    flat = alphas.reshape(-1, *alphas.shape[-2:])
-    return (masks.trimap(flat, radius) == 0.5).float().view_as(alphas)
+    bands = [masks.trimap(alpha, radius) == 0.5 for alpha in alphas]
+    return torch.stack(bands).float()
 
 
 def _gradient(maps: Tensor) -> Tensor:
