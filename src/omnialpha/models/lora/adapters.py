@@ -142,33 +142,29 @@ def add(
 
 @torch.no_grad()
 def load(transformer: nn.Module, name: str, path: Path) -> None:
-    """Give an adapter that is on the model the values of a file; what is trained of it stays so.
-
-    Args:
-        transformer: a model with the adapter.
-        name: of the adapter.
-        path: a file or folder with a LoRA of the same modules, rank and alpha.
+    """Give adapter `name` the values of a file, of the same modules, rank and alpha; what is trained of it stays so.
 
     Raises:
         InputError: the file is missing, damaged, or of another shape.
     """
     with _all_modules(transformer) as model:
-        given = lora_files.read(path, shapes_of(model))
+        dead = dead_parameters(model)  # a file may have more, of which nothing reads the result
         own = {module: _factors(layer, name) for module, layer in _layers(model).items() if name in layer.lora_A}
-        for module in given.keys() | own.keys():
+        given = lora_files.read(path, shapes_of(model))
+        live = {module for module in given if not any(key.startswith(f"{module}.") for key in dead)}
+        for module in live | own.keys():
             one, other = given.get(module), own.get(module)
             if one is None or other is None or (one.rank, one.alpha) != (other.rank, other.alpha):
                 raise InputError(
                     f"LoRA {path} differs at {module} in targets, rank or alpha: give [lora] those of the file."
                 )
-        for module, factors in given.items():
-            own[module].down.copy_(factors.down)
-            own[module].up.copy_(factors.up)
+            other.down.copy_(one.down)
+            other.up.copy_(one.up)
 
 
 @torch.no_grad()
 def copy(transformer: nn.Module, source: str, name: str) -> None:
-    """Copy an adapter to a new one that is not trained, such as a policy as it was; see `disable`.
+    """Copy an adapter to a new one that is not trained and takes no part until `instead` lets it.
 
     Raises:
         InputError: a LoRA of that name is on the model.
@@ -187,17 +183,21 @@ def copy(transformer: nn.Module, source: str, name: str) -> None:
             if f".{name}." in key:
                 parameter.data = parameter.data.float().clone()  # not the source's own memory
             parameter.requires_grad_(key in trained)
-        _files(model)[name] = replace(_files(model)[source], name=name)
+        _files(model)[name] = replace(_files(model)[source], name=name, weight=0.0)
         _activate(model)
 
 
 @contextmanager
-def disable(transformer: nn.Module, *names: str) -> Iterator[None]:
-    """Run without these adapters, as another policy of reinforcement learning; what trains goes on training."""
-    _activate(transformer, names)
+def instead(transformer: nn.Module, source: str, name: str) -> Iterator[None]:
+    """Run with the copy `name` of an adapter in its place; what trains goes on training."""
+    files = _files(transformer)
+    before = dict(files)
+    files |= {source: replace(files[source], weight=0.0), name: replace(files[name], weight=files[source].weight)}
+    _activate(transformer)
     try:
         yield
     finally:
+        files |= before
         _activate(transformer)
 
 
@@ -304,9 +304,9 @@ def _fill(layer: Any, name: str, factors: Factors, dtype: torch.dtype) -> None:
         layer.lora_magnitude_vector[name].weight = parameter(factors.magnitude)
 
 
-def _activate(transformer: nn.Module, without: Sequence[str] = ()) -> None:
+def _activate(transformer: nn.Module) -> None:
     """Weigh the adapters, and let those of another weight than 0 take part. What trains goes on training."""
-    files = [file for file in applied(transformer) if file.name not in without]
+    files = applied(transformer)
     for layer in _layers(transformer).values():
         training = [name for name, down in layer.lora_A.items() if down.weight.requires_grad]  # peft changes that
         for file in files:

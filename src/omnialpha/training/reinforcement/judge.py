@@ -83,7 +83,7 @@ async def _judge(endpoint: Endpoint, out: Outcome, known: dict[str, list[float]]
         answers = [_ask(endpoint, client, limit, question, known) for question in asked]
         *alone, grid = await asyncio.gather(*answers)
     if isinstance(grid, Unanswered) and all(isinstance(one, Unanswered) for one in alone):
-        raise InputError(f"the judge at {endpoint.host} scores nothing ({grid}): check its model, or leave it out.")
+        raise InputError(f"the judge at {endpoint.url} scores nothing ({grid}): check its model, or leave it out.")
     first = torch.tensor([math.nan if isinstance(one, Unanswered) else one[0] for one in alone])
     return (first if isinstance(grid, Unanswered) else (first + torch.tensor(grid)) / 2) / FULL
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,9 @@ class ReinforcementObjective(SFTObjective):
     # ---- policies ----------------------------------------------------------------------------------------------------
 
     def using(self, policy: str) -> AbstractContextManager[None]:
-        """The model with the adapter of one policy, within the block."""
-        others = [name for name in (self.NAME, *self.copies) if name != policy]
-        return adapters.disable(self.model.transformer, *others)
+        """The model with the adapter of one policy, within the block; outside it is the trained one."""
+        trained = policy == self.NAME
+        return nullcontext() if trained else adapters.instead(self.model.transformer, self.NAME, policy)
 
     def kept(self) -> dict[str, nn.Parameter]:
         """With the old policy, which is another one with each rollout."""

@@ -158,10 +158,17 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
             return None
         return model.noise(cond, [seed * settings.group + g + index * STEP_SEED for g in range(settings.group)])
 
+    asked = settings.velocity(model, cond)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        """As an update will compute it: some kernels differ where gradients are kept."""
+        with torch.set_grad_enabled(settings.trained > 0):
+            return asked(x, t).detach()
+
     x = model.noise(cond, seeds)
     kept = torch.zeros(3, settings.trained, *x.shape, device=x.device)
     places = torch.arange(1, settings.steps + 1)[:, None, None] == chosen.T  # (S, K, G)
-    for step in sample(settings.velocity(model, cond), x, times, settings.moves(), fresh):
+    for step in sample(velocity, x, times, settings.moves(), fresh):
         if step.mean is not None:
             for k, g in places[step.index - 1].nonzero().tolist():
                 kept[0, k, g], kept[1, k, g], kept[2, k, g] = x[g], step.x[g], step.mean[g]
