@@ -216,6 +216,4 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def forget_origin(path: Path) -> None:
     """Take the folder that diffusers loaded from out of a config.json: it names somebody's disk."""
-    settings = read_json(path)
-    settings.pop("_name_or_path", None)
-    write_json(path, settings)
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "_name_or_path"})

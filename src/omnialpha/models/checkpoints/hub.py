@@ -109,11 +109,7 @@ def offline_by() -> str | None:
 
 
 def find(ref: Ref) -> Path:
-    """The stored folder or file of a reference, without the network.
-
-    Raises:
-        InputError: nothing is stored, or its download was not finished.
-    """
+    """The stored folder or file of a reference. Raises InputError where nothing is stored, or only a part of it."""
     path, why = _look(ref)
     if why:
         raise InputError(f"{why}: run `omnialpha pull {ref}`.")
@@ -163,6 +159,7 @@ def pull(ref: Ref, *, agree: Callable[[Offer], bool] = lambda offer: True, offli
     Raises:
         InputError: not agreed to, not reachable, refused, damaged, or no space; with what to do.
     """
+    from filelock import FileLock
     from huggingface_hub import hf_hub_download
 
     folder = ref.folder
@@ -179,7 +176,7 @@ def pull(ref: Ref, *, agree: Callable[[Offer], bool] = lambda offer: True, offli
             raise InputError(f"{ref} was not downloaded: its licence, {record.license}, was not agreed to.")
         check_space(folder, missing, str(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(ref):
+        with FileLock(folder / ".lock", timeout=0):  # one process at a time
             record.write(folder)
             for name in [name for name in files if name not in record.verified]:
                 hf_hub_download(ref.id, name, revision=record.commit, local_dir=folder, endpoint=endpoint())
@@ -249,20 +246,9 @@ def check_space(folder: Path, needed: int, who: str) -> None:
 
 
 @contextmanager
-def _alone(ref: Ref) -> Iterator[None]:
-    """One process at a time downloads a model."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(ref.folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"{ref.id} is being pulled by another process: wait until it has finished.") from None
-
-
-@contextmanager
 def _explained(ref: Ref) -> Iterator[None]:
     """What the hub refuses and what the network breaks, in one sentence with the way out."""
+    from filelock import Timeout
     from huggingface_hub import errors
 
     page = f"{endpoint()}/{ref.id}"
@@ -271,6 +257,8 @@ def _explained(ref: Ref) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except Timeout:
+        raise InputError(f"{ref.id} is being pulled by another process: wait until it has finished.") from None
     except errors.GatedRepoError:
         raise InputError(f"{ref.id} is gated: accept its licence at {page} and {token}.") from None
     except errors.RepositoryNotFoundError:

@@ -23,13 +23,14 @@ from typing import Any
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.models.runtime.model_sizes import MAPS, ModelSizes
+from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Placement, pick_device
 from omnialpha.models.transformer.positions import Layout
 from omnialpha.models.vae.winograd import workspace
 from omnialpha.sampling import MAX_PAIRED_TOKENS
 
 MARGIN = 1.05
+MAPS = 6  # as large as an autoencoder's at full resolution, at one time
 FULL = "full size"
 HELD = 16  # bytes a pixel of a picture, RGBA in float32
 WORKSPACE = int(0.5e9)  # bytes of a GPU's libraries
@@ -162,7 +163,7 @@ def _activations(job: Job, number: int, cpu: bool) -> dict[str, int]:
     """Bytes of a stage's tensors at its widest; number: bytes of one."""
     a, layout, text, image = job.sizes, job.layout, job.text_tokens, job.image_tokens
     area = max(h * w for h, w in layout.pictures) * a.side**2
-    network = min(area, (job.tile or area) ** 2) * a.pixel * number
+    network = min(area, (job.tile or area) ** 2) / a.patch_size**2 * MAPS * a.channels * number
     pictures = max(
         n * (network + copies * HELD * area) for n, copies in ((len(layout.inputs), 5), (len(layout.targets), 3))
     )
@@ -174,7 +175,7 @@ def _activations(job: Job, number: int, cpu: bool) -> dict[str, int]:
     together = branches if job.batch * image <= MAX_PAIRED_TOKENS else 1
     table = max(TIMES, job.steps + 1) * a.table * number + a.visiting * number
     plain = cpu and number == 4
-    strips = workspace(a.channels, int(area * a.pixel / a.channels / MAPS)) if plain else 0
+    strips = workspace(a.channels, area // a.patch_size**2) if plain else 0
     return {
         "autoencoder": int(job.batch * pictures) + strips,
         "instruction": int(job.batch * words),

@@ -21,7 +21,6 @@ from omnialpha.models.vae.alphavae import load_vae
 if TYPE_CHECKING:
     from omnialpha.models.checkpoints.folders import Parts
 
-MAPS = 6  # as large as an autoencoder's at full resolution, at one time
 GROUPS = 2  # on the device at once: one at work, one on its way
 
 
@@ -49,8 +48,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The sizes of a model. pixel, token, patch: numbers that the VAE, the instruction encoder and its vision tower
-    hold for one at their widest.
+    """The sizes of a model. token, patch: numbers that the instruction encoder and its vision tower hold for one at
+    their widest.
     """
 
     vae: Weights
@@ -66,7 +65,6 @@ class ModelSizes:
     visiting: int  # parameters that come to the device to make the table
     channels: int  # of the autoencoder, at full resolution
     patch_size: int  # of the autoencoder
-    pixel: float
     token: int
     patch: int
     picture_tokens: int  # that the instruction encoder sees of a picture
@@ -120,7 +118,6 @@ class ModelSizes:
             visiting=max(sum(map(count, modules)) for modules in table.modules) if table else 0,
             channels=channels,
             patch_size=vae.config.patch_size,
-            pixel=MAPS * channels / vae.config.patch_size**2,
             token=token,
             patch=patch,
             picture_tokens=picture_tokens,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -97,9 +97,7 @@ class AlphaVAE(Autoencoder):
 
     @torch.no_grad()
     def set_linear_autoencoder(self, basis: Tensor, mean: Tensor) -> None:
-        """Start as a linear patch VAE: basis (z, C * ratio^2) with orthonormal rows, of patches in [-1, 1] less mean
-        (C,).
-        """
+        """Start as a linear patch VAE: basis (z, C * ratio^2), orthonormal, of patches in [-1, 1] less mean (C,)."""
         weight = basis.view(self.config.z_dim, self.config.channels, self.ratio, self.ratio)
         self.linear_in.weight.copy_(weight)
         self.linear_out.weight.copy_(weight)
@@ -120,7 +118,9 @@ class AlphaVAE(Autoencoder):
                 raise InputError(
                     f"{folder} attends at the scales {config['attn_scales']}: use a VAE without attn_scales."
                 )
-            config, state = {k: _setting(config, k) for k in SHARED}, fold(state)
+            # what is not written is diffusers' default, the latents' statistics too
+            defaults = inspect.signature(AutoencoderKLQwenImage.__init__).parameters
+            config, state = {k: config.get(k, defaults[k].default) for k in SHARED}, fold(state)
             config["channels"] = channels_of(state, str(folder))
         return build(lambda: cls.from_config(config), state, dtype, str(folder))
 
@@ -167,27 +167,15 @@ class AlphaVAE(Autoencoder):
         return made.to(self.device)
 
 
-def _setting(config: dict[str, Any], name: str) -> Any:
-    """Of a Qwen-Image VAE: what is not written is diffusers' default, the latents' statistics too."""
-    if name in config:
-        return config[name]
-    return inspect.signature(AutoencoderKLQwenImage.__init__).parameters[name].default
-
-
 def opaque_initialization(vae: C) -> C:
-    """RGB VAE -> RGBA VAE that ignores alpha on the way in and answers alpha = 1 on the way out [OmniAlpha, appendix
-    A.1].
-    """
-    if vae.config.channels != 3:
-        raise InputError(
-            f"opaque initialisation needs a 3-channel VAE, this one has {vae.config.channels}: use it as is."
-        )
+    """RGB VAE -> RGBA VAE that ignores alpha on the way in and gives alpha 1 on the way out [OmniAlpha, A.1]."""
+    if (channels := vae.config.channels) != 3:
+        raise InputError(f"opaque initialisation needs a 3-channel VAE, this one has {channels}: use it as is.")
     return vae.widened()
 
 
-CLASSES: dict[str, type[Autoencoder]] = (
-    dict.fromkeys((OWN, *DIFFUSERS_CLASSES), AlphaVAE) | dict.fromkeys(flux_vae.CLASSES, FluxVAE)
-)  # fmt: skip
+CLASSES: dict[str, type[Autoencoder]] = dict.fromkeys((OWN, *DIFFUSERS_CLASSES), AlphaVAE)
+CLASSES |= dict.fromkeys(flux_vae.CLASSES, FluxVAE)
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool = False) -> Autoencoder:
@@ -197,10 +185,8 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool
 
 
 def write(vae: Autoencoder, folder: str | Path, source: str | Path | None = None) -> None:
-    """Save a VAE in the layout it came from, with the statistics of its latents: weights of a Qwen-Image VAE go back
-    into their three dimensions, over the rest of what is at `source`.
-
-    source: the folder that the autoencoder was read from; None for one that was made new.
+    """Save a VAE in the layout of `source`, the folder that it was read from, or of its own (None). Weights of a
+    Qwen-Image VAE go back into their three dimensions, over the rest of what is there.
     """
     if isinstance(vae, AlphaVAE) and source and read_config(Path(source), CLASSES)["_class_name"] in DIFFUSERS_CLASSES:
         vae.export(Path(folder), Path(source))

@@ -34,8 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Autoencoder(ModelMixin, ConfigMixin):
-    """RGBA (or RGB) pictures (B, C, H, W) in [0, 1] <-> latents (B, z_dim, H / ratio, W / ratio), normalised per
-    channel.
+    """RGBA or RGB pictures (B, C, H, W) in [0, 1] <-> latents (B, z_dim, H / ratio, W / ratio), normalised by channel.
 
     max_batch_pixels: a batch runs in pieces of at most so many pixels, but a picture at least (None: all at once);
     the same up to rounding, and the memory of one piece.
@@ -58,9 +57,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     def reconstruct(self, z: Tensor) -> Tensor:
-        """Latents before normalisation -> what the network says, in [-1, 1] but not clamped (training needs the
-        overshoot).
-        """
+        """Latents before normalisation -> the network's output, in [-1, 1] but not clamped, for training."""
         raise NotImplementedError
 
     def widened(self) -> Self:
@@ -147,7 +144,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a folder, from one file or from the shards of its index."""
     state: dict[str, Tensor] = {}
     for path in weight_files(folder, DIFFUSERS_STEM):
-        read_header(path)  # which says what is wrong with a damaged file
+        read_header(path)  # refuses a damaged file
         state |= load_file(path)
     return state
 
