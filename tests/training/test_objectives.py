@@ -54,7 +54,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.vae, self.answer, self.masked, self.seen = nn.Linear(1, 1), nn.Parameter(torch.tensor(3.0)), masked, []
 
-    def condition(self, examples):
+    def condition(self, examples, looks):
         mask = torch.tensor([[True, True, False]]).expand(len(examples), -1) if self.masked else None
         return SimpleNamespace(examples=examples, positions=SimpleNamespace(target_mask=mask))
 
@@ -131,6 +131,18 @@ def test_sft_resumes_bit_for_bit_with_validation_in_between(tiny_model, bank, he
     names = list(averages["weights"])
     index = names.index("model.transformer.proj_out.weight")
     assert torch.equal(exported.transformer.proj_out.weight, averages["average"][index].bfloat16().float())
+
+
+def test_hints_are_dropped_for_a_share_of_the_batches(bank):
+    objective = recorded(bank)
+    condition, seen = objective.model.condition, []
+    objective.model.condition = lambda examples, looks: seen.append(looks) or condition(examples, looks)
+    for share in (0.0, 0.25, 1.0):
+        objective.hint_dropout = share
+        seen.clear()
+        for index in range(200):
+            objective(index)
+        assert seen.count(0) / 200 == pytest.approx(share, abs=0.08) and seen.count(0) + seen.count(1) == 200
 
 
 def test_sft_learns_one_batch_by_heart(tiny_model, bank, held_out, tmp_path):

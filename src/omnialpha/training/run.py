@@ -47,7 +47,8 @@ class SFTRecipe:
     all samples of a batch, which may be of any kind, where the text of one counts as text_tokens and its inputs.
     packing: no padding is computed (docs/decisions/0014); by tokens it never is.
 
-    finder: a folder or an ONNX file, see `models.finder`, for a model that has none yet or another one.
+    finder: a folder or an ONNX file, see `models.finder`, for a model that has none yet or another one. hint_dropout:
+    share of batches that are trained without its hints; batches of a cache are as they were made.
 
     validation: examples of each of validation_tasks, by default one task of every category that is trained.
     """
@@ -74,6 +75,7 @@ class SFTRecipe:
     text_tokens: int = 64
     sizes: list[list[int]] = field(default_factory=lambda: [[96, 96]])
     prompt_dropout: float = 0.15
+    hint_dropout: float = 0.0
     validation: int = 32
     validation_tasks: list[str] = field(default_factory=list)
     packing: bool = False
@@ -101,7 +103,8 @@ class SFTRecipe:
         return self._checked(SFTObjective(*seen, self.validation_tasks))
 
     def _checked(self, objective: SFTObjective) -> SFTObjective:
-        """InputError now for what could not be validated later."""
+        """With the recipe's share of dropped hints; InputError now for what could not be validated later."""
+        objective.hint_dropout = self.hint_dropout
         if self.fit.validate_every:
             objective.validated()
         return objective
