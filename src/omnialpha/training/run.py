@@ -261,6 +261,7 @@ class SFTRecipe:
 
     def _new(self, mixture: Mixture | Stream, card: Card) -> OmniAlpha:
         from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
+        from omnialpha.models.transformer.aligned import align
         from omnialpha.models.transformer.model import MultiImageTransformer
         from omnialpha.models.vae.alphavae import AlphaVAE
         from omnialpha.pipeline import OmniAlpha
@@ -272,6 +273,8 @@ class SFTRecipe:
         )
         transformer = MultiImageTransformer(**self.transformer)
         initialize(transformer)
+        if card.prediction == "x0":
+            align(transformer)
         return OmniAlpha(vae, transformer, text_encoder, card)
 
 
