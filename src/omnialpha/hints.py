@@ -25,13 +25,14 @@ Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a p
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
-def add_hint(example: Example, finder: Finder, card: Card) -> Example:
+def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Example:
     """Add what the finder sees in the picture of an example.
 
     Args:
         example: What was asked for.
         finder: The model's.
         card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
+        looks: 2, or 1 for training, see `look`.
 
     Returns:
         In automatic tasks the example with one more input picture, the last. In tasks that take the finder's alpha the
@@ -44,7 +45,7 @@ def add_hint(example: Example, finder: Finder, card: Card) -> Example:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
     hint = hint_of(guide, given[guide][0]) if guide else None
-    found = look(finder, given[Role.COMPOSITE].cpu(), hint)
+    found = look(finder, given[Role.COMPOSITE].cpu(), hint, looks)
     if not automatic:
         return replace(example, found=found)
     shown, words = found, example.instruction
@@ -77,17 +78,20 @@ def fit_inputs(example: Example, canvas: Canvas, device: torch.device) -> list[T
     return [canvas.fit(picture.to(device)) for picture in sized]
 
 
-def look(finder: Finder, picture: Tensor, hint: Tensor | None = None) -> Tensor:
+def look(finder: Finder, picture: Tensor, hint: Tensor | None = None, looks: int = 2) -> Tensor:
     """What a finder sees in a picture, with a second look at the part around it, so that small subjects come out sharp.
 
     Args:
         picture: straight RGBA (4, H, W) in [0, 1].
         hint: (H, W) in [-1, 1], for a finder that makes use of hints; it first looks where that is not background.
+        looks: 1 is one look at the whole picture and not at its mirror image: quick, for training.
 
     Returns:
         Alpha in [0, 1] of the picture stretched to a square: (2s, 2s), s being the finder's own side, or (s, s) where
         nothing was found or the second look would see the whole picture again.
     """
+    if looks == 1:
+        return finder.find(picture[None], None if hint is None else hint[None], mirror=False)[0]
     size = (int(picture.shape[1]), int(picture.shape[2]))
     whole = first = (0, size[0], 0, size[1])
     if hint is not None and bool((hint > -1).any()):

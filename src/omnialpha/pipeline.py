@@ -78,21 +78,24 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     # ---- the path ----------------------------------------------------------------------------------------------
 
-    def hinted(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with what the finder sees, see `hints.add_hint`. A model without a finder changes none."""
-        return [hints.add_hint(example, self.finder, self.card) for example in examples] if self.finder else [*examples]
+    def hinted(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
+        """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
+        if self.finder is None or not looks:
+            return [*examples]
+        return [hints.add_hint(example, self.finder, self.card, looks) for example in examples]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
         pictures = hints.count_inputs(example, self.finder is not None) + len(example.targets)
         return plan(example.size, pictures, self.card.grid)
 
-    def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
+    def condition(self, examples: Sequence[Example], guided: bool = False, looks: int = 2) -> Condition:
         """Encode the pictures and instructions of B examples.
 
         Args:
             examples: What is asked for.
             guided: Encode empty instructions as well (`negative`), for models with classifier-free guidance.
+            looks: Of the finder, where the model has one: 2; 1 is quick, for training; 0 leaves hints out.
 
         Returns:
             The condition, which belongs to the weights that made it.
@@ -100,7 +103,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         Raises:
             InputError: The model does not do a task.
         """
-        examples = self.hinted(examples)
+        examples = self.hinted(examples, looks)
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
         pictures = [hints.fit_inputs(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]

@@ -468,6 +468,13 @@ def test_tensorboard_gets_the_same_figures(tmp_path):
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_precision_auto_is_what_the_processor_has_instructions_for(tmp_path, monkeypatch, able):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    chosen = settings(tmp_path, precision="auto", device="cpu").precision
+    assert chosen == ("bf16" if able else "no")
+
+
 def test_runs_of_two_precisions_in_one_process(tmp_path):
     fit(Regression(), settings(tmp_path / "a", steps=1, precision="bf16"), quiet=True)
     fit(Regression(), settings(tmp_path / "b", steps=1, precision="no"), quiet=True)

@@ -55,7 +55,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.vae, self.answer, self.masked, self.seen = nn.Linear(1, 1), nn.Parameter(torch.tensor(3.0)), masked, []
 
-    def condition(self, examples):
+    def condition(self, examples, looks):
         mask = torch.tensor([[True, True, False]]).expand(len(examples), -1) if self.masked else None
         return SimpleNamespace(examples=examples, positions=SimpleNamespace(target_mask=mask))
 
@@ -108,6 +108,18 @@ def test_times_do_not_depend_on_the_task(bank):
         times.setdefault(task, []).append(t)
     means = [torch.stack(v).mean(0) for v in times.values()]
     assert len(means) == 2 and (means[0] - means[1]).abs().max() < 0.09  # four standard errors
+
+
+def test_hints_are_dropped_for_a_share_of_the_batches(bank):
+    objective = recorded(bank)
+    condition, seen = objective.model.condition, []
+    objective.model.condition = lambda examples, looks: seen.append(looks) or condition(examples, looks)
+    for share in (0.0, 0.25, 1.0):
+        objective.hint_dropout = share
+        seen.clear()
+        for index in range(200):
+            objective(index)
+        assert seen.count(0) / 200 == pytest.approx(share, abs=0.08) and seen.count(0) + seen.count(1) == 200
 
 
 def sft_objective(model, bank, held_out, **changes):

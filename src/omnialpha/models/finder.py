@@ -40,9 +40,9 @@ class Finder(Protocol):
 
     hints: bool
 
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         """Straight RGBA (B, 4, H, W) in [0, 1], hints (B, h, w) in [-1, 1] -> alpha (B, s, s) in [0, 1] at its own
-        size, whatever the picture's shape.
+        size, whatever the picture's shape. mirror: may look at the mirror image too.
         """
         ...
 
@@ -171,9 +171,11 @@ class U2NetP(nn.Module):
         return torch.cat([self.fuse(torch.cat(logits, dim=1)), *logits], dim=1)
 
     @torch.no_grad()
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         """See `Finder`. The mean over a picture and its mirror image."""
         x = self.read(pictures, hints)
+        if not mirror:
+            return self(x)[:, 0].sigmoid().float()
         both = self(torch.cat([x, x.flip(-1)]))[:, 0].sigmoid().float()
         seen, mirrored = both.chunk(2)
         return (seen + mirrored.flip(-1)) / 2
@@ -241,7 +243,7 @@ class OnnxFinder:
         self.mean, self.std, self.logits = row
 
     @torch.no_grad()
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         """See `Finder`."""
         x = prepare(pictures, self.side, self.mean, self.std).cpu().float()
         maps = [torch.from_numpy(self.session.run(None, {self.name: one[None].numpy()})[0])[0, 0] for one in x]

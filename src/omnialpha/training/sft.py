@@ -27,6 +27,7 @@ from omnialpha.training.validation import FOLDER, ValidationSet, chosen, validat
 Batches = Mixture | Stream | CachedBatches
 ENCODERS = ("vae", "text_encoder")
 TIME_STREAM = 0x9E3779B9  # offset of the seeds that times and noise are drawn with
+HINT_STREAM = 0x7F4A7C15  # and of those that hints are dropped with
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class SFTObjective(Objective):
         self.model, self.mixture, self.held_out = model, mixture, ValidationSet(held_out)
         self.data = mixture
         self.settings, self.validation, self.tasks, self.lora = loss, validation, tasks, lora
+        self.hint_dropout = 0.0  # share of batches whose automatic examples are shown no hint of the finder
         model.vae.requires_grad_(False)
         if not lora:
             return
@@ -156,7 +158,8 @@ class SFTObjective(Objective):
             cond, x0 = mixture.encoded(index, self.model, batch)
             return cond, x0.float(), batch[0]["weight"]
         examples, weight = batch
-        cond = self.model.condition(examples)
+        drawn = torch.rand(1, generator=torch.Generator().manual_seed(mixture.seed * 7_919 + index + HINT_STREAM))
+        cond = self.model.condition(examples, looks=int(drawn >= self.hint_dropout))
         x0 = self.model.encode_targets([example.true_layers() for example in examples], cond)
         return cond, x0.float(), weight
 

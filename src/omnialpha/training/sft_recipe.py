@@ -25,6 +25,7 @@ from omnialpha.models.finder import open_finder
 from omnialpha.models.lora import adapters
 from omnialpha.models.runtime.placement import DTYPES, Placed, Placement
 from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
+from omnialpha.models.transformer.aligned import align
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.transformer.positions import PATCH_SIZE
 from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
@@ -51,7 +52,8 @@ class SFTRecipe:
     all samples of a batch, which may be of any kind, where the text of one counts as text_tokens and its inputs.
     packing: no padding is computed (docs/decisions/0014); by tokens it never is.
 
-    finder: a folder or an ONNX file, see `models.finder`, for a model that has none yet or another one.
+    finder: a folder or an ONNX file, see `models.finder`, for a model that has none yet or another one. hint_dropout:
+    share of batches that are trained without its hints; batches of a cache are as they were made.
 
     validation: examples of each of validation_tasks, by default one task of every category that is trained.
     """
@@ -78,6 +80,7 @@ class SFTRecipe:
     text_tokens: int = 64
     sizes: list[list[int]] = field(default_factory=lambda: [[96, 96]])
     prompt_dropout: float = 0.15
+    hint_dropout: float = 0.0
     validation: int = 32
     validation_tasks: list[str] = field(default_factory=list)
     packing: bool = False
@@ -92,6 +95,7 @@ class SFTRecipe:
         torch.manual_seed(self.fit.seed)
         held = self.unseen(data)
         made = SFTObjective(model, data, held, self.loss, self.validation, self.validation_tasks, self.lora)
+        made.hint_dropout = self.hint_dropout
         if self.fit.validate_every:  # InputError now for what could not be validated later
             made.validated()
         return made
@@ -168,6 +172,8 @@ class SFTRecipe:
         text_encoder = build_tiny_text_encoder(words, picture_pixels=card.picture_pixels, **self.text_encoder)
         transformer = MultiImageTransformer(**self.transformer)
         initialize(transformer)
+        if card.prediction == "x0":
+            align(transformer)
         return OmniAlpha(vae, transformer, text_encoder, card)
 
     # ---- a LoRA -----------------------------------------------------------------------------------------------------

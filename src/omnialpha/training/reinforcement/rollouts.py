@@ -143,8 +143,7 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
     Returns:
         The rollout, without advantages yet.
     """
-    [example] = model.hinted([example])
-    one = model.condition([example])
+    one = model.condition([example], looks=1)
     cond = model.repeat(one, settings.group)
     generator = torch.Generator().manual_seed(seed)
     chosen = settings.choose(generator)
@@ -175,4 +174,4 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
         x = step.x
     steps, (before, after, means) = chosen.T.contiguous(), kept
     nothing = torch.zeros(settings.group)
-    return Rollout(example, cond, times, steps, before, after, means, step.x0, settings.moves(), seed, nothing)
+    return Rollout(one.examples[0], cond, times, steps, before, after, means, step.x0, settings.moves(), seed, nothing)
