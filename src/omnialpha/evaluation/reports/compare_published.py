@@ -1,4 +1,4 @@
-"""Our figures beside published ones: the reports of runs, set into the tables that they compare with."""
+"""The figures of runs, compared with published ones in the same tables."""
 
 from __future__ import annotations
 

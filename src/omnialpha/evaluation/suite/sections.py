@@ -90,7 +90,7 @@ def decomposition(scenes: Scenes) -> Iterable[Section]:
 
 
 def completion(scenes: Scenes) -> Iterable[Section]:
-    """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
+    """There is no one right answer: what the task implies is measured, and of the true layers too."""
     held = scenes.ones
 
     def score(which: Sequence[int], out: Tensor, figures: Completed) -> Figures:

@@ -112,7 +112,7 @@ class Section:
     Args:
         name: unique in the suite.
         task: of TASKS, or that of the autoencoder.
-        guidance: what an example gives beside the picture, in words.
+        guidance: what an example gives with the picture, in words.
         score: which pictures, and predictions (B, m, 4, H, W) -> figures of each.
         references: figures that need the truth, and no method, by name.
         best: the figure that ranks pictures, "+" before it where more is better; "" for none.

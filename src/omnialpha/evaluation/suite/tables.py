@@ -205,8 +205,8 @@ def verdict(results: SuiteResults) -> Table:
 
 
 class ReadmeRow(NamedTuple):
-    """A row of the README: a figure of the model's default output in one part, and beside it those of other methods, or
-    known values, each with its word; "raw" is the model's own. form: of a number.
+    """A row of the README: a figure of the model's default output in one part, then those of other methods, or known
+    values, each with its word; "raw" is the model's own. form: of a number.
     """
 
     what: str
@@ -243,7 +243,7 @@ LINES = (
 
 
 def readme(results: SuiteResults) -> Table:
-    """One row a figure, the model's beside others' in words."""
+    """One row a figure, the model's and then others' in words."""
     rows = []
     for what, required, part, figure, form, others in LINES:
         value = results.number(part, results.model if part.startswith("autoencoder") else results.default, figure)
