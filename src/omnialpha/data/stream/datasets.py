@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from omnialpha.data.records import shards
-from omnialpha.data.records.pictures import Handle
+from omnialpha.data.records.pictures import Handle, Size
 from omnialpha.data.records.records import INPUTS, OUTPUTS, Record, parse
 from omnialpha.errors import InputError
 from omnialpha.tasks import MAPS, Role
@@ -60,19 +59,29 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as found. number: from 1, over the whole dataset. place: for people, such as rows.jsonl:12."""
+    """A row of a dataset.
+
+    Attributes:
+        number: from 1, over the whole dataset.
+        place: for people, such as rows.jsonl:12.
+        tasks: that the dataset's settings let its record serve.
+        reasons: why it is bad; none: it is good, as far as it has been looked at.
+        size: (height, width) of its pictures, where that is known.
+    """
 
     number: int
     place: str
     ident: str = ""
     record: Record | None = None
-    fault: str = ""
+    tasks: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    size: Size | None = None
 
 
 def rows(settings: DatasetSettings, seed: int = 0) -> list[Row]:
     """The rows of a dataset, in its order, that its settings leave. No picture is opened.
 
-    InputError for a source that cannot be read as a whole; the mistake of a row is its own `fault`.
+    InputError for a source that cannot be read as a whole; the mistake of a row is one of its own `reasons`.
     """
     found: list[tuple[str, Any, Callable[[Any], Handle]]] = []
     if settings.path.startswith(HF):
@@ -95,9 +104,11 @@ def _row(number: int, place: str, values: Any, handle: Callable[[Any], Handle], 
         values = renamed(values, settings.columns)
     ident = str(values.get("id", "")) if isinstance(values, dict) else ""
     try:
-        return Row(number, place, ident, parse(values, handle, settings.task))
+        record = parse(values, handle, settings.task)
     except InputError as error:
-        return Row(number, place, ident, fault=str(error))
+        return Row(number, place, ident, reasons=(str(error),))
+    tasks = tuple(name for name in record.tasks() if not settings.tasks or name in settings.tasks)
+    return Row(number, place, ident, record, tasks)
 
 
 def renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
@@ -143,15 +154,7 @@ def _manifest(file: Path, root: str) -> Iterator[tuple[str, Any, Callable[[Any],
         raise InputError(f"{file} cannot be read ({error}): give a JSONL file in UTF-8.") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield f"{file.name}:{number}", _json(line), handle
-
-
-def _json(line: str) -> Any:
-    """The row of a line; a line that is no JSON stays text, which is told as the row's mistake."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line
+            yield f"{file.name}:{number}", shards.json_or_text(line), handle
 
 
 def _shard(file: Path) -> Iterator[tuple[str, Any, Callable[[Any], Handle]]]:
