@@ -65,7 +65,7 @@ def index_path(shard: Path) -> Path:
 
 
 def read_index(shard: Path) -> dict[str, Any]:
-    """{"records": [{"key", "text", "members": {name: [offset, size]}}], ...}; kept beside the shard, or else in the
+    """{"records": [{"key", "text", "members": {name: [offset, size]}}], ...}; kept next to the shard, or else in the
     user's cache folder. InputError for what is no shard.
     """
     places = [index_path(shard), _cached(shard)]
@@ -131,7 +131,7 @@ def _walk(shard: Path) -> list[dict[str, Any]]:
 
 
 def json_or_text(data: bytes | str) -> Any:
-    """The JSON of a row; where it is none the text itself, which is told as the row's mistake."""
+    """The JSON of a row; where it is none the text itself, which becomes the row's mistake."""
     try:
         return json.loads(data)
     except ValueError:

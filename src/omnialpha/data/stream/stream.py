@@ -34,8 +34,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class RecordGroup:
-    """Rows of a dataset that serve the same tasks with as many pictures, at the same sizes: any of them can stand
-    beside any other in a draw. weight: of each row.
+    """Rows of a dataset that serve the same tasks with as many pictures, at the same sizes: any of them can be
+    in a draw with any other. weight: of each row.
     """
 
     records: tuple[Record, ...]

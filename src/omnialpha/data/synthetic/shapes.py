@@ -1,4 +1,4 @@
-"""Procedural drawing: outlines, textures and soft layers, each a function of a numpy Generator.
+"""Procedural drawing: outlines, textures and shading, each a function of a numpy Generator.
 
 Colour and alpha are drawn apart: colour fills the whole square and alpha cuts it. So an antialiased or blurred edge
 never mixes with black, and the colour under alpha 0 is the object's own.

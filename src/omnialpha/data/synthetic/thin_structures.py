@@ -35,7 +35,7 @@ Paths = NDArray[np.float64]  # (k strands, m points from root to tip, 2) in [-1,
 def strands(paths: Paths, width: NDArray[np.float64], colors: Array, base: Array, n: int) -> tuple[Array, Array]:
     """Colour (n, n, 3) and alpha (n, n) of tapering strands; width (k,) of the root in pixels, colors (k, 3) in [0, 1].
 
-    The taper ends far below one pixel, which is what makes a tip soft. Gaps between strands hold `base`.
+    The taper ends far below one pixel, which gives tips partial alpha. Gaps between strands hold `base`.
     """
     side = n * SUPERSAMPLE
     along = np.gradient(paths, axis=1)
