@@ -1,4 +1,4 @@
-"""[kind = "finder"] Fine-tuning the finder: hints and soft alpha from layered records, and photographs with its own
+"""[kind = "finder"] Fine-tuning the finder: hints and true alpha of composed scenes, and photographs with its own
 first answer as their truth, so that it does not forget them.
 """
 

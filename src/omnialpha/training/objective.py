@@ -21,7 +21,7 @@ class FitSettings:
     "auto" is bf16 where the device has instructions for it.
 
     keep: the exports of so many saves stay, by number. keep_best: and the best one by this held-out figure.
-    workers: processes that make batches beside the step, each `prefetch` ahead; 0: the step waits for its batch.
+    workers: processes that load batches, each `prefetch` ahead; 0: the step waits for its batch.
     """
 
     steps: int
@@ -69,7 +69,7 @@ class Objective(nn.Module):
     index and `step`.
 
     Attributes:
-        data: what is loaded beside the step; None where `forward` makes its batch from the index.
+        data: what is loaded ahead of the step; None where `forward` makes its batch from the index.
         step: the optimiser step that is being made; `fit` sets it.
         period: runs are saved, and end, after multiples of so many steps; between, it holds what no checkpoint has.
     """

@@ -95,7 +95,7 @@ def records(data: str, task: str) -> Iterator[Sample]:
     serves: set[str] = set()
     for row in rows(DatasetSettings(data)):
         if row.record is None:
-            raise InputError(f"{row.place}: {row.fault} (`omnialpha data check {data}` lists all mistakes.)")
+            raise InputError(f"{row.place}: {row.reasons[0]} (`omnialpha data check {data}` lists all mistakes.)")
         if isinstance(row.record, LayeredRecord) and task not in row.record.tasks():
             serves |= set(row.record.tasks())
             continue

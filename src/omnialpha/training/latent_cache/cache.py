@@ -167,7 +167,7 @@ def read_settings(folder: Path) -> Json:
 class CachedBatches:
     """The batches of a cache as an endless stream: every one once, in a drawn order, before one comes again.
 
-    Batch i depends on the first `count` batches, the seed and i alone, so that a cache may grow beside a run.
+    Batch i depends on the first `count` batches, the seed and i alone, so that a cache may grow during a run.
     prompt_dropout: share of samples without their instruction.
     """
 
@@ -221,7 +221,7 @@ class CachedBatches:
 
     @property
     def batch_size(self) -> int:
-        """Of what is drawn beside it; by tokens one by one."""
+        """For held-out batches; 1 where the recipe counts tokens."""
         return int(self.settings["recipe"].get("batch", 1))
 
     @property
