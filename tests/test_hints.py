@@ -258,7 +258,7 @@ def test_nothing_is_sampled_where_the_finders_alpha_is_all(
     quick, steps = own.run([asked])[0], list[int]()
     own.run([asked], raw=True, on_step=lambda step, _: steps.append(step.index))
     assert steps  # raw asks the model itself
-    monkeypatch.setattr("omnialpha.hints.settled", lambda *_: False)
+    monkeypatch.setattr("omnialpha.hints.cut_out", lambda *_: None)
     assert torch.equal(quick[0].rgba, own.run([asked])[0][0].rgba)
     monkeypatch.undo()
     monkeypatch.setattr(own.transformer, "forward", lambda *_: pytest.fail("the transformer was asked"))

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnialpha import masks, rgba
+from omnialpha import fidelity, masks, rgba
 from omnialpha.canvas import Canvas
 from omnialpha.errors import InputError
+from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.models.checkpoints.card import Card
 from omnialpha.models.finder import Finder, hint_of
 from omnialpha.tasks import MAPS, TASKS, Example, Role
@@ -57,10 +58,29 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Ex
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
-def settled(example: Example, card: Card) -> bool:
-    """Whether the finder's alpha, refined, is all that a hinted example asks for, so that nothing is sampled."""
-    taken = example.found is not None and example.task in card.alpha_from_finder
-    return taken and card.refine and example.targets == (Role.FOREGROUND,)
+def finish(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], card: Card) -> LayerStack:
+    """What `fidelity.finish_layers` makes of a model's layers (4, H, W) and their alphas as they were made, named."""
+    found = example.found if example.task in card.alpha_from_finder else None
+    return stack(example, fidelity.finish_layers(example, layers, coarse, found, card.refine))
+
+
+def stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
+    """Layers (4, H, W) in the order of the example's targets, with their names."""
+    rows = zip(example.names, layers, example.targets, strict=True)
+    return LayerStack(example.size, [Layer(name, pixels, role=str(role)) for name, pixels, role in rows])
+
+
+def cut_out(example: Example, finder: Finder | None, card: Card) -> LayerStack | None:
+    """The subject by the finder's alpha, refined, where that is all that an example asks for, so that nothing has to be
+    sampled; None where it is not.
+    """
+    if finder is None or not card.refine or example.targets != (Role.FOREGROUND,):
+        return None
+    if example.task not in card.alpha_from_finder:
+        return None
+    card.check_task(example.task)
+    example = add_hint(example, finder, card)
+    return None if example.found is None else finish(example, example.inputs[:1], [], card)
 
 
 def count_inputs(example: Example, found: bool) -> int:

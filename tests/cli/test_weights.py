@@ -95,7 +95,7 @@ def test_a_release_brings_its_texts(server: Hub, capsys: pytest.CaptureFixture[s
     """Pulled with the weights; where they cannot be had the weights stay, and one note says so."""
     server.id, hub_id = "Longin-Yu/OmniAlpha", "Longin-Yu/OmniAlpha"
     names = ("t2i", "ObjectClear", "automatting", "refmatting", "layerdecompose")
-    demo = "X = {" + ", ".join(f"{name!r}: T(fixed_prompt='Do {name}.')" for name in names) + "}"
+    demo = "X = {" + ", ".join(f"{name!r}: T(value={name!r}, fixed_prompt='Do {name}.')" for name in names) + "}"
     server.files = {"lora/pytorch_lora_weights.safetensors": b"x"}
     stored = hub.Ref(hub_id).folder / "instructions.json"
 

@@ -111,6 +111,12 @@ class Options:
         return named | {"lora": self.lora or ()}
 
     @property
+    def of_networks(self) -> bool:
+        """Whether an option is given that speaks of networks beside the finder, their weights or their sampling."""
+        names = ("device", "steps", "guidance", "base", "vae", "lora", "dtype", "offload", "quantize", "attention")
+        return any(getattr(self, n) != getattr(Options, n) for n in (*names, "compile", "approximate"))
+
+    @property
     def approximations(self) -> dict[str, str]:
         """`approximate` as name -> value, "" for none."""
         return dict(pair.partition("=")[::2] for pair in self.approximate or ())

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omnialpha.io.layers import LayerStack
     from omnialpha.loading import Setup
     from omnialpha.masks import Mark
+    from omnialpha.models.checkpoints.folders import Parts
     from omnialpha.pipeline import OmniAlpha
 
 PIPE = Path("-")  # standard input or output
@@ -58,6 +59,7 @@ def run_task(
         InputError: Something of it cannot be read, done or written.
     """
     from omnialpha import sampling
+    from omnialpha.models.checkpoints.folders import resolve
 
     began, messages = time.monotonic(), Messages(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
@@ -82,31 +84,35 @@ def run_task(
     if form is not None:
         check_fits(output, form, example, options.raw, behind is not None)
 
-    setup = build_setup(options)
-    card = setup.parts.card
+    parts = resolve(options.model, **options.parts)
+    card = parts.card
     card.check_reads(task.name)
     if main is None and size is None:
         example = replace(example, size=card.native_size)
     defaults = card.defaults(task.name)
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
-    forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
-    messages.say(f"{card.name} on {forecast}")
-    if forecast.warning:
-        messages.note(forecast.warning)
-    loading = time.monotonic()
-    model = load(options)
-    loaded = time.monotonic() - loading
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
-    stack = _run(model, task, example, used, messages)
-    settings = {"task": task.name, "instruction": model.card.text(example), "model": model.card.name, **used}
+    loaded, device, canvas = 0.0, "cpu", example.size
+    stack = _cut_out(parts, example, options, messages)
+    if stack is None:
+        forecast = build_setup(options).forecast(example, steps, guidance != 1.0, options.raw)
+        messages.say(f"{card.name} on {forecast}")
+        if forecast.warning:
+            messages.note(forecast.warning)
+        loading = time.monotonic()
+        model = load(options)
+        loaded = time.monotonic() - loading
+        stack = _run(model, task, example, used, messages)
+        device, canvas = str(model.device), model.canvas(example).size
+    settings = {"task": task.name, "instruction": card.text(example), "model": card.name, **used}
     settings |= {} if background is None else {"background": background}
     settings |= {"size": by(example.size), "version": __version__}
     files = _write(output, stack, form, main, settings, messages, behind)
 
-    report: dict[str, Any] = {"output": str(output), **settings, "device": str(model.device)}
+    report: dict[str, Any] = {"output": str(output), **settings, "device": device}
     rows = [{"name": row.name, "role": row.role, "file": file} for row, file in zip(stack, files, strict=True)]
-    report |= {"canvas": by(model.canvas(example).size), "layers": rows}
+    report |= {"canvas": by(canvas), "layers": rows}
     if task.category == "decomposition":
         error = stack.error(example.inputs[0])
         messages.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
@@ -214,6 +220,19 @@ def load(options: Options) -> OmniAlpha:
         reason = " ".join(str(error).split())
         name = options.model or "nano"
         raise InputError(f"model {name!r} cannot be loaded ({reason}); download it again.") from error
+
+
+def _cut_out(parts: Parts, example: Example, options: Options, messages: Messages) -> LayerStack | None:
+    """The subject by the model's finder, where that is all that is asked for; None where it is not, or where an option
+    speaks of the networks beside it, which take longer to load than a picture takes.
+    """
+    if options.raw or options.of_networks or not parts.finder:
+        return None
+    from omnialpha.hints import cut_out
+    from omnialpha.models.finder import open_finder
+
+    with messages.steps(1, ""):
+        return cut_out(example, open_finder(parts.finder), parts.card)
 
 
 def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], messages: Messages) -> LayerStack:

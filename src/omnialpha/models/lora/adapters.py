@@ -142,11 +142,7 @@ def add(
 
 @torch.no_grad()
 def load(transformer: nn.Module, name: str, path: Path) -> None:
-    """Give adapter `name` the values of a file, of the same modules, rank and alpha; what is trained of it stays so.
-
-    Raises:
-        InputError: the file is missing, damaged, or of another shape.
-    """
+    """Give adapter `name` the values of a file; InputError unless that has the same modules, rank and alpha."""
     with _all_modules(transformer) as model:
         dead = dead_parameters(model)  # a file may have more, of which nothing reads the result
         own = {module: _factors(layer, name) for module, layer in _layers(model).items() if name in layer.lora_A}
@@ -158,8 +154,8 @@ def load(transformer: nn.Module, name: str, path: Path) -> None:
                 raise InputError(
                     f"LoRA {path} differs at {module} in targets, rank or alpha: give [lora] those of the file."
                 )
-            other.down.copy_(one.down)
-            other.up.copy_(one.up)
+            for mine, value in ((other.down, one.down), (other.up, one.up)):
+                mine.copy_(value)
 
 
 @torch.no_grad()
