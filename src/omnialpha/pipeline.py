@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.pretrained import Pretrained
 from omnialpha.sampling import Interval, Step, Velocity, sample, schedule
-from omnialpha.tasks import Example
+from omnialpha.tasks import Example, Role
 
 
 class OmniAlpha(Portable, Pretrained, TaskMethods):
@@ -229,15 +229,22 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         return pad(rows, rows[0].shape[-1])
 
     @torch.no_grad()
-    def pictures(self, x: Tensor, cond: Condition) -> list[Tensor]:
-        """Decode latents (B, Lt, C) to the targets of each example, (m, 4, H', W') on its canvas, back to front."""
+    def pictures(self, x: Tensor, cond: Condition, roles: Collection[Role] = tuple(Role)) -> list[Tensor]:
+        """Decode latents (B, Lt, C) to the targets of each example, (m, 4, H', W') on its canvas, back to front.
+
+        Targets of other roles than `roles` are not decoded but left empty.
+        """
         made = []
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets
             parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
             latents = [unpack(p[None], h * PATCH_SIZE, w * PATCH_SIZE) for p, (h, w) in zip(parts, sizes, strict=True)]
             order = self.card.order(example.targets)
-            made.append(self.vae.decode(torch.cat([latents[order.index(k)] for k in range(len(order))])))
+            wanted = [k for k, role in enumerate(example.targets) if role in roles]
+            decoded = self.vae.decode(torch.cat([latents[order.index(k)] for k in wanted]))
+            whole = decoded.new_zeros(len(order), *decoded.shape[1:])
+            whole[wanted] = decoded
+            made.append(whole)
         return made
 
     def decode(self, x: Tensor, cond: Condition, raw: bool = False) -> list[LayerStack]:

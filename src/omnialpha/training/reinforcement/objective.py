@@ -17,12 +17,12 @@ from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
 from omnialpha.models.lora import adapters
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.tasks import Example
+from omnialpha.tasks import Example, Role
 from omnialpha.training import parallel
 from omnialpha.training.perceptual import Distance
 from omnialpha.training.reinforcement.advantages import AdvantageSettings, advantages
 from omnialpha.training.reinforcement.algorithms import Algorithm, Losses
-from omnialpha.training.reinforcement.rewards import Outcome, Reward, score
+from omnialpha.training.reinforcement.rewards import REWARDS, Outcome, Reward, score
 from omnialpha.training.reinforcement.rollouts import Rollout, RolloutSettings, roll
 from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective
 from omnialpha.training.state import part
@@ -51,6 +51,11 @@ class Scoring:
         """By name, (G,), of layers (G, m, 4, H, W)."""
         out = Outcome(example, layers, self.distance)
         return score(out, list(self.weights), self.more)
+
+    def roles(self, example: Example) -> set[Role]:
+        """Of the layers that the rewards of an example read."""
+        rows = {**REWARDS, **self.more}
+        return {role for name in self.weights if rows[name].fits(example) for role in rows[name].roles}
 
     def mean(self, rewards: Mapping[str, Tensor]) -> float:
         """The weighted mean of a group over the terms that say something; NaN where none does."""
@@ -187,8 +192,11 @@ class ReinforcementObjective(SFTObjective):
 
     @torch.no_grad()
     def _decoded(self, rollout: Rollout) -> Tensor:
-        """Layers (G, m, 4, H, W) at the size of the truths."""
-        made = self.model.pictures(rollout.x0, rollout.cond)
+        """Layers (G, m, 4, H, W) at the size of the truths; those that no reward reads are left empty."""
+        roles = self.scoring.roles(rollout.example)
+        if not roles & set(rollout.example.targets):  # no reward says anything of this task
+            roles = set(Role)
+        made = self.model.pictures(rollout.x0, rollout.cond, roles)
         return torch.stack([rollout.cond.canvases[0].restore(layers) for layers in made])
 
     # ---- what watches ------------------------------------------------------------------------------------------------

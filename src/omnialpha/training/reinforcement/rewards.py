@@ -66,11 +66,12 @@ Measure = Callable[[Outcome], Tensor]  # -> (G,)
 
 @dataclass(frozen=True)
 class Reward:
-    """A row. categories: of tasks that it fits; `known`: whether it needs truths."""
+    """A row. categories: of tasks that it fits; known: whether it needs truths; roles: of the layers that it reads."""
 
     measure: Measure
     categories: tuple[str, ...] = ("matting", "removal", "decomposition")
     known: bool = True
+    roles: tuple[Role, ...] = tuple(Role)
 
     def fits(self, example: Example) -> bool:
         truths = example.truths and all(truth is not None for truth in example.truths)
@@ -229,15 +230,15 @@ REWARDS: dict[str, Reward] = {
     "composite_ssim": Reward(_recomposed(lambda _: ssim), LAYERED),
     "composite_psnr": Reward(_recomposed(lambda _: _score_psnr), LAYERED),
     "composite_lpips": Reward(_recomposed(_closeness), LAYERED),
-    "background_lpips": Reward(background_looks, ("removal", "decomposition")),
-    "soft_band": Reward(soft_band, ("matting", "decomposition")),
-    "alpha": Reward(alpha, ("matting", "decomposition")),
-    "band_gradient": Reward(band_gradient, ("matting", "decomposition")),
+    "background_lpips": Reward(background_looks, ("removal", "decomposition"), roles=(Role.BACKGROUND,)),
+    "soft_band": Reward(soft_band, ("matting", "decomposition"), roles=(Role.FOREGROUND,)),
+    "alpha": Reward(alpha, ("matting", "decomposition"), roles=(Role.FOREGROUND,)),
+    "band_gradient": Reward(band_gradient, ("matting", "decomposition"), roles=(Role.FOREGROUND,)),
     "colour": Reward(colour),
     "unchanged": Reward(unchanged),
-    "removed": Reward(removed, ("removal", "decomposition")),
-    "exclusive": Reward(exclusive, LAYERED),
-    "hint": Reward(hint, ("matting", "decomposition")),
+    "removed": Reward(removed, ("removal", "decomposition"), roles=(Role.BACKGROUND,)),
+    "exclusive": Reward(exclusive, LAYERED, roles=(Role.FOREGROUND,)),
+    "hint": Reward(hint, ("matting", "decomposition"), roles=(Role.FOREGROUND,)),
 }
 RELEASED = tuple(REWARDS)[:7]
 
