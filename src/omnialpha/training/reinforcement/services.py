@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
+import pkgutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,9 +36,8 @@ class TextMatch:
 
     def reward(self) -> Reward:
         """A row that says something of tasks with a text. InputError where the function cannot be imported."""
-        module, _, name = self.function.partition(":")
         try:
-            match: Callable[[Tensor, str], Tensor] = getattr(importlib.import_module(module), name)
+            match: Callable[[Tensor, str], Tensor] = pkgutil.resolve_name(self.function)
         except (ImportError, AttributeError, ValueError) as error:
             raise InputError(
                 f"text_match.function={self.function!r} cannot be imported ({error}): give package.module:function."
