@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,6 +18,7 @@ from omnialpha.training.loop import FitSettings, Objective
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.reinforcement.advantages import AdvantageSettings
 from omnialpha.training.reinforcement.algorithms import GRPO, NFT
+from omnialpha.training.reinforcement.engine import RayEngine
 from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
 from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
 from omnialpha.training.reinforcement.rollouts import RolloutSettings
@@ -35,6 +37,8 @@ class ReinforcementRecipe(SFTRecipe):
         grpo, nft: The algorithm, exactly one of them.
         rewards: Their weights by name; the released ones, 1 each, where there are none.
         guards: See `objective.Guards`.
+        engine: What rolls out: "local" is each process of the run itself; "ray" has `actors` Ray actors for each, of
+            `actor_gpus` GPUs. The result is the same.
     """
 
     loss: FlowLoss = FlowLoss()
@@ -48,6 +52,9 @@ class ReinforcementRecipe(SFTRecipe):
     rewards: dict[str, float] = field(default_factory=dict)
     perceptual: PerceptualSettings = PerceptualSettings()
     guards: dict[str, list[float]] = field(default_factory=dict)
+    engine: Literal["local", "ray"] = "local"
+    actors: int = 2
+    actor_gpus: float = 0.0
 
     def objective(self) -> Objective:
         algorithm = self._algorithm()
@@ -57,6 +64,10 @@ class ReinforcementRecipe(SFTRecipe):
             raise InputError("reinforcement draws one example a group: give batch=1, without cache and tokens.")
         if self.continued and not self.adapter:
             raise InputError("continued=true trains the LoRA of fine-tuning on: give it as adapter.")
+        if self.lora.dropout:
+            raise InputError(f"lora.dropout={self.lora.dropout:g} makes another policy of each step: use 0.")
+        local = replace(self, engine="local")
+        engine = RayEngine(local.objective, self.fit, self.actors, self.actor_gpus) if self.engine == "ray" else None
         scoring = self._scoring()
         base, mixture = self._lora()
         assert isinstance(mixture, Mixture | Stream)
@@ -75,6 +86,7 @@ class ReinforcementRecipe(SFTRecipe):
             guards=Guards(self.guards),
             seed=self.fit.seed,
             begun=Path(self.adapter) if self.continued else None,
+            engine=engine,
         )
         return self._checked(made)
 

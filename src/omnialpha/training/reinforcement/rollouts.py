@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -89,8 +88,17 @@ class RolloutSettings:
         return (3 * u / (1 + 2 * u)).float()
 
     def velocity(self, model: OmniAlpha, cond: Condition) -> Velocity:
-        """What a rollout and its updates ask: x (G, Lt, C), t (G,) -> the velocity."""
-        asked = partial(model.velocity, cond=cond)
+        """What a rollout and its updates ask, bit for bit: x (G, Lt, C), t (G,) -> the velocity."""
+        device = model.device.type
+        half = model.transformer.dtype != torch.float32 or torch.is_autocast_enabled(device)
+        update = torch.is_grad_enabled()
+
+        def asked(x: Tensor, t: Tensor) -> Tensor:
+            # bf16 attention on a CPU has other bits with gradients than without
+            with torch.set_grad_enabled(update or (half and device == "cpu")):
+                velocity = model.velocity(x, t, cond)
+            return velocity if update else velocity.detach()
+
         return (lambda x, t: asked(x, (t * 1000).floor() / 1000)) if self.round_times else asked
 
 
@@ -160,7 +168,7 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
 
     x = model.noise(cond, seeds)
     kept = torch.zeros(3, settings.trained, *x.shape, device=x.device)
-    places = chosen.T == torch.arange(1, settings.steps + 1)[:, None, None]  # (S, K, G)
+    places = torch.arange(1, settings.steps + 1)[:, None, None] == chosen.T  # (S, K, G)
     for step in sample(settings.velocity(model, cond), x, times, settings.moves(), fresh):
         if step.mean is not None:
             for k, g in places[step.index - 1].nonzero().tolist():
