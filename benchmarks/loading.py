@@ -44,7 +44,7 @@ def records(folder: Path, count: int, side: int) -> list[Record]:
             Image.fromarray(pixels).save(folder / f"{number}-{name}.png")
         row: dict[str, Any] = {"id": number, "captions": {"foreground": caption.text, "background": place}}
         row |= {"foreground": f"{number}-fg.png", "background": f"{number}-bg.png"}
-        rows.append(parse(row, lambda name: folder / name))
+        rows.append(parse(row, folder))
     return rows
 
 

@@ -120,8 +120,8 @@ def grad_aim(p: np.ndarray, g: np.ndarray) -> float:
     return float(np.square(steep[0] - steep[1]).sum(dtype=np.float64) / 10)
 
 
-def ours(name: str, mode: str = "dim") -> Score:
-    return lambda p, g: float(measure(p, g, mode=mode, names=[name])[name])
+def ours(name: str) -> Score:
+    return lambda p, g: float(measure(p, g, names=[name])[name])
 
 
 OURS = "ours"
@@ -138,7 +138,7 @@ GRAD: Mapping[str, Score] = {
     "OpenCV, 9x9": grad_of(lambda a, k: cv2.filter2D(a, -1, k, borderType=cv2.BORDER_REPLICATE)),
     OURS: ours("grad"),
 }
-GRAD_AIM: Mapping[str, Score] = {"scipy, Gaussian derivative": grad_aim, OURS: ours("grad", "aim")}
+GRAD_AIM: Mapping[str, Score] = {"scipy, Gaussian derivative": grad_aim, OURS: ours("grad_aim")}
 TIMED = {"CONN": CONN, "GRAD": GRAD, "GRAD, aim": GRAD_AIM}
 
 

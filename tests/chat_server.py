@@ -36,8 +36,8 @@ def pictures(messages: Messages) -> dict[str, str]:
 
 
 class Chat:
-    """choose: messages -> what the model says. trouble: what is answered first, each once: (status, body, headers), or
-    seconds to stay silent for.
+    """choose: messages -> what the model says. trouble: what is answered first, each once: (status, body, headers),
+    status 0 being a broken connection, or seconds to stay silent for.
     """
 
     def __init__(self, choose: Choose, trouble: Sequence[tuple[int, bytes, dict[str, str]] | float] = ()) -> None:
@@ -46,6 +46,10 @@ class Chat:
         self.times: list[float] = []  # seconds
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
+
+    def answer(self, body: dict[str, Any]) -> bytes:
+        said = {"role": "assistant", "content": self.choose(body["messages"])}
+        return json.dumps({"choices": [{"message": said}]}).encode()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -69,10 +73,12 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(trouble, tuple):
             status, content, headers = trouble
         else:
-            said = {"role": "assistant", "content": chat.choose(body["messages"])}
-            status, content, headers = 200, json.dumps({"choices": [{"message": said}]}).encode(), {}
+            status, content, headers = 200, chat.answer(body), {}
         with chat.lock:
             chat.under_way -= 1
+        if not status:
+            self.close_connection = True
+            return
         try:
             self.send_response(status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():

@@ -17,7 +17,7 @@ class Red:
     def __init__(self, hints: bool = False) -> None:
         self.hints, self.asked = hints, list[Tensor | None]()
 
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         self.asked.append(hints)
         return F.interpolate(pictures[:, :1], size=(SIDE, SIDE), mode="area")[:, 0]
 

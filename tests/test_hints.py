@@ -66,6 +66,14 @@ def test_automatic_tasks_alone_get_an_input_more(name, tiny_model):
     assert add_hint(made, finder, tiny_model.card) is made and len(finder.asked) == 2, "and no more"
 
 
+def test_training_may_take_one_look_or_none(tiny_model):
+    request, finder = example("matting_auto"), Red()
+    made = add_hint(request, finder, tiny_model.card, looks=1)
+    assert made.roles == (*request.roles, Role.HINT) and made.found.shape == (SIDE, SIDE) and len(finder.asked) == 1
+    own = with_finder(tiny_model, finder)
+    assert [len(own.condition([request], looks=count).layouts[0].inputs) for count in (0, 1, 2)] == [1, 2, 2]
+
+
 def test_an_example_is_counted_as_it_will_be():
     request = example("decompose_auto", layers=3)
     made = add_hint(request, Red(), resolve("nano").card)
@@ -250,7 +258,7 @@ def test_nothing_is_sampled_where_the_finders_alpha_is_all(
     quick, steps = own.run([asked])[0], list[int]()
     own.run([asked], raw=True, on_step=lambda step, _: steps.append(step.index))
     assert steps  # raw asks the model itself
-    monkeypatch.setattr("omnialpha.hints.settled", lambda *_: False)
+    monkeypatch.setattr("omnialpha.hints.cut_out", lambda *_: None)
     assert torch.equal(quick[0].rgba, own.run([asked])[0][0].rgba)
     monkeypatch.undo()
     monkeypatch.setattr(own.transformer, "forward", lambda *_: pytest.fail("the transformer was asked"))

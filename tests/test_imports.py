@@ -18,7 +18,7 @@ ORDER = (
     ("io",),
     ("canvas", "masks", "refine"),
     ("tasks",),
-    ("fidelity", "sampling", "api"),
+    ("fidelity", "transitions", "sampling", "api"),
     ("models",),
     ("hints",),
     ("condition", "pretrained", "pipeline", "loading"),

@@ -74,12 +74,6 @@ def test_an_8_bit_one_counts_as_present_and_noise_below_does_not() -> None:
     assert masks.rough(alpha, 3).sum() == 0
 
 
-def test_a_batch_equals_its_pictures_with_a_radius_each() -> None:
-    alpha = torch.stack([blobs(s) for s in range(3)])
-    together = masks.trimap(alpha, [2, 3.5, 5])
-    assert torch.equal(together, torch.stack([masks.trimap(a, r) for a, r in zip(alpha, (2, 3.5, 5), strict=True)]))
-
-
 def test_bad_shapes_and_radii_are_refused() -> None:
     with pytest.raises(InputError, match=r"\(4, 1, 3, 3\)"):
         masks.erode(torch.zeros(4, 1, 3, 3), 1)

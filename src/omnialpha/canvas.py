@@ -62,8 +62,8 @@ class Canvas:
         Raises:
             InputError: The picture is of another size.
         """
-        if tuple(picture.shape[-2:]) != self.content:
-            _check("fit", picture, self.source)
+        if tuple(picture.shape[-2:]) not in (self.content, self.source):
+            raise _mismatch("fit", picture, self.source)
         content = rgba.resize(picture, self.content)
         rows, columns = (
             torch.arange(full, device=picture.device).clamp(max=filled - 1)
@@ -73,13 +73,13 @@ class Canvas:
 
     def restore(self, picture: Tensor) -> Tensor:
         """Take pictures (..., 4, *size) off the canvas and resize them to (..., 4, *source). Inverse of `fit`."""
-        _check("restore", picture, self.size)
+        if tuple(picture.shape[-2:]) != self.size:
+            raise _mismatch("restore", picture, self.size)
         return rgba.resize(picture[..., : self.content[0], : self.content[1]], self.source)
 
 
-def _check(verb: str, picture: Tensor, size: Size) -> None:
-    if tuple(picture.shape[-2:]) != size:
-        raise InputError(f"This canvas cannot {verb} a picture of {by(picture.shape[-2:])}; pass one of {by(size)}.")
+def _mismatch(verb: str, picture: Tensor, size: Size) -> InputError:
+    return InputError(f"This canvas cannot {verb} a picture of {by(picture.shape[-2:])}; pass one of {by(size)}.")
 
 
 @lru_cache(maxsize=4096)
@@ -117,10 +117,6 @@ def plan(source: Size, pictures: int, grid: Grid) -> Canvas:
     if not grid.upscale:
         scale = min(scale, Fraction(1))
     # The sides that just hold the scaled picture are the smallest canvas of that scale.
-    size = (_cover(scale * height, grid.multiple), _cover(scale * width, grid.multiple))
+    size = (ceil(scale * height / grid.multiple) * grid.multiple, ceil(scale * width / grid.multiple) * grid.multiple)
     content = (max(1, round(scale * height)), max(1, round(scale * width)))
     return Canvas((height, width), content, size)
-
-
-def _cover(length: Fraction, multiple: int) -> int:
-    return ceil(length / multiple) * multiple

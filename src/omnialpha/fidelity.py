@@ -43,7 +43,9 @@ def finish_layers(
     if refines and (found is not None or needs_refining(example.size, tuple(coarse[0].shape))):
         layers = refine_foregrounds(example, layers, coarse)
     elif found is not None:
-        layers = replace_alpha(example, layers, found)
+        alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        foreground = [role is Role.FOREGROUND for role in example.targets]
+        layers = [torch.cat([x[:3], alpha]) if own else x for x, own in zip(layers, foreground, strict=True)]
     return restore_unchanged(example, layers)
 
 
@@ -62,76 +64,73 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
     Returns:
         The layers in the same order.
     """
-    category = TASKS[example.task].category
-    given = dict(zip(example.roles, example.inputs, strict=True))
-    composite, map_role = given.get(Role.COMPOSITE), next((r for r in example.roles if r in MAPS), None)
-    guide = given[map_role][0] if map_role else None
+    category, composite = TASKS[example.task].category, example.given(Role.COMPOSITE)
+    maps = [(role, picture[0]) for role, picture in zip(example.roles, example.inputs, strict=True) if role in MAPS]
+    role, guide = maps[0] if maps else (None, None)
     if composite is None:  # generation and completion take nothing over
         return [
-            rgba.opaque(x) if role in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
-            for x, role in zip(layers, example.targets, strict=True)
+            rgba.opaque(x) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
+            for x, own in zip(layers, example.targets, strict=True)
         ]
     if category == "matting":
-        return [restore_matte(layers[0], composite, guide, map_role)]
+        return [restore_matte(layers[0], composite, guide, role)]
     if category == "removal":
         if guide is not None:
-            where = removal_mask(guide, map_role)
+            where = removal_mask(guide, role)
         elif example.found is not None:
             where = removal_mask_of_finder(example.found, example.size)
         else:
             where = removal_mask_of_change(layers[0], composite)
         return [paste(layers[0], composite, where)]
     assert category == "decomposition", category
-    return restore_decomposition(layers, composite, example.targets, guide, map_role)
+    return restore_decomposition(layers, composite, example.targets, guide, role)
 
 
 def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:
     """Refine the foregrounds of an example with a composite, from their coarse alphas (h, w), see `refine.refine`."""
     from omnialpha.refine import refine
 
-    given = dict(zip(example.roles, example.inputs, strict=True))
-    composite = given.get(Role.COMPOSITE)
-    if composite is None or Role.ALPHA in given:  # nothing to look at, or nothing left to find
+    composite, trimap = example.given(Role.COMPOSITE), example.given(Role.TRIMAP)
+    if composite is None or Role.ALPHA in example.roles:  # nothing to look at, or nothing left to find
         return list(layers)
-    trimap = (given[Role.TRIMAP][0] * 2).round() / 2 if Role.TRIMAP in given else None
+    known = None if trimap is None else (trimap[0] * 2).round() / 2
     return [
-        refine(composite, alpha, trimap) if role is Role.FOREGROUND else layer
+        refine(composite, alpha, known) if role is Role.FOREGROUND else layer
         for layer, alpha, role in zip(layers, coarse, example.targets, strict=True)
     ]
 
 
-def replace_alpha(example: Example, layers: Sequence[Tensor], found: Tensor) -> list[Tensor]:
-    """Foregrounds with the finder's alpha (s, s) in the place of their own, where there is no need to refine it."""
-    alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
-    return [
-        torch.cat([layer[:3], alpha[None]]) if role is Role.FOREGROUND else layer
-        for layer, role in zip(layers, example.targets, strict=True)
-    ]
-
-
 def snap_alpha(layer: Tensor) -> Tensor:
-    """Alpha within SNAP of 0 or 1 becomes 0 or 1, the rest is stretched to stay continuous."""
+    """Set alpha within SNAP of 0 or 1 to 0 or 1, and stretch the rest to stay continuous. (4, H, W) in and out."""
     alpha = ((layer[3:] - SNAP) / (1 - 2 * SNAP)).clamp(0, 1)
     return torch.cat([layer[:3], alpha])
 
 
 def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
-    """Known alpha from the map; where alpha is 1, the input's colour."""
-    layer = snap_alpha(layer)
-    alpha = layer[3]
-    if guide is not None and role is Role.TRIMAP:
-        alpha = torch.where(guide > 1 - SNAP, 1.0, torch.where(guide < SNAP, 0.0, alpha))
-    elif guide is not None and role is Role.ALPHA:
+    """Restore what a matting knows of its layer.
+
+    Args:
+        layer: The model's, (4, H, W).
+        composite: The picture, (4, H, W). The layer is nowhere more opaque, and where it is as opaque has its colour.
+        guide, role: The map (H, W) in [0, 1] that marked the subject, whose known alpha holds.
+
+    Returns:
+        The layer (4, H, W).
+    """
+    alpha = snap_alpha(layer)[3]
+    if guide is not None and role is Role.ALPHA:
         alpha = guide
-    elif guide is not None and role is Role.ROUGH:
+    elif guide is not None and role in (Role.TRIMAP, Role.ROUGH):
         alpha = torch.where(guide < SNAP, 0.0, alpha)
+        if role is Role.TRIMAP:
+            alpha = torch.where(guide > 1 - SNAP, 1.0, alpha)
     alpha = alpha.minimum(composite[3])  # nothing is more solid than what the picture shows
     rgb = torch.where(alpha == composite[3], composite[:3], layer[:3])
     return torch.cat([rgb, alpha[None]])
 
 
 def removal_mask(guide: Tensor, role: Role | None) -> Tensor:
-    """Where a removal may paint, (H, W) bool: all that the map's subject may touch."""
+    """Where a removal may paint, (H, W) bool: all that the subject of a map (H, W) in [0, 1] may touch."""
     touched = guide > (masks.PRESENT if role is Role.ALPHA else SNAP)  # a painted mask is never quite black
     return masks.dilate(touched, SOFT_EDGE * min(guide.shape)) if role is Role.PRECISE else touched
 
@@ -151,7 +150,7 @@ def removal_mask_of_change(layer: Tensor, composite: Tensor) -> Tensor:
 
 
 def paste(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
-    """The model's colours inside the hole (H, W), the input outside, and the input's alpha everywhere."""
+    """Take the layer's colours where `where` (H, W) is true, the composite's elsewhere, and its alpha everywhere."""
     return torch.cat([torch.where(where & (composite[3] > 0), layer[:3], composite[:3]), composite[3:]])
 
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnialpha import masks, rgba
+from omnialpha import fidelity, masks, rgba
 from omnialpha.canvas import Canvas
 from omnialpha.errors import InputError
+from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.models.checkpoints.card import Card
 from omnialpha.models.finder import Finder, hint_of
 from omnialpha.tasks import MAPS, TASKS, Example, Role
@@ -25,13 +26,14 @@ Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a p
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
-def add_hint(example: Example, finder: Finder, card: Card) -> Example:
+def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Example:
     """Add what the finder sees in the picture of an example.
 
     Args:
         example: What was asked for.
         finder: The model's.
         card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
+        looks: 2, or 1 for training, see `look`.
 
     Returns:
         In automatic tasks the example with one more input picture, the last. In tasks that take the finder's alpha the
@@ -44,7 +46,7 @@ def add_hint(example: Example, finder: Finder, card: Card) -> Example:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
     hint = hint_of(guide, given[guide][0]) if guide else None
-    found = look(finder, given[Role.COMPOSITE].cpu(), hint)
+    found = look(finder, given[Role.COMPOSITE].cpu(), hint, looks)
     if not automatic:
         return replace(example, found=found)
     shown, words = found, example.instruction
@@ -56,10 +58,29 @@ def add_hint(example: Example, finder: Finder, card: Card) -> Example:
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
-def settled(example: Example, card: Card) -> bool:
-    """Whether the finder's alpha, refined, is all that a hinted example asks for, so that nothing is sampled."""
-    taken = example.found is not None and example.task in card.alpha_from_finder
-    return taken and card.refine and example.targets == (Role.FOREGROUND,)
+def finish(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], card: Card) -> LayerStack:
+    """What `fidelity.finish_layers` makes of a model's layers (4, H, W) and their alphas as they were made, named."""
+    found = example.found if example.task in card.alpha_from_finder else None
+    return stack(example, fidelity.finish_layers(example, layers, coarse, found, card.refine))
+
+
+def stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
+    """Layers (4, H, W) in the order of the example's targets, with their names."""
+    rows = zip(example.names, layers, example.targets, strict=True)
+    return LayerStack(example.size, [Layer(name, pixels, role=str(role)) for name, pixels, role in rows])
+
+
+def cut_out(example: Example, finder: Finder | None, card: Card) -> LayerStack | None:
+    """The subject by the finder's alpha, refined, where that is all that an example asks for, so that nothing has to be
+    sampled; None where it is not.
+    """
+    if finder is None or not card.refine or example.targets != (Role.FOREGROUND,):
+        return None
+    if example.task not in card.alpha_from_finder:
+        return None
+    card.check_task(example.task)
+    example = add_hint(example, finder, card)
+    return None if example.found is None else finish(example, example.inputs[:1], [], card)
 
 
 def count_inputs(example: Example, found: bool) -> int:
@@ -77,17 +98,20 @@ def fit_inputs(example: Example, canvas: Canvas, device: torch.device) -> list[T
     return [canvas.fit(picture.to(device)) for picture in sized]
 
 
-def look(finder: Finder, picture: Tensor, hint: Tensor | None = None) -> Tensor:
+def look(finder: Finder, picture: Tensor, hint: Tensor | None = None, looks: int = 2) -> Tensor:
     """What a finder sees in a picture, with a second look at the part around it, so that small subjects come out sharp.
 
     Args:
         picture: straight RGBA (4, H, W) in [0, 1].
         hint: (H, W) in [-1, 1], for a finder that makes use of hints; it first looks where that is not background.
+        looks: 1 is one look at the whole picture and not at its mirror image: quick, for training.
 
     Returns:
         Alpha in [0, 1] of the picture stretched to a square: (2s, 2s), s being the finder's own side, or (s, s) where
         nothing was found or the second look would see the whole picture again.
     """
+    if looks == 1:
+        return finder.find(picture[None], None if hint is None else hint[None], mirror=False)[0]
     size = (int(picture.shape[1]), int(picture.shape[2]))
     whole = first = (0, size[0], 0, size[1])
     if hint is not None and bool((hint > -1).any()):

@@ -25,7 +25,7 @@ LOCK = threading.RLock()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Around calls of pymatting: its kernels are loaded, and no other thread runs one, for which numba would abort."""
+    """Hold the lock around calls of pymatting, which is loaded: numba aborts where two threads run its kernels."""
     with LOCK:
         load()
         yield

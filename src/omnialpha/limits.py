@@ -72,12 +72,10 @@ def check_size(value: Any, given: str = "") -> tuple[int, int]:
         InputError: It is no size, or out of range.
     """
     given = given or f"size={value!r} (height, width)"
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise InputError(f"{given} is not a size: pass (height, width) in pixels.")
     try:
         height, width = map(index, value)
-    except TypeError:
-        raise InputError(f"{given} is not a size: pass whole numbers of pixels.") from None
+    except (TypeError, ValueError):
+        raise InputError(f"{given} is not a size: pass (height, width) in whole pixels.") from None
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise InputError(f"{given} is out of range: use sides of 1 to {MAX_SIDE} px.")
     if height * width > MAX_PIXELS:

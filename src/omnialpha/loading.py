@@ -18,11 +18,11 @@ from omnialpha.models.checkpoints.folders import LoraLike, Parts, resolve
 from omnialpha.models.families import FAMILIES, Family
 from omnialpha.models.lora import adapters
 from omnialpha.models.runtime.estimate import Estimate, Job, estimate, measure_speed, memory_warning
+from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Offload, Placement, pick_device, place
-from omnialpha.models.runtime.quantize import GGUF, load_gguf
+from omnialpha.models.runtime.quantize import load_gguf
 from omnialpha.models.transformer.approximate import Approximations
 from omnialpha.models.transformer.positions import Layout
-from omnialpha.models.vae.alphavae import load_vae
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import FULL_INTERVAL
 from omnialpha.tasks import TASKS, Example, Role
@@ -112,13 +112,8 @@ class Setup:
             InputError: the model cannot do the task, or its files are damaged.
         """
         self.parts.card.check_task(example.task)
-        self._check()
         device = self.placement.torch_device
-        vae = load_vae(self.parts.vae, widen=True)  # small beside the rest
-        sizes = self.family.load("sizes")(self.parts, vae, self.placement.dtype, tabulated=device.type != "cpu")
-        if self.placement.gguf:
-            stored = replace(sizes.transformer, bits=GGUF.read(self.placement.gguf).bits)
-            sizes = replace(sizes, transformer=stored)
+        sizes = ModelSizes.read(self.parts, self.placement.dtype, device.type != "cpu", self.placement.gguf)
         inputs = hints.count_inputs(example, self.parts.finder is not None)
         canvas = plan(example.size, inputs + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // sizes.side, canvas.size[1] // sizes.side)
@@ -143,15 +138,11 @@ class Setup:
         made = estimate(job, measure_speed(device, DTYPES[job.dtype]))
         return replace(made, warning=memory_warning(made))
 
-    def _check(self) -> None:
-        """InputError for what is missing, damaged or does not fit."""
-        check(self.parts, self.placement.gguf)
-
     def load(self) -> OmniAlpha:
         """Read the weights and make the model ready to run. Raises InputError for what is missing or damaged."""
         parts, placement = self.parts, self.placement
         device = placement.torch_device  # a wrong name is refused before anything is read
-        self._check()
+        check(parts, placement.gguf)
         if parts.warning:
             logging.getLogger("omnialpha").warning(parts.warning)
         dtype = DTYPES[placement.dtype or parts.card.dtype]

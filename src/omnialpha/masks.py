@@ -1,14 +1,12 @@
 """Masks: the maps that guide matting and removal, made of an alpha matte as the AlphaLayers data set has them.
 
-All maps are float tensors of the alpha's shape, (H, W) or (B, H, W). The structuring element is the disk of pixels
-within Euclidean distance <= radius. The picture's border is not a boundary: what lies outside it neither erodes nor
-dilates. The exact Euclidean distance transform makes the cost the same for every radius."""
+All maps are float tensors (H, W). The structuring element is the disk of pixels within Euclidean distance <= radius.
+The picture's border is not a boundary: what lies outside it neither erodes nor dilates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,52 +19,32 @@ RADIUS_RANGE = (0.05, 0.10)  # of the shorter side
 CLICK = 0.02  # of the shorter side: radius of the disk that a click marks
 
 Mark = tuple[float, ...]  # see `marks`
-Radius = float | Sequence[float] | Tensor  # one for all, or one a picture
 
 
-def _per_picture(op: Callable[[np.ndarray, float], np.ndarray], mask: Tensor, radius: Radius) -> Tensor:
-    """Applies a morphology of one (H, W) array to (H, W) or (B, H, W); returns bool on the mask's device."""
-    if mask.ndim not in (2, 3):
-        raise InputError(f"A mask of shape {tuple(mask.shape)} is not a mask; pass (H, W) or (B, H, W).")
-    pictures = mask.detach().cpu().numpy().astype(bool).reshape(-1, *mask.shape[-2:])
-    radii = torch.as_tensor(radius, dtype=torch.float64).flatten().expand(len(pictures)).tolist()
-    if any(r < 0 for r in radii):
-        raise InputError(f"The radius {min(radii)} is negative; pass a number of pixels >= 0.")
-    done = [op(picture, r) for picture, r in zip(pictures, radii, strict=True)]
-    return torch.from_numpy(np.stack(done)).reshape(mask.shape).to(mask.device)
-
-
-def _erode(picture: np.ndarray, radius: float) -> np.ndarray:
-    from scipy.ndimage import distance_transform_edt
-
-    if picture.all():  # no background to measure from: the transform is undefined there
-        return picture
-    return distance_transform_edt(picture) > radius
-
-
-def _dilate(picture: np.ndarray, radius: float) -> np.ndarray:
-    return ~_erode(~picture, radius)  # the disk is symmetric, so dilation is erosion of the complement
-
-
-def erode(mask: Tensor, radius: Radius) -> Tensor:
-    """Erode a mask by a disk.
-
-    Args:
-        mask: (H, W) or (B, H, W); what is not 0 counts.
-        radius: Pixels, one number or one a picture.
+def erode(mask: Tensor, radius: float) -> Tensor:
+    """Erode a mask (H, W), of which what is not 0 counts, by a disk of `radius` >= 0 pixels.
 
     Returns:
-        bool of the mask's shape: the pixels that have no background within the radius.
+        bool (H, W): the pixels that have no background within the radius.
 
     Raises:
-        InputError: The shape is another one, or a radius is negative.
+        InputError: The shape is another one, or the radius is negative.
     """
-    return _per_picture(_erode, mask, radius)
+    from scipy.ndimage import distance_transform_edt
+
+    if mask.ndim != 2:
+        raise InputError(f"A mask of shape {tuple(mask.shape)} is not a mask; pass (height, width).")
+    if radius < 0:
+        raise InputError(f"The radius {radius} is negative; pass a number of pixels >= 0.")
+    inside = mask.detach().cpu().numpy().astype(bool)
+    if not inside.all():  # without background the distance to it is undefined
+        inside = distance_transform_edt(inside) > radius
+    return torch.from_numpy(inside).to(mask.device)
 
 
-def dilate(mask: Tensor, radius: Radius) -> Tensor:
-    """Dilate a mask by a disk: the pixels with foreground within the radius. Arguments and shapes as in `erode`."""
-    return _per_picture(_dilate, mask, radius)
+def dilate(mask: Tensor, radius: float) -> Tensor:
+    """Dilate a mask (H, W) by a disk: the pixels with foreground within the radius. Shapes and errors as in `erode`."""
+    return ~erode(mask == 0, radius)  # the disk is symmetric, so dilation is erosion of the complement
 
 
 def precise(alpha: Tensor) -> Tensor:
@@ -74,22 +52,22 @@ def precise(alpha: Tensor) -> Tensor:
     return (alpha > DEFINITE).to(alpha.dtype)
 
 
-def trimap(alpha: Tensor, radius: Radius) -> Tensor:
+def trimap(alpha: Tensor, radius: float) -> Tensor:
     """The trimap of an alpha.
 
     Args:
-        alpha: (H, W) or (B, H, W) in [0, 1].
-        radius: Pixels, one number or one a picture; see `draw_radius`.
+        alpha: (H, W) in [0, 1].
+        radius: In pixels, see `draw_radius`.
 
     Returns:
-        Of alpha's shape: 1 on the eroded definite foreground, 0 outside the dilated support, .5 between.
+        (H, W): 1 on the eroded definite foreground, 0 outside the dilated support, .5 between.
     """
     inside = erode(alpha > DEFINITE, radius).to(alpha.dtype)
     reach = dilate(alpha > PRESENT, radius).to(alpha.dtype)
     return (inside + reach) / 2
 
 
-def rough(alpha: Tensor, radius: Radius) -> Tensor:
+def rough(alpha: Tensor, radius: float) -> Tensor:
     """The rough mask of an alpha: 1 where its `trimap` is .5 or 1, else 0. Arguments as in `trimap`."""
     return dilate(alpha > PRESENT, radius).to(alpha.dtype)
 

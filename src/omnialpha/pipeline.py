@@ -11,12 +11,12 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from omnialpha import fidelity, hints, masks, sampling
+from omnialpha import hints, masks, sampling
 from omnialpha.api import TaskMethods
 from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
-from omnialpha.io.layers import Layer, LayerStack
+from omnialpha.io.layers import LayerStack
 from omnialpha.limits import check_guidance, check_seeds, check_steps
 from omnialpha.models.checkpoints.folders import Card, Parts
 from omnialpha.models.families import FAMILIES
@@ -78,21 +78,24 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     # ---- the path ----------------------------------------------------------------------------------------------
 
-    def hinted(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with what the finder sees, see `hints.add_hint`. A model without a finder changes none."""
-        return [hints.add_hint(example, self.finder, self.card) for example in examples] if self.finder else [*examples]
+    def hinted(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
+        """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
+        if self.finder is None or not looks:
+            return [*examples]
+        return [hints.add_hint(example, self.finder, self.card, looks) for example in examples]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
         pictures = hints.count_inputs(example, self.finder is not None) + len(example.targets)
         return plan(example.size, pictures, self.card.grid)
 
-    def condition(self, examples: Sequence[Example], guided: bool = False) -> Condition:
+    def condition(self, examples: Sequence[Example], guided: bool = False, looks: int = 2) -> Condition:
         """Encode the pictures and instructions of B examples.
 
         Args:
             examples: What is asked for.
             guided: Encode empty instructions as well (`negative`), for models with classifier-free guidance.
+            looks: Of the finder, where the model has one: 2; 1 is quick, for training; 0 leaves hints out.
 
         Returns:
             The condition, which belongs to the weights that made it.
@@ -100,7 +103,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         Raises:
             InputError: The model does not do a task.
         """
-        examples = self.hinted(examples)
+        examples = self.hinted(examples, looks)
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
         pictures = [hints.fit_inputs(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
@@ -252,13 +255,9 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
             coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
-            stacks.append(_stack(example, layers) if raw else self._finish(example, layers, coarse))
+            done = hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card)
+            stacks.append(done)
         return stacks
-
-    def _finish(self, example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> LayerStack:
-        """Layers (4, H, W) of a hinted example, and their alphas as they were made, by `fidelity`."""
-        found = example.found if example.task in self.card.alpha_from_finder else None
-        return _stack(example, fidelity.finish_layers(example, layers, coarse, found, self.card.refine))
 
     @torch.inference_mode()
     def run(  # type: ignore[override]
@@ -294,11 +293,9 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
         sampling.check_settings(None, None, self.guidance_interval)
         seeds = check_seeds(seed, len(examples))
-        for example in examples:
-            self.card.check_task(example.task)
-        examples = self.hinted(examples)
-        if not raw and all(hints.settled(example, self.card) for example in examples):
-            return [self._finish(example, example.inputs[:1], []) for example in examples]
+        cut = [None if raw else hints.cut_out(example, self.finder, self.card) for example in examples]
+        if all(cut):
+            return [one for one in cut if one]
         cond = self.condition(examples, guided=guidance != 1.0)
         velocity = self.guided(cond, guidance)
         if self.transformer.is_cache_enabled:
@@ -310,8 +307,3 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             if on_step:
                 on_step(step, cond)
         return self.decode(step.x, cond, raw)
-
-
-def _stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
-    rows = zip(example.names, layers, example.targets, strict=True)
-    return LayerStack(example.size, [Layer(name, p, role=str(role)) for name, p, role in rows])

@@ -15,7 +15,7 @@ from omnialpha.errors import InputError
 from omnialpha.files import replace_path
 from omnialpha.models.checkpoints.folders import Card, Parts, forget_origin, resolve
 from omnialpha.models.families import FAMILIES
-from omnialpha.models.finder import FINDER, Finder, U2NetP, open_finder
+from omnialpha.models.finder import FINDER, U2NetP, open_finder
 from omnialpha.models.lora import adapters
 from omnialpha.models.vae.alphavae import load_vae
 
@@ -27,16 +27,6 @@ class Pretrained:
     transformer: Any
     text_encoder: Any
     card: Card
-
-    def __init__(self, vae: Any, transformer: Any, text_encoder: Any, card: Card) -> None:
-        raise NotImplementedError
-
-    @property
-    def finder(self) -> Finder | None:
-        raise NotImplementedError
-
-    def use_finder(self, finder: Finder | None) -> None:
-        raise NotImplementedError
 
     @classmethod
     def from_parts(
@@ -63,7 +53,8 @@ class Pretrained:
         settings = {name: value for name in family.card_settings if (value := getattr(card, name)) is not None}
         read: Any = family.load("text_encoder").from_pretrained if reads else nn.Identity
         text_encoder = read(parts.text, dtype, **settings)
-        model: Any = cls(load_vae(parts.vae, dtype, widen=True), transformer, text_encoder, card)
+        pipeline: Any = cls
+        model = pipeline(load_vae(parts.vae, dtype, widen=True), transformer, text_encoder, card)
         model.use_finder(open_finder(parts.finder) if parts.finder else None)
         return model.eval().requires_grad_(False)
 
@@ -95,8 +86,8 @@ class Pretrained:
                 forget_origin(new / name / "config.json")
             self.text_encoder.save_pretrained(new, dtype)
             card = self.card
-            if isinstance(self.finder, U2NetP):
-                self.finder.save(new / FINDER)
+            if isinstance(finder := getattr(self, "finder", None), U2NetP):
+                finder.save(new / FINDER)
                 card = replace(card, finder=FINDER)
             card.write(new)
             for written in sorted(new.iterdir()):

@@ -53,8 +53,8 @@ def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor
         raise InputError(f"An image of shape {tuple(image.shape)} cannot be refined; pass (4, height, width).")
     if alpha.ndim != 2 or not bool(torch.isfinite(alpha).all()):
         raise InputError(f"An alpha of shape {tuple(alpha.shape)} cannot be refined; pass finite (height, width).")
-    size = (image.shape[1], image.shape[2])
-    if trimap is not None and (tuple(trimap.shape) != size or not bool(torch.isin(trimap.cpu() * 2, _HALVES).all())):
+    size, values = (image.shape[1], image.shape[2]), torch.tensor([0.0, 0.5, 1.0])
+    if trimap is not None and (tuple(trimap.shape) != size or not bool(torch.isin(trimap.float().cpu(), values).all())):
         raise InputError(
             f"A trimap of shape {tuple(trimap.shape)} is not one of 0, .5 and 1 of shape {size}: pass one."
         )
@@ -73,40 +73,36 @@ def refine(image: Tensor, alpha: Tensor, trimap: Tensor | None = None) -> Tensor
     return torch.cat([colours, seen[None]]).to(image.device, image.dtype)
 
 
-_HALVES = torch.tensor([0.0, 1.0, 2.0])
-
-
 # ---- the trimap -----------------------------------------------------------------------------------------------------
 
 
 def without_specks(alpha: Tensor) -> Tensor:
     """Set small islands of a coarse alpha (h, w) to 0, see SPECK."""
-    from scipy.ndimage import label, maximum, sum_labels
+    from scipy.ndimage import maximum, sum_labels
 
     values = alpha.numpy()
-    islands, count = label(values > EMPTY, np.ones((3, 3)))
-    if not count:
-        return alpha
-    index = np.arange(count + 1)
-    faint = maximum(values, islands, index) < 0.5
-    small = sum_labels(values, islands, index) < SPECK * values.sum()
-    small[0] = False  # 0 is what is no island
-    return torch.from_numpy(np.where((faint & small)[islands], 0, values))
+    islands, index = _islands(values > EMPTY)
+    speck = (maximum(values, islands, index) < 0.5) & (sum_labels(values, islands, index) < SPECK * values.sum())
+    return torch.from_numpy(np.where(speck[islands] & (islands > 0), np.float32(0), values))
 
 
 def without_gaps(alpha: Tensor) -> Tensor:
     """Set small uncertain islands of a coarse alpha (h, w) that are nowhere below .5 to 1, see GAP."""
-    from scipy.ndimage import label, minimum, sum_labels
+    from scipy.ndimage import minimum, sum_labels
 
     values = alpha.numpy()
-    islands, count = label((values > EMPTY) & (values < FULL), np.ones((3, 3)))
-    if not count:
-        return alpha
-    index = np.arange(count + 1)
-    gap = minimum(values, islands, index) >= 0.5
-    gap &= sum_labels(np.ones_like(values), islands, index) < GAP * (values >= FULL).sum()
-    gap[0] = False  # 0 is what is certain
-    return torch.from_numpy(np.where(gap[islands], 1, values).astype(np.float32))
+    islands, index = _islands((values > EMPTY) & (values < FULL))
+    small = sum_labels(np.ones_like(values), islands, index) < GAP * (values >= FULL).sum()
+    gap = (minimum(values, islands, index) >= 0.5) & small
+    return torch.from_numpy(np.where(gap[islands] & (islands > 0), np.float32(1), values))
+
+
+def _islands(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the island that each pixel is in (H, W), 0 outside, and all numbers."""
+    from scipy.ndimage import label
+
+    islands, count = label(inside, np.ones((3, 3)))
+    return islands, np.arange(count + 1)
 
 
 def coarse_trimap(alpha: Tensor) -> Tensor:

@@ -28,13 +28,9 @@ def unpremultiply(rgba: Tensor, eps: float = 1e-6) -> Tensor:
     return torch.cat([rgb, alpha], dim=-3)
 
 
-def _over_premultiplied(front: Tensor, back: Tensor) -> Tensor:
-    return front + back * (1 - front[..., 3:, :, :])
-
-
 def over(front: Tensor, back: Tensor) -> Tensor:
     """Porter-Duff `over` of two straight pictures (..., 4, H, W); the result is a straight picture."""
-    return unpremultiply(_over_premultiplied(premultiply(front), premultiply(back)))
+    return recompose([back, front])
 
 
 def flatten(rgba: Tensor, color: Sequence[float] | Tensor = WHITE) -> Tensor:
@@ -58,14 +54,16 @@ def recompose(layers: Sequence[Tensor]) -> Tensor:
     """The composite (..., 4, H, W) of layers (..., 4, H, W), back to front. InputError for no layers."""
     if not layers:
         raise InputError("There are 0 layers to recompose; pass at least one.")
-    return unpremultiply(reduce(lambda back, front: _over_premultiplied(front, back), map(premultiply, layers)))
+    return unpremultiply(
+        reduce(lambda back, front: front + back * (1 - front[..., 3:, :, :]), map(premultiply, layers))
+    )
 
 
-def checkerboard(height: int, width: int, cell: int = 8, light: float = 1.0, dark: float = 0.8) -> Tensor:
+def checkerboard(height: int, width: int, cell: int = 8) -> Tensor:
     """A checkerboard (3, height, width) of squares of `cell` pixels, as transparency is shown."""
     rows, columns = torch.arange(height) // cell, torch.arange(width) // cell
     odd = (rows[:, None] + columns[None, :]) % 2 == 1
-    return torch.where(odd, dark, light).expand(3, height, width).clone()
+    return torch.where(odd, 0.8, 1.0).expand(3, height, width).clone()
 
 
 def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
@@ -85,6 +83,12 @@ def resize(rgba: Tensor, size: tuple[int, int]) -> Tensor:
     pixels = unpremultiply(pixels).clamp(0, 1)  # bicubic overshoots in colour and alpha alike: not in their quotient
     alpha = torch.where(pixels[:, 3:] > 1 - 1e-5, 1.0, pixels[:, 3:])  # the taps sum to 1 only up to rounding
     return torch.cat([pixels[:, :3], alpha], dim=1).reshape(*rgba.shape[:-2], *size)
+
+
+def scale(rgba: Tensor, factor: float) -> Tensor:
+    """Resize (..., 4, H, W) by a factor, to sides of whole pixels and at least 1."""
+    height, width = rgba.shape[-2:]
+    return resize(rgba, (max(1, round(height * factor)), max(1, round(width * factor))))
 
 
 def opaque(picture: Tensor) -> Tensor:
@@ -120,5 +124,4 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
         error = error[mask.bool().unsqueeze(-3).expand_as(error)]
     if error.numel() == 0:
         raise InputError("The mask selects 0 pixels, so there is nothing to compare; pass a mask that is not empty.")
-    mse = error.mean()
-    return float(-10 * torch.log10(mse))
+    return float(-10 * torch.log10(error.mean()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -99,9 +98,12 @@ class Example:
     @property
     def names(self) -> list[str]:
         """Of the layers: the role, numbered from the back where it repeats."""
-        numbers = [self.targets[: k + 1].count(role) for k, role in enumerate(self.targets)]
-        several = [self.targets.count(role) > 1 for role in self.targets]
-        return [f"{r}-{n}" if s else str(r) for r, n, s in zip(self.targets, numbers, several, strict=True)]
+        return numbered(self.targets)
+
+
+def numbered(roles: tuple[Role, ...]) -> list[str]:
+    """The names of roles, with `-1`, `-2` and so on where one repeats."""
+    return [f"{r}-{roles[: k + 1].count(r)}" if roles.count(r) > 1 else str(r) for k, r in enumerate(roles)]
 
 
 @dataclass(frozen=True)
@@ -163,35 +165,35 @@ class Task:
         wording: int = 0,
         **named: Any,
     ) -> Example:
-        """Build a request. Pictures by role name (`composite=...`, `image=` for the first input), any kind
-        `io.to_rgba` takes.
+        """Build a request.
 
-        A role in `many` takes a list. All pictures must have one size, which is the size of the outputs; `size` is
-        for tasks
-        without pictures. Raises InputError for a missing or unknown role, an empty mask, and sizes that differ.
+        Args:
+            images, named: Pictures by role (`composite=...`, or `image=` for the first input), of any kind that
+                `io.to_rgba` takes, a list where the role may repeat. All have one size, which the outputs get.
+            prompt: For the tasks with a text.
+            layers: How many targets, where the row allows several.
+            size: (height, width) of the outputs of a task without pictures.
+            wording: Number of the wording of the instruction.
+
+        Raises:
+            InputError: A role is missing or unknown, a map is empty, sizes differ, or another argument does not fit.
         """
         given = self._collect(images or {}, named)
-        roles, pictures = [], []
-        for role in self.inputs:
-            for picture in given[role]:
-                roles.append(role)
-                pictures.append(picture)
-        sizes = [tuple(p.shape[-2:]) for p in pictures]
+        roles, pictures = tuple(role for role, _ in given), tuple(picture for _, picture in given)
+        sizes = [(int(p.shape[-2]), int(p.shape[-1])) for p in pictures]
         for role, other in zip(roles, sizes, strict=True):
             if other != sizes[0]:
                 raise InputError(
                     f"the {role} is {by(other)} px, the {roles[0]} {by(sizes[0])} px: make them the same size."
                 )
-        if pictures:
-            size = (int(sizes[0][0]), int(sizes[0][1]))
-        elif size is None:
+        if not pictures and size is None:
             raise InputError(f"{self.name} has no input picture: give size=(height, width).")
-        else:
-            size = check_size(size)
+        made = sizes[0] if pictures else check_size(size)
         words, targets = self.instruct(prompt, wording), self.target_roles(layers)
-        return Example(self.name, tuple(roles), tuple(pictures), words, targets, size, prompt=self.clean(prompt))
+        return Example(self.name, roles, pictures, words, targets, made, prompt=self.clean(prompt))
 
-    def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> dict[Role, list[Tensor]]:
+    def _collect(self, images: dict[Role, Any], named: dict[str, Any]) -> list[tuple[Role, Tensor]]:
+        """The pictures in the order of the roles, maps checked."""
         from omnialpha import io
 
         named = {str(k): v for k, v in images.items()} | named
@@ -204,20 +206,19 @@ class Task:
         if unknown:
             takes = ", ".join(self.inputs) or "no picture"
             raise InputError(f"{self.name} has no input {sorted(unknown)[0]!r}: it takes {takes}.")
-        given: dict[Role, list[Tensor]] = {}
+        given: list[tuple[Role, Tensor]] = []
         for role in self.inputs:
             value = named.get(role)
-            if value is None or (isinstance(value, list | tuple) and not value):
-                raise InputError(f"{self.name} needs a {role}: give {role}=PICTURE.")
-            values = list(value) if isinstance(value, list | tuple) else [value]
+            values = value if isinstance(value, list | tuple) else [] if value is None else [value]
             most = MAX_LAYERS if role == self.many else 1
+            if not values:
+                raise InputError(f"{self.name} needs a {role}: give {role}=PICTURE.")
             if len(values) > most:
                 raise InputError(f"{self.name} got {len(values)} pictures as {role}: give at most {most}.")
-            for value in values:
-                check_pixels(value)
-            given[role] = [io.to_rgba(v, data=role in MAPS) for v in values]
-            if role in MAPS:
-                given[role] = [check_map(v, role) for v in given[role]]
+            for one in values:
+                check_pixels(one)
+                picture = io.to_rgba(one, data=role in MAPS)
+                given.append((role, check_map(picture, role) if role in MAPS else picture))
         return given
 
 
@@ -267,16 +268,7 @@ def map_values(picture: Tensor, role: Role) -> Tensor:
     raise InputError(f"the {role} varies both in grey and in alpha: save the one that counts as a grey picture.")
 
 
-def _with_map(
-    name: str, category: str, targets: tuple[Role, ...], wordings: dict[Role, tuple[str, ...]], summary: str
-) -> Iterable[Task]:
-    """The four rows of a family that take one of the four maps beside the picture."""
-    for role, instructions in wordings.items():
-        yield Task(
-            f"{name}_{role}", category, (Role.COMPOSITE, role), targets, instructions, summary=summary.format(map=role)
-        )
-
-
+Roles = tuple[Role, ...]
 C, FG, BG, FULL = Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND, Role.FULL
 _MAP_WORDS = {
     Role.ALPHA: ("alpha map", "its opacity at every pixel"),
@@ -286,148 +278,128 @@ _MAP_WORDS = {
 }
 
 
-def _wordings(*patterns: str) -> dict[Role, tuple[str, ...]]:
-    return {role: tuple(p.format(map=word, hint=hint) for p in patterns) for role, (word, hint) in _MAP_WORDS.items()}
+def _row(name: str, category: str, inputs: Roles, targets: Roles, summary: str, *wordings: str, **more: Any) -> Task:
+    return Task(name, category, inputs, targets, wordings, summary=summary, **more)
+
+
+def _with_map(name: str, category: str, targets: Roles, summary: str, *wordings: str) -> list[Task]:
+    """The four rows of a family that take one of the four maps with the picture."""
+    rows = []
+    for role, (word, hint) in _MAP_WORDS.items():
+        own = (wording.format(map=word, hint=hint) for wording in wordings)
+        rows.append(_row(f"{name}_{role}", category, (C, role), targets, summary.format(map=role), *own))
+    return rows
 
 
 _ROWS: tuple[Task, ...] = (
-    Task(
-        "text_to_image", "generation", (), (FG,),
-        (
-            "Make a cut-out picture on a transparent ground: {prompt}",
-            "Draw this with real transparency around it: {prompt}",
-            "A transparent picture of the following. {prompt}",
-            "Create an isolated object with alpha: {prompt}",
-        ),
-        text=FG, summary="a transparent picture from text",
+    _row(
+        "text_to_image", "generation", (), (FG,), "a transparent picture from text",
+        "Make a cut-out picture on a transparent ground: {prompt}",
+        "Draw this with real transparency around it: {prompt}",
+        "A transparent picture of the following. {prompt}",
+        "Create an isolated object with alpha: {prompt}",
+        text=FG,
     ),
-    Task(
-        "foreground_to_background", "completion", (FG,), (BG,),
-        (
-            "Paint a place where this layer would belong, without the layer itself: {prompt}",
-            "Give only the scene behind the given layer: {prompt}",
-            "Invent the background for this cut-out. {prompt}",
-            "Fill in the missing back layer: {prompt}",
-        ),
-        text=BG, many=FG, summary="a scene to go behind given layers",
+    _row(
+        "foreground_to_background", "completion", (FG,), (BG,), "a scene to go behind given layers",
+        "Paint a place where this layer would belong, without the layer itself: {prompt}",
+        "Give only the scene behind the given layer: {prompt}",
+        "Invent the background for this cut-out. {prompt}",
+        "Fill in the missing back layer: {prompt}",
+        text=BG, many=FG,
     ),
-    Task(
-        "foreground_to_full", "completion", (FG,), (FULL,),
-        (
-            "Put this layer into a whole picture: {prompt}",
-            "Finish the picture around the cut-out: {prompt}",
-            "Show the given subject in its surroundings. {prompt}",
-            "Complete the scene, keep the subject as it is: {prompt}",
-        ),
-        text=FULL, many=FG, summary="a whole picture around given layers",
+    _row(
+        "foreground_to_full", "completion", (FG,), (FULL,), "a whole picture around given layers",
+        "Put this layer into a whole picture: {prompt}",
+        "Finish the picture around the cut-out: {prompt}",
+        "Show the given subject in its surroundings. {prompt}",
+        "Complete the scene, keep the subject as it is: {prompt}",
+        text=FULL, many=FG,
     ),
-    Task(
-        "background_to_foreground", "completion", (BG,), (FG,),
-        (
-            "Make a layer that would fit into this scene: {prompt}",
-            "Give only the object to be placed here, on a transparent ground: {prompt}",
-            "Add the missing front layer. {prompt}",
-            "A cut-out that belongs in front of this background: {prompt}",
-        ),
-        text=FG, many=FG, summary="layers that fit a given scene",
+    _row(
+        "background_to_foreground", "completion", (BG,), (FG,), "layers that fit a given scene",
+        "Make a layer that would fit into this scene: {prompt}",
+        "Give only the object to be placed here, on a transparent ground: {prompt}",
+        "Add the missing front layer. {prompt}",
+        "A cut-out that belongs in front of this background: {prompt}",
+        text=FG, many=FG,
     ),
-    Task(
-        "background_to_full", "completion", (BG,), (FULL,),
-        (
-            "Place something into this scene and show the whole: {prompt}",
-            "Finish the picture on top of the given background: {prompt}",
-            "Show this place with the subject in it. {prompt}",
-            "Complete the scene, keep the background as it is: {prompt}",
-        ),
-        text=FULL, summary="a given scene with a subject added",
+    _row(
+        "background_to_full", "completion", (BG,), (FULL,), "a given scene with a subject added",
+        "Place something into this scene and show the whole: {prompt}",
+        "Finish the picture on top of the given background: {prompt}",
+        "Show this place with the subject in it. {prompt}",
+        "Complete the scene, keep the background as it is: {prompt}",
+        text=FULL,
     ),
-    Task(
-        "matting_auto", "matting", (C,), (FG,),
-        (
-            "Cut the subject out of this picture.",
-            "Separate the main object, with soft edges where it has them.",
-            "Lift the foreground off the picture and leave the rest transparent.",
-            "Take away everything behind the subject.",
-            "Give the subject alone, with its true opacity.",
-            "Isolate what the picture is about.",
-            "Find the salient object and return it as a layer.",
-            "Make all but the subject see-through.",
-            "Matte this picture.",
-            "Return only the foreground with its alpha.",
-        ),
-        summary="the subject, found by itself, with soft alpha",
+    _row(
+        "matting_auto", "matting", (C,), (FG,), "the subject, found by itself, with soft alpha",
+        "Cut the subject out of this picture.",
+        "Separate the main object, with soft edges where it has them.",
+        "Lift the foreground off the picture and leave the rest transparent.",
+        "Take away everything behind the subject.",
+        "Give the subject alone, with its true opacity.",
+        "Isolate what the picture is about.",
+        "Find the salient object and return it as a layer.",
+        "Make all but the subject see-through.",
+        "Matte this picture.",
+        "Return only the foreground with its alpha.",
     ),
     *_with_map(
-        "matting", "matting", (FG,),
-        _wordings(
-            "Cut out the subject that the {map} shows ({hint}).",
-            "Use the {map} to lift the foreground off the picture.",
-            "Return the layer marked by the {map}, with soft alpha.",
-            "Matte the picture; the second image is a {map}: {hint}.",
-        ),
-        "the subject that a given {map} marks",
+        "matting", "matting", (FG,), "the subject that a given {map} marks",
+        "Cut out the subject that the {map} shows ({hint}).",
+        "Use the {map} to lift the foreground off the picture.",
+        "Return the layer marked by the {map}, with soft alpha.",
+        "Matte the picture; the second image is a {map}: {hint}.",
     ),
-    Task(
-        "matting_text", "matting", (C,), (FG,),
-        (
-            "Cut out {prompt}.",
-            "Separate this from everything else: {prompt}",
-            "Return only the following as a layer: {prompt}",
-            "Isolate {prompt}, with soft edges.",
-        ),
-        text=FG, summary="the subject that a text names",
+    _row(
+        "matting_text", "matting", (C,), (FG,), "the subject that a text names",
+        "Cut out {prompt}.",
+        "Separate this from everything else: {prompt}",
+        "Return only the following as a layer: {prompt}",
+        "Isolate {prompt}, with soft edges.",
+        text=FG,
     ),
-    Task(
-        "removal_auto", "removal", (C,), (BG,),
-        (
-            "Remove the subject and show what is behind it.",
-            "Give this place without the object in front.",
-            "Erase the foreground and fill the gap.",
-            "Show the scene as if the main object had never been there.",
-            "Clear the picture of its subject.",
-            "Return only the background, complete.",
-            "Take the salient thing away and repair the picture.",
-            "Paint over the foreground with what it hides.",
-            "Make the scene empty.",
-            "Restore the view behind the object.",
-        ),
-        summary="the scene without its subject",
+    _row(
+        "removal_auto", "removal", (C,), (BG,), "the scene without its subject",
+        "Remove the subject and show what is behind it.",
+        "Give this place without the object in front.",
+        "Erase the foreground and fill the gap.",
+        "Show the scene as if the main object had never been there.",
+        "Clear the picture of its subject.",
+        "Return only the background, complete.",
+        "Take the salient thing away and repair the picture.",
+        "Paint over the foreground with what it hides.",
+        "Make the scene empty.",
+        "Restore the view behind the object.",
     ),
     *_with_map(
-        "removal", "removal", (BG,),
-        _wordings(
-            "Remove what the {map} marks ({hint}) and fill the gap.",
-            "Show the scene without the object given by the {map}.",
-            "Use the {map} to erase the foreground and restore what it hides.",
-            "Return the background; the second image is a {map}: {hint}.",
-        ),
-        "the scene without what a given {map} marks",
+        "removal", "removal", (BG,), "the scene without what a given {map} marks",
+        "Remove what the {map} marks ({hint}) and fill the gap.",
+        "Show the scene without the object given by the {map}.",
+        "Use the {map} to erase the foreground and restore what it hides.",
+        "Return the background; the second image is a {map}: {hint}.",
     ),
-    Task(
-        "decompose_auto", "decomposition", (C,), (BG, FG),
-        (
-            "Split this picture into layers.",
-            "Take the picture apart: the background, then what stands in front.",
-            "Return the scene and its objects as separate layers, back to front.",
-            "Separate foreground and background, both complete.",
-            "Undo the compositing of this picture.",
-            "Give the layers this picture was made of.",
-            "Decompose the picture, furthest layer first.",
-            "Divide the picture into a clean background and cut-outs.",
-            "Recover every layer with its alpha.",
-            "Layer this picture.",
-        ),
-        many=FG, summary="background and foreground layers, back to front",
+    _row(
+        "decompose_auto", "decomposition", (C,), (BG, FG), "background and foreground layers, back to front",
+        "Split this picture into layers.",
+        "Take the picture apart: the background, then what stands in front.",
+        "Return the scene and its objects as separate layers, back to front.",
+        "Separate foreground and background, both complete.",
+        "Undo the compositing of this picture.",
+        "Give the layers this picture was made of.",
+        "Decompose the picture, furthest layer first.",
+        "Divide the picture into a clean background and cut-outs.",
+        "Recover every layer with its alpha.",
+        "Layer this picture.",
+        many=FG,
     ),
     *_with_map(
-        "decompose", "decomposition", (BG, FG),
-        _wordings(
-            "Split the picture into the scene and the object that the {map} shows ({hint}).",
-            "Use the {map} to separate foreground and background, both complete.",
-            "Return two layers, back to front; the {map} marks the front one.",
-            "Decompose the picture; the second image is a {map}: {hint}.",
-        ),
-        "the layer that a given {map} marks, and the scene behind it",
+        "decompose", "decomposition", (BG, FG), "the layer that a given {map} marks, and the scene behind it",
+        "Split the picture into the scene and the object that the {map} shows ({hint}).",
+        "Use the {map} to separate foreground and background, both complete.",
+        "Return two layers, back to front; the {map} marks the front one.",
+        "Decompose the picture; the second image is a {map}: {hint}.",
     ),
 )  # fmt: skip
 

@@ -349,7 +349,7 @@ def test_what_is_not_the_user_s_mistake_is_not_hidden(
 
     monkeypatch.setattr(run_task, "load", bug)
     with pytest.raises(RuntimeError, match="a bug"):
-        call(*MATTE)
+        call(*MATTE, "--raw")
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner, Result
 
 import benchmark_trees as trees
 from finders import fake_finder
 from layered import manifest
-from omnialpha.cli import benchmark
-from omnialpha.cli.main import Commands
+from omnialpha.cli.main import app
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 
@@ -29,10 +27,6 @@ SIZE = (48, 64)
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`call("aim-500", "--data", ...)` in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    app, group = typer.Typer(cls=Commands, pretty_exceptions_enable=False), typer.Typer()
-    benchmark.register(group)
-    app.add_typer(group, name="eval")
-    app.callback()(lambda: None)
 
     def run(*arguments: object) -> Result:
         words = ["eval", *(str(a) for a in arguments)]

@@ -22,6 +22,7 @@ from typer.testing import Result
 import omnialpha
 from omnialpha.cli import doctor, main, options
 from omnialpha.cli.progress import duration
+from omnialpha.errors import InputError
 from omnialpha.io import read_image, read_settings
 from omnialpha.io.layers import LayerStack
 from omnialpha.tasks import DERIVED, MAPS, TASKS, Role, Task
@@ -492,20 +493,32 @@ def test_train_hands_over_recipe_and_overrides(call: Call, monkeypatch: pytest.M
     ]
 
 
-def test_demo_is_handed_its_options(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omnialpha.demo import command
+def test_demo_is_handed_its_options(call: Call, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from omnialpha import loading
+    from omnialpha.demo import demo_runs
 
     seen: list[Any] = []
-    monkeypatch.setattr(command, "run", lambda *arguments: seen.append(arguments))
-    assert call("demo").exit_code == 0
+
+    def load(*arguments: Any, **named: Any) -> Any:
+        seen.append((arguments, named))
+        raise InputError("no model")
+
+    monkeypatch.setattr(loading, "load", load)
+    assert call("demo").exit_code == 2 and Path("demo/photos").is_dir()
     given = ("--model", "tiny", "--device", "cpu", "--seed", 5, "--quiet", "--instructions", "own.json")
-    assert call("demo", "-o", "here", *given).exit_code == 0
-    own = Path("own.json")
-    assert seen == [(Path("demo"), None, "auto", 0, False, None), (Path("here"), "tiny", "cpu", 5, True, own)]
+    assert call("demo", "-o", "here", *given).exit_code == 2 and Path("here/photos").is_dir()
+    assert seen == [
+        ((None,), {"instructions": None, "device": "auto"}),
+        (("tiny",), {"instructions": Path("own.json"), "device": "cpu"}),
+    ]
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(runner: Any, photo: Any) -> Any:
+        assert runner.seed == 5
         raise KeyboardInterrupt
+        yield
 
-    monkeypatch.setattr(command, "run", interrupted)
-    done = call("demo", "-o", "here")
+    monkeypatch.setattr(loading, "load", lambda *arguments, **named: None)
+    monkeypatch.setattr(demo_runs, "refused", lambda model: [])
+    monkeypatch.setattr(demo_runs, "of_photograph", interrupted)
+    done = call("demo", "-o", "here", "--seed", 5, "--quiet")
     assert done.exit_code == 130 and done.stderr == "\nstopped, what is finished is in here\n"

@@ -10,20 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from chat_server import Chat, Messages, good, pictures, serve, texts
 from judged_runs import two
-from omnialpha.cli import judging
-from omnialpha.cli.main import Commands
+from omnialpha.cli.main import app
 
 Call = Callable[..., Result]
 KEY = "sk-a-very-secret-key"
 KEYS = ("one", "two", "three")
-
-app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-judging.register(app)
 
 
 @pytest.fixture
@@ -33,7 +28,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    return lambda *given: CliRunner().invoke(app, [str(a) for a in given], catch_exceptions=False)
+    return lambda *given: CliRunner().invoke(app, ["eval", *map(str, given)], catch_exceptions=False)
 
 
 def of_quality_alone(messages: Messages) -> str:

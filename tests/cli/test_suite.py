@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from finders import Red, fake_finder
 from omnialpha.cli import suite
-from omnialpha.cli.main import Commands
+from omnialpha.cli.main import app
 from omnialpha.evaluation.runner import Runner
 
 pytest.importorskip("cv2")
@@ -24,12 +23,9 @@ Call = Callable[..., Result]
 def call(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`call("--n", 2)`: the command on a tiny model and two scenes, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.callback()(lambda: None)
-    suite.register(app)
 
     def run(*arguments: object) -> Result:
-        given = ["suite", "--model", tiny_model_folder, "--device", "cpu", "--n", 2, *arguments]
+        given = ["eval", "suite", "--model", tiny_model_folder, "--device", "cpu", "--n", 2, *arguments]
         return CliRunner().invoke(app, [str(a) for a in given], prog_name="omnialpha", catch_exceptions=False)
 
     return run

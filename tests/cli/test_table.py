@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 import benchmark_trees as trees
-from omnialpha.cli import benchmark as benchmarks
-from omnialpha.cli import table as tables
-from omnialpha.cli.main import app as whole
+from omnialpha.cli.main import app
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT
 from omnialpha.evaluation.reports.report import Report
 
@@ -24,11 +21,7 @@ HEADER = {"n": "500", "resolution": "1080x1600 (as stored)", "region": "whole pi
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """Commands of `eval` in an empty folder, behind what turns errors into messages."""
     monkeypatch.chdir(tmp_path)
-    group = typer.Typer()
-    tables.register(group)
-    benchmarks.register(group)
-    monkeypatch.setattr(whole, "registered_groups", [typer.models.TyperInfo(group, name="eval")])
-    return lambda *told: CliRunner().invoke(whole, ["eval", *map(str, told)], catch_exceptions=False)
+    return lambda *told: CliRunner().invoke(app, ["eval", *map(str, told)], catch_exceptions=False)
 
 
 @pytest.fixture

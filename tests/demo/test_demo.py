@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from omnialpha.cli.options import Options
 from omnialpha.demo import command, demo_runs, overview
 from omnialpha.errors import InputError
 from omnialpha.io import read_settings
@@ -51,7 +52,7 @@ def made(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("demo") / "new" / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_runs, "LONG_SIDE", LONG_SIDE)
-        assert command.run(folder, str(tiny_model_folder), device="cpu", quiet=True) == folder / "index.html"
+        command.run(Options(model=str(tiny_model_folder), device="cpu", quiet=True), folder)
     return folder
 
 
@@ -181,13 +182,13 @@ def test_again_into_the_same_folder_keeps_foreign_files(
     monkeypatch.setattr(demo_runs, "LONG_SIDE", LONG_SIDE)
     monkeypatch.setattr(demo_runs, "PHOTOS", demo_runs.PHOTOS[:1])
     monkeypatch.setattr(demo_runs, "of_held_out", lambda runner: iter(()))
-    command.run(tmp_path, str(tiny_model_folder), device="cpu", quiet=True)
+    command.run(Options(model=str(tiny_model_folder), device="cpu", quiet=True), tmp_path)
     made = {file: file.read_bytes() for file in tmp_path.rglob("*.png") if file.parent.name != tmp_path.name}
     mine = [tmp_path / "notes.txt", tmp_path / "tasks" / "mine.png", tmp_path / "photos" / "mine.txt"]
     for file in mine:
         file.write_text("keep", encoding="utf-8")
     before = {file for file in tmp_path.rglob("*") if file.is_file()}
-    command.run(tmp_path, str(tiny_model_folder), device="cpu", quiet=True)
+    command.run(Options(model=str(tiny_model_folder), device="cpu", quiet=True), tmp_path)
     assert {file for file in tmp_path.rglob("*") if file.is_file()} == before
     assert all(file.read_text(encoding="utf-8") == "keep" for file in mine)
     assert all(file.read_bytes() == data for file, data in made.items())  # one seed, one picture
@@ -230,9 +231,9 @@ def test_the_seed_changes_scenes_and_outputs(tiny_model: OmniAlpha, tmp_path: Pa
 def test_a_file_in_the_way_is_named_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "photos").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="is a file, or holds one"):
-        command.run(tmp_path, "no model is loaded before this")
+        command.run(Options(model="no model is loaded before this"), tmp_path)
     with pytest.raises(InputError, match="is a file, or holds one"):
-        command.run(tmp_path / "photos", "no model is loaded before this")
+        command.run(Options(model="no model is loaded before this"), tmp_path / "photos")
 
 
 def test_quiet_says_nothing_and_otherwise_the_end_says_where(
@@ -240,9 +241,9 @@ def test_quiet_says_nothing_and_otherwise_the_end_says_where(
 ) -> None:
     monkeypatch.setattr(demo_runs, "PHOTOS", ())
     monkeypatch.setattr(demo_runs, "of_held_out", lambda runner: iter(()))
-    command.run(tmp_path, str(tiny_model_folder), quiet=True)
+    command.run(Options(model=str(tiny_model_folder), quiet=True), tmp_path)
     assert capsys.readouterr() == ("", "")
-    command.run(tmp_path, str(tiny_model_folder))
+    command.run(Options(model=str(tiny_model_folder)), tmp_path)
     out, err = capsys.readouterr()
     assert out == "" and err.strip().endswith(f"Open {tmp_path / 'index.html'}")
 

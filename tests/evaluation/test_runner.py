@@ -219,8 +219,6 @@ def test_who_cannot_take_part(data: Path) -> None:
         check([of_folder("x", Path("nowhere"), TASK)])
     check([one.method, of_folder("x", data, TASK)])
     assert of_folder("a b/../{x}", data).place == "a-b-..--x"
-    with pytest.raises(InputError, match="size=0 is out of range"):
-        EvaluationSettings(size=0)
 
 
 def test_features_are_kept_and_made_once(tmp_path: Path) -> None:

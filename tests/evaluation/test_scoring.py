@@ -56,9 +56,9 @@ def test_matting_in_both_regions() -> None:
     )
     names = ("sad", "mse", "mad", "grad", "conn")
     for region, prefix in (("whole", ""), ("unknown", UNKNOWN)):
-        wanted = matting.measure(made[0, 3], ramp(), tri, region, names=names)
+        wanted = matting.measure(made[0, 3], ramp(), tri, region, names)
         assert {n: figures[prefix + n] for n in names} == pytest.approx({n: float(v) for n, v in wanted.items()})
-        aim = float(matting.measure(made[0, 3], ramp(), tri, region, "aim", ("grad",))["grad"])
+        aim = float(matting.measure(made[0, 3], ramp(), tri, region, ("grad_aim",))["grad_aim"])
         assert figures[prefix + "grad_aim"] == pytest.approx(aim)
     assert figures["sad"] == pytest.approx(float((ramp() * 0.1).sum()) / 1000, rel=1e-4)
     assert figures["mse"] <= figures["mad"]

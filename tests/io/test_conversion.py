@@ -223,6 +223,14 @@ def test_pillow_s_modes_of_more_than_8_bits() -> None:
             to_rgba(image)
 
 
+def test_a_turned_tiff_of_floats_is_upright(tmp_path: Path) -> None:
+    """Pillow cannot open RGB floats at all, so that nothing but the page itself says which side is up."""
+    array = np.random.default_rng(0).random((2, 3, 3), dtype=np.float32)
+    tags: Any = [(274, 3, 1, 6, True)]
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric="rgb", extratags=tags)
+    assert np.array_equal(read_image(tmp_path / "x.tif").rgba[:3].numpy(), np.rot90(array, -1).transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
 def test_premultiplied_modes_of_pillow(mode: str) -> None:
     solid = Image.fromarray(np.dstack([LEVELS] * 3 + [np.full_like(LEVELS, 255)])).convert("RGBA")

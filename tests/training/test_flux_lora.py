@@ -14,7 +14,7 @@ from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS
 from omnialpha.training import run as runs
 from omnialpha.training.loop import FitSettings, fit
-from omnialpha.training.sft import LoraObjective
+from omnialpha.training.sft import SFTObjective
 
 SIZE = 32
 
@@ -42,13 +42,13 @@ def recipe(folder: Path, base: Path, vae: Path, **lora: Any) -> dict[str, Any]:
     }
 
 
-def objective(tree: dict[str, Any]) -> LoraObjective:
+def objective(tree: dict[str, Any]) -> SFTObjective:
     made = config.build(runs.SFTRecipe, tree).objective()
-    assert isinstance(made, LoraObjective)
+    assert isinstance(made, SFTObjective)
     return made
 
 
-def fitted(made: LoraObjective, tree: dict[str, Any], **changes: Any) -> dict[str, float]:
+def fitted(made: SFTObjective, tree: dict[str, Any], **changes: Any) -> dict[str, float]:
     return fit(made, config.build(FitSettings, tree["fit"] | changes), quiet=True)
 
 

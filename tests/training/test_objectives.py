@@ -20,6 +20,7 @@ from omnialpha.tasks import TASKS
 from omnialpha.training import run as runs
 from omnialpha.training.loop import fit
 from omnialpha.training.sft import FlowLoss, SFTObjective, corpus, draw_times, flow_losses, initialize
+from omnialpha.training.sources import DataSettings, load_banks
 from training_runs import assert_resumes, logged, seeded, settings
 
 # ---- flow matching --------------------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.vae, self.answer, self.masked, self.seen = nn.Linear(1, 1), nn.Parameter(torch.tensor(3.0)), masked, []
 
-    def condition(self, examples):
+    def condition(self, examples, looks):
         mask = torch.tensor([[True, True, False]]).expand(len(examples), -1) if self.masked else None
         return SimpleNamespace(examples=examples, positions=SimpleNamespace(target_mask=mask))
 
@@ -109,6 +110,18 @@ def test_times_do_not_depend_on_the_task(bank):
     assert len(means) == 2 and (means[0] - means[1]).abs().max() < 0.09  # four standard errors
 
 
+def test_hints_are_dropped_for_a_share_of_the_batches(bank):
+    objective = recorded(bank)
+    condition, seen = objective.model.condition, []
+    objective.model.condition = lambda examples, looks: seen.append(looks) or condition(examples, looks)
+    for share in (0.0, 0.25, 1.0):
+        objective.hint_dropout = share
+        seen.clear()
+        for index in range(200):
+            objective(index)
+        assert seen.count(0) / 200 == pytest.approx(share, abs=0.08) and seen.count(0) + seen.count(1) == 200
+
+
 def sft_objective(model, bank, held_out, **changes):
     made = copy.deepcopy(model).requires_grad_(True).train()
     weights = dict.fromkeys(("matting_auto", "text_to_image", "removal_rough", "decompose_auto"), 1.0)
@@ -133,12 +146,22 @@ def test_sft_resumes_bit_for_bit_with_validation_in_between(tiny_model, bank, he
     assert torch.equal(exported.transformer.proj_out.weight, averages["average"][index].bfloat16().float())
 
 
+class Always:
+    """A stream of one batch."""
+
+    seed = 0
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __getitem__(self, index):
+        return self.batch
+
+
 def test_sft_learns_one_batch_by_heart(tiny_model, bank, held_out, tmp_path):
     objective = sft_objective(tiny_model, bank, held_out, weights={"matting_rough": 1.0}, batch_size=4)
     initialize(objective.model.transformer)
-    batch = objective.mixture.batch(0)
-    objective.mixture = SimpleNamespace(batch=lambda index: batch, weight=lambda index: 1.0, seed=0)
-    objective.data = None
+    objective.mixture = objective.data = Always(objective.mixture[0])
     fit(objective, settings(tmp_path, steps=60, lr=1e-2, save_every=1000), quiet=True)
     losses = logged(tmp_path)
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
@@ -288,7 +311,7 @@ def test_mistakes_in_recipes(tmp_path, override, words):
 
 
 def test_banks_of_a_recipe_share_nothing():
-    train, test = runs.load_banks(config.build(runs.DataSettings, {"size": 16, "foregrounds": 10, "backgrounds": 3}))
+    train, test = load_banks(config.build(DataSettings, {"size": 16, "foregrounds": 10, "backgrounds": 3}))
     assert len(train.captions) == 10 and len(test.captions) == banks.TEST_FOREGROUNDS
     equal = (train.foregrounds[:, None] == test.foregrounds[None, :50]).flatten(2).all(-1)
     assert not equal.any()

@@ -159,7 +159,11 @@ def test_perceptual_distances_by_name(tmp_path):
     assert PerceptualSettings().distance() is pyramid
     same = PerceptualSettings("omnialpha.training.perceptual:pyramid").distance()
     assert same is pyramid
-    for kind, words in (("lpips", "perceptual.backbone"), ("vgg", "use pyramid, lpips"), ("no.such:thing", "imported")):
+    for kind, words in (
+        ("lpips", "perceptual.backbone"),
+        ("vgg", "use pyramid, lpips"),
+        ("no.such:thing", "No module"),
+    ):
         with pytest.raises(InputError, match=words):
             PerceptualSettings(kind).distance()
 

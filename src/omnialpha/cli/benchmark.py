@@ -1,4 +1,5 @@
-"""`omnialpha eval BENCHMARK`: one command for each row of the table of benchmarks, all with the same options.
+"""`omnialpha eval BENCHMARK`: one command for each row of the table of benchmarks, all with the same options; and
+`omnialpha eval vae`, which measures an autoencoder.
 
 The model comes first, if it is named or nobody else takes part, and is loaded when all others are found able.
 """
@@ -6,70 +7,36 @@ The model comes first, if it is named or nobody else takes part, and is loaded w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import wraps
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omnialpha.cli.options import Options, command
-from omnialpha.cli.reporting import (
-    RUNS,
-    Backbones,
-    Batch,
-    Fid,
-    Limit,
-    Lpips,
-    Output,
-    Size,
-    SkipBad,
-    Timeout,
-    baseline,
-    check_counts,
-    write_report,
-)
+from omnialpha.cli import reporting
+from omnialpha.cli.options import Options
+from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS, Benchmark
 
 if TYPE_CHECKING:
     from omnialpha.evaluation.methods.method import Method
-    from omnialpha.evaluation.reports.report import Row
-    from omnialpha.evaluation.runner import Runner, SampleSet
+    from omnialpha.models.vae.autoencoder import Autoencoder
 
-COMMON = (
+OPTIONS = (  # of a benchmark's command, of those that all commands share
     "model", "device", "seed", "steps", "guidance", "raw", "quiet", "json", "base", "vae", "lora", "dtype", "offload",
     "quantize", "attention", "compile", "approximate", "instructions",
 )  # fmt: skip
+MODEL = "name, model folder or VAE folder; diffusers:FOLDER runs diffusers' own"
+PEER = "a bundled method, a salient-object ONNX file, or a program as 'cmd {input} {output}', beside --model; may be \
+repeated"
 
 
-def register(app: typer.Typer) -> None:
-    """Add a command to a group for each benchmark that has none of its own."""
-    for row in (row for row in BENCHMARKS.values() if not row.own_command):
-        command(app, *COMMON, name=row.name)(_command(row))
-
-
-def _command(benchmark: Benchmark) -> Callable[..., None]:
-    @wraps(_read)  # whose signature `command` takes
-    def run(**values: Any) -> None:
-        evaluate(benchmark, *_read(**values))
-
-    run.__doc__ = f"{benchmark.title}: {benchmark.about}."
-    return run
-
-
-def _read(
+def evaluate(
+    benchmark: Benchmark,
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="where it lies, as unpacked", show_default=False)],
     options: Options,
     peers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--peer",
-            "--method",
-            metavar="NAME|onnx:PATH|COMMAND",
-            help="a bundled method, a salient-object ONNX file, or a program as 'cmd {input} {output}', beside "
-            "--model; may be repeated",
-        ),
+        list[str] | None, typer.Option("--peer", "--method", metavar="NAME|onnx:PATH|COMMAND", help=PEER)
     ] = None,
     predictions: Annotated[
         list[str] | None,
@@ -83,124 +50,79 @@ def _read(
         str | None,
         typer.Option("--task", metavar="TASK", help="what to ask for; its own if left out, if it has one"),
     ] = None,
-    output: Output = None,
-    limit: Limit = None,
-    size: Size = None,
-    batch: Batch = 1,
-    skip_bad: SkipBad = False,
-    lpips: Lpips = None,
-    fid: Fid = None,
+    output: reporting.Output = None,
+    limit: reporting.Limit = None,
+    size: reporting.Size = None,
+    batch: reporting.Batch = 1,
+    skip_bad: reporting.SkipBad = False,
+    lpips: reporting.Lpips = None,
+    fid: reporting.Fid = None,
     clip: Annotated[
         Path | None, typer.Option("--clip", metavar="FOLDER", help="a CLIP model, for CLIP score and CLIP-FID")
     ] = None,
-    timeout: Timeout = 600.0,
-) -> tuple[Options, BenchmarkOptions, Backbones]:
-    asked = BenchmarkOptions(data, peers or (), predictions or (), task, output, limit, size, batch, skip_bad, timeout)
-    return options, asked, Backbones(lpips, fid, clip)
-
-
-@dataclass(frozen=True)
-class BenchmarkOptions:
-    """The options of a benchmark, beside those that all commands share."""
-
-    data: str
-    peers: Sequence[str]
-    predictions: Sequence[str]
-    task: str | None
-    output: Path | None
-    limit: int | None
-    size: int | None
-    batch: int
-    skip_bad: bool
-    timeout: float
-
-    def __post_init__(self) -> None:
-        check_counts(limit=self.limit, size=self.size, batch=self.batch)
-
-
-def evaluate(benchmark: Benchmark, options: Options, asked: BenchmarkOptions, backbones: Backbones) -> None:
-    """The whole command."""
-    from omnialpha.cli.progress import Messages, silence_libraries
+    timeout: reporting.Timeout = 600.0,
+) -> None:
+    """Measure methods on a benchmark, all on the same samples; goes on where it was stopped."""
+    from omnialpha.cli.progress import Messages, collect, silence_libraries
 
     silence_libraries()  # before the libraries are imported
     from omnialpha.evaluation.methods.method import check
     from omnialpha.evaluation.reports.benchmark_report import report
-    from omnialpha.evaluation.reports.report import markdown_table
     from omnialpha.evaluation.runner import EvaluationSettings, Runner, SampleSet
     from omnialpha.evaluation.scoring import SCORINGS
     from omnialpha.models.runtime.placement import pick_device
 
-    began, device = time.monotonic(), pick_device(options.device)
-    task = benchmark.task(asked.task)
-    samples = {task: benchmark.samples(asked.data, task, asked.limit)}
-    settings = EvaluationSettings(asked.size, options.seed, asked.skip_bad, backbones.load(device))
-    methods = _others(benchmark, asked, task)
+    reporting.check_counts(limit=limit, size=size, batch=batch)
+    began, device, main = time.monotonic(), pick_device(options.device), benchmark.task(task)
+    samples = {main: benchmark.samples(data, main, limit)}
+    settings = EvaluationSettings(size, options.seed, skip_bad, reporting.load_networks(device, lpips, fid, clip))
+
+    def asked(method: Method) -> Method:
+        """With its task: another one of the benchmark if it cannot do the main one, unless --task has said it."""
+        return replace(method, task=main if task else benchmark.instead(method.does, main))
+
+    methods = [asked(method) for method in _uniquely_named([reporting.baseline(word, timeout) for word in peers or ()])]
+    methods += [_predictions(word, main) for word in predictions or ()]
     check(methods)
     if options.model is not None or not methods:
-        method = _model(options, asked.batch)
-        methods.insert(0, replace(method, task=_task(benchmark, asked, task, method)))
+        methods.insert(0, asked(_model(options, batch)))
         check(methods)
     for method in methods:
         if method.task not in samples:
-            samples[method.task] = benchmark.samples(asked.data, method.task, asked.limit)
+            samples[method.task] = benchmark.samples(data, method.task, limit)
     keys = [[sample.key for sample in of] for of in samples.values()]
     assert all(of == keys[0] for of in keys), "not the same samples"
-    kind = SCORINGS[benchmark.scored_as(task)]
-    parts = {task: SampleSet(of, kind) for task, of in samples.items()}
-    out, rows = asked.output or default_output(benchmark, asked.data, task, asked.size), {}
-    runner = Runner(out, settings)
+    kind = SCORINGS[benchmark.scored_as(main)]
+    parts = {name: SampleSet(of, kind) for name, of in samples.items()}
+    name = Path(data).expanduser().resolve().name
+    other = main if main != next(iter(benchmark.tasks), None) else ""
+    out = output or reporting.run_folder(benchmark.name, name, other, size)
+    runner, rows = Runner(out, settings), {}
     for method in methods:
-        Messages(options.quiet).say(f"{method.name}: {len(samples[task])} samples, {method.task}")
-        rows[method.name] = measure(runner, method, parts[method.task], method.name, options.quiet)
-    data = Path(asked.data).expanduser().resolve().name
-    made = report(benchmark, runner, parts, methods, rows, device, data)
-    header = [f"{name}: {value}" for name, value in made.header.items()]
-    write_report(made, out, options, began, [*header, f"\n{markdown_table(made.tables[0])}\n"], runner.bad)
+        part, who = parts[method.task], method.name
+        Messages(options.quiet).say(f"{who}: {len(part)} samples, {method.task}")
+        made = runner.rows(method, part)
+        rows[who] = collect(made, len(part), who, f"samples of {who}", out, who, options.quiet)
+    results = report(benchmark, runner, parts, methods, rows, device, name)
+    header = [f"{key}: {value}" for key, value in results.header.items()]
+    reporting.write_report(results, out, options, began, [*header, f"\n{results.tables[0].markdown()}\n"], runner.bad)
 
 
-def default_output(benchmark: Benchmark, data: str, task: str, size: int | None) -> Path:
-    """A folder below RUNS for each kind of run; methods have folders of their own in it."""
-    words = [Path(data).expanduser().resolve().name]
-    words += [task] if task != next(iter(benchmark.tasks), None) else []
-    words += [str(size)] if size else []
-    return RUNS / f"eval-{benchmark.name}" / "-".join(words)
+def _uniquely_named(methods: list[Method]) -> list[Method]:
+    """Those of one name get the end of their identity behind it."""
+    names = [m.name for m in methods]
+    return [m if names.count(m.name) == 1 else replace(m, name=f"{m.name} {m.identity[-6:]}") for m in methods]
 
 
-def measure(runner: Runner, method: Method, part: SampleSet, who: str, quiet: bool) -> list[Row]:
-    """All rows of a method, with a bar on a terminal. who: would have too little memory."""
-    from omnialpha.cli.progress import collect
-
-    rows, what = runner.rows(method, part), f"samples of {method.name}" if runner.keep else "pictures"
-    return collect(rows, len(part), method.name if runner.keep else "pictures", what, runner.out, who, quiet)
-
-
-# ---- who takes part -------------------------------------------------------------------------------------------------
-
-
-def _others(benchmark: Benchmark, asked: BenchmarkOptions, task: str) -> list[Method]:
-    """Baselines, then folders of predictions."""
+def _predictions(word: str, task: str) -> Method:
     from omnialpha.evaluation.methods.method import of_folder
 
-    methods = [baseline(word, asked.timeout) for word in asked.peers]
-    names, made = [method.name for method in methods], []
-    for method in methods:
-        name = method.name if names.count(method.name) == 1 else f"{method.name} {method.identity[-6:]}"
-        made.append(replace(method, name=name, task=_task(benchmark, asked, task, method)))
-    for word in asked.predictions:
-        name, named, path = word.partition("=")
-        folder = Path(path if named else word).expanduser()
-        made.append(of_folder(name if named else folder.resolve().name, folder, task))
-    return made
-
-
-def _task(benchmark: Benchmark, asked: BenchmarkOptions, task: str, method: Method) -> str:
-    """What a method is asked for: another task of the benchmark if it cannot do this one, unless --task has said it."""
-    return task if asked.task else benchmark.instead(method.does, task)
+    name, named, path = word.partition("=")
+    folder = Path(path if named else word).expanduser()
+    return of_folder(name if named else folder.resolve().name, folder, task)
 
 
 def _model(options: Options, batch: int) -> Method:
-    from dataclasses import asdict
-
     from omnialpha.cli.run_task import build_setup, load
     from omnialpha.evaluation.methods.method import identity_of, of_model
 
@@ -210,3 +132,70 @@ def _model(options: Options, batch: int) -> Method:
     identity = identity_of(setup.parts, **{k: v for k, v in how.items() if k not in ("device", "offload", "compile")})
     name = Path(options.model or "nano").name
     return of_model(load(options), name, identity, options.raw, batch, options.steps, options.guidance)
+
+
+# ---- autoencoders ---------------------------------------------------------------------------------------------------
+
+
+def vae(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="RGBA pictures, a category a subfolder", show_default=False)
+    ],
+    options: Options,
+    output: reporting.Output = None,
+    size: reporting.Size = None,
+    limit: reporting.Limit = None,
+    batch: reporting.Batch = 1,
+    lpips: reporting.Lpips = None,
+    fid: reporting.Fid = None,
+    compat: Annotated[
+        str | None, typer.Option("--compat", metavar="NAME", help="alphavae: with the published protocol's roundings")
+    ] = None,
+    skip_bad: reporting.SkipBad = False,
+) -> None:
+    """Encode and decode pictures with alpha, and compare them on nine backgrounds; goes on where it was stopped."""
+    from omnialpha.cli.progress import collect, silence_libraries
+
+    silence_libraries()  # before the libraries are imported
+    from omnialpha.evaluation import reconstruction
+    from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
+    from omnialpha.evaluation.reports.benchmark_report import in_words, report
+    from omnialpha.evaluation.runner import EvaluationSettings, Runner, SampleSet
+    from omnialpha.models.runtime.placement import pick_device
+
+    began, device, row = time.monotonic(), pick_device(options.device), BENCHMARKS["vae"]
+    reporting.check_counts(size=size, limit=limit, batch=batch)
+    kind, networks = reconstruction.kind(compat), reporting.load_networks(device, lpips, fid)
+    samples = row.samples(str(folder), row.tasks[0], limit)  # refused before weights are read
+    autoencoder = load_autoencoder(model).to(device)
+    method = reconstruction.of_autoencoder(autoencoder, model, batch)  # type: ignore[arg-type]
+    smallest = max(samples[0].smallest, networks.lpips.smallest if networks.lpips else 0)
+    targets = samples[0].targets * (1 if autoencoder.config.channels == 4 else len(BACKGROUNDS))
+    part = SampleSet([replace(sample, smallest=smallest, targets=targets) for sample in samples], kind)
+    theirs = "diffusers" if model.startswith("diffusers:") else ""
+    name, data = Path(model.removeprefix("diffusers:")).resolve().name, folder.resolve().name
+    out = output or reporting.run_folder("vae", theirs, name, data, size, compat)
+    runner = Runner(out, EvaluationSettings(size, skip_bad=skip_bad, networks=networks), keep=False)
+    rows = collect(runner.rows(method, part), len(part), "pictures", "pictures", out, device, options.quiet)
+    made = report(row, runner, {method.task: part}, [method], {model: rows}, device, data)
+    said = f"{len(rows)} pictures: {in_words(made.summary[0], kind.columns)}"
+    reporting.write_report(made, out, options, began, [said], runner.bad)
+
+
+def load_autoencoder(model: str) -> Autoencoder:
+    """The RGBA autoencoder of a bundled name, a model folder, a VAE folder or a stored id, in float32."""
+    from omnialpha.evaluation.methods.vae_baselines import PREFIX, of_diffusers_vae
+    from omnialpha.models.checkpoints import folders
+    from omnialpha.models.vae.alphavae import load_vae
+
+    if model.startswith(PREFIX):  # as diffusers runs it, for RGB too
+        return of_diffusers_vae(model.removeprefix(PREFIX)).requires_grad_(False)  # type: ignore[return-value]
+    where = folders.vae_folder(model)
+    autoencoder = load_vae(where)
+    if autoencoder.config.channels != 4:
+        raise InputError(
+            f"{where} is a VAE for {autoencoder.config.channels} channels, without alpha: "
+            f"make it one for RGBA with `omnialpha vae init {where} FOLDER`."
+        )
+    return autoencoder.requires_grad_(False)  # type: ignore[return-value]

@@ -60,7 +60,7 @@ def check(
         with progress(one, options.quiet) as watch:
             reports.append(examine(settings(one, root, task, column), deep=deep, watch=watch))
     if skip_bad:
-        write_manifest((c.record for c in reports[0].good), skip_bad)
+        write_manifest([row.record for row in reports[0].good if row.record], skip_bad)
     if options.json:
         print(json.dumps([report.data() for report in reports]))
     elif not options.quiet:
@@ -72,10 +72,10 @@ def check(
 
 def lines(report: DatasetReport) -> Iterator[str]:
     """A report for people: bad rows, a reason a line, then how many rows serve each task."""
-    for c in report.bad:
-        named = f", id {c.row.ident}" if c.row.ident else ""
-        yield from (f"{c.row.place} (row {c.row.number}{named}): {reason}" for reason in c.reasons)
-    yield f"{report.path}: {len(report.checked)} rows, {len(report.good)} good, {len(report.bad)} bad"
+    for row in report.bad:
+        named = f", id {row.ident}" if row.ident else ""
+        yield from (f"{row.place} (row {row.number}{named}): {reason}" for reason in row.reasons)
+    yield f"{report.path}: {len(report.rows)} rows, {len(report.good)} good, {len(report.bad)} bad"
     yield from (f"{count:8,}  {name}" for name, count in report.tasks.items())
 
 
@@ -170,7 +170,7 @@ def pack(
         raise InputError(f"--size-mb {size_mb} is out of range: use 1 or more.")
     began, talk = time.monotonic(), Messages(options.quiet)
     chosen = replace(settings(source, root, task, column), bad="skip" if skip_bad else "stop")
-    records = [checked.record for checked in load(chosen)]
+    records = [row.record for row in load(chosen) if row.record]
 
     def watch(shard: shards.Plan, kept: bool) -> None:
         talk.say(f"{shard.path.name}, {len(shard.records)} records{', was there already' * kept}")
@@ -216,7 +216,7 @@ def cache(
     silence_libraries()
     parts = made.parts()
     model = made.encoders(parts, options.device)
-    mixture, known = made.mixture(made.budget(model.card, model.vae)), digests.files(parts)
+    mixture, known = made.mixture(model.card, model.vae), digests.files(parts)
     count = batches or made.fit.steps * made.fit.accumulate
     try:
         with progress(f"batches to {output}", options.quiet) as watch:

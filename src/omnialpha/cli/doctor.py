@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from omnialpha import __version__
 from omnialpha.cli.options import Options
 from omnialpha.cli.progress import silence_libraries
@@ -18,14 +20,10 @@ from omnialpha.errors import InputError
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
-def examine(options: Options) -> bool:
-    """Prints the findings, as JSON if so wanted; True where all is well."""
-    found: dict[str, Any] = {
-        "omnialpha": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+def examine(options: Options) -> None:
+    """Check the installation: versions, devices, the model, and two steps of it."""
+    found: dict[str, Any] = {"omnialpha": __version__, "python": platform.python_version()}
+    found |= {"system": platform.platform()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     silence_libraries()
     found |= machine() | {"quantize": quantization()} | cache()
     try:
@@ -37,7 +35,8 @@ def examine(options: Options) -> bool:
         print(json.dumps(found))
     else:
         show(found)
-    return found["problem"] is None
+    if found["problem"] is not None:
+        raise typer.Exit(1)
 
 
 def machine() -> dict[str, Any]:
@@ -59,15 +58,13 @@ def quantization() -> dict[str, str]:
     """For each kind of quantisation its package, with the version that is here or how to get it."""
     from omnialpha.models.runtime.quantize import KINDS
 
-    packages = {name: kind.package for name, kind in KINDS.items()} | {"gguf": "gguf"}
-    return {name: _version(package) for name, package in packages.items()}
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"pip install omnialpha[quant] for {package}"
+    found = {}
+    for name, package in ({name: kind.package for name, kind in KINDS.items()} | {"gguf": "gguf"}).items():
+        try:
+            found[name] = f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = f"pip install omnialpha[quant] for {package}"
+    return found
 
 
 def attention(device: str) -> list[str]:
@@ -97,19 +94,17 @@ def model_card(options: Options) -> dict[str, Any]:
     """Folder, sizes on disk in MiB and settings of the model."""
     from omnialpha.models.checkpoints.folders import resolve
 
-    named = {"base": options.base, "vae": options.vae, "instructions": options.instructions}
-    parts = resolve(options.model, lora=options.lora or (), **named)
+    parts = resolve(options.model, **options.parts)
     card, encoder = parts.card, parts.text / "text_encoder"
     sizes = {"transformer": _mib(parts.transformer), "text_encoder": _mib(encoder), "vae": _mib(parts.vae)}
     sizes |= {f"adapter {file.name}": _mib(file.path) for file in parts.adapters}
-    defaults = {name: f"{d.steps} steps, guidance {d.guidance:g}" for name, d in card.sampling.items()}
     return {
         "name": card.name,
         "license": card.license,
         "folder": str(parts.transformer.parent),
         "mib": sizes,
         "picture_pixels": card.grid.picture_pixels,
-        "sampling": defaults,
+        "sampling": {name: f"{d.steps} steps, guidance {d.guidance:g}" for name, d in card.sampling.items()},
     }
 
 

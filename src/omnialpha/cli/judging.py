@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omnialpha.cli.options import Options, command, number, whole
+from omnialpha.cli.options import Options, number, whole
 from omnialpha.cli.reporting import RUNS, write_report
 from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
-    from omnialpha.evaluation.judge.judge import Judge
+    from omnialpha.evaluation.judge.judge_report import Comparison
     from omnialpha.evaluation.judge.pairs import Pairs
     from omnialpha.evaluation.judge.verdicts import Answer
-    from omnialpha.evaluation.reports.report import Report
-
-SHARES = {"A better": "a_wins", "tie": "ties", "B better": "b_wins"}
 
 First = Annotated[Path, typer.Argument(metavar="OUT_A", help="folder of a run", show_default=False)]
 Second = Annotated[Path, typer.Argument(metavar="OUT_B", help="folder of another run", show_default=False)]
@@ -39,13 +36,6 @@ Against = Annotated[
     list[Path] | None,
     typer.Option("--against", metavar="FOLDER", help="another report on the same runs, for agreement; may be repeated"),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the group `eval`."""
-    command(app, "quiet", "json")(judge)
-    command(app, "quiet", "json")(study)
-    command(app, "quiet", "json", name="study-report")(study_report)
 
 
 def judge(
@@ -68,20 +58,26 @@ def judge(
     output: Output = None,
 ) -> None:
     """Let a vision-language model compare two runs, each pair in both orders; goes on where it was stopped."""
+    from omnialpha.cli.progress import open_bar
     from omnialpha.evaluation.judge import judge_report
     from omnialpha.evaluation.judge.endpoint import Endpoint
-    from omnialpha.evaluation.judge.judge import Judge
+    from omnialpha.evaluation.judge.judge import Judge, count
     from omnialpha.evaluation.judge.pairs import match
 
     began = time.monotonic()
     endpoint = Endpoint(url, model, _key(key_from), timeout=timeout)
-    asked = Judge(endpoint, _aspects(aspects, ""), ground, workers)
+    asked = Judge(endpoint, _aspects(aspects), ground, workers)
     pairs = match(out_a, out_b, limit)
     where = output or RUNS / "judge" / "-".join((*pairs.names.values(), model)).replace(os.sep, "_")
-    answers = _ask(asked, pairs, where, options.quiet)
-    compared = judge_report.of_judge(asked, pairs)
-    made = judge_report.report(compared, answers, against or ())
-    write_report(made, where, options, began, _lines(made))
+    _note_missing(pairs, options.quiet)
+    with open_bar(options.quiet) as bar:
+        line = bar.add_task("answers", total=count(pairs.pairs, asked.aspects))
+        try:
+            answers = asked.ask(pairs.pairs, where, lambda answer, kept: bar.advance(line))
+        except KeyboardInterrupt:
+            done = f"{bar.tasks[0].completed:.0f} of {bar.tasks[0].total:.0f} answers are kept in {where}"
+            raise KeyboardInterrupt(f"stopped, {done}: run it again to go on") from None
+    _report(judge_report.of_judge(asked, pairs), answers, against, where, options, began)
 
 
 def study(
@@ -101,14 +97,13 @@ def study(
     from omnialpha.evaluation.judge.pairs import match
 
     pairs = match(out_a, out_b, limit)
-    made = studies.build(pairs, output, _aspects(aspects, "overall"), ground, seed)
+    made = studies.build(pairs, output, _aspects(aspects), ground, seed)
     _note_missing(pairs, options.quiet)
     count = sum(len(sample.aspects) for sample in made.samples)
     page = output / studies.PAGE
     if options.json:
-        told = {"output": str(output), "page": str(page / "index.html"), "study": made.id}
-        missing = {side: list(keys) for side, keys in made.missing.items()}
-        print(json.dumps(told | {"samples": len(made.samples), "questions": count, "missing": missing}))
+        about = {"output": str(output), "page": str(page / "index.html"), "study": made.id}
+        print(json.dumps(about | {"samples": len(made.samples), "questions": count, "missing": made.missing}))
     elif not options.quiet:
         print(f"{count} questions about {len(made.samples)} samples: give {page} to the annotators, and keep the rest")
 
@@ -127,17 +122,14 @@ def study_report(
 
     began = time.monotonic()
     made = study.read(folder)
-    answers = study.read_answers(made, results)
-    compared = judge_report.of_study(made, folder, len(results))
-    report = judge_report.report(compared, answers, against or ())
-    write_report(report, output or folder / "report", options, began, _lines(report))
+    answers, compared = study.read_answers(made, results), judge_report.of_study(made, folder, len(results))
+    _report(compared, answers, against, output or folder / "report", options, began)
 
 
-def _aspects(names: str | None, default: str) -> tuple[str, ...]:
+def _aspects(names: str | None) -> tuple[str, ...]:
     from omnialpha.evaluation.judge import pairs
 
-    chosen = default if names is None else names
-    return pairs.aspects([name.strip() for name in chosen.split(",") if name.strip()])
+    return pairs.aspects([name.strip() for name in (names or "").split(",") if name.strip()])
 
 
 def _key(variable: str | None) -> str:
@@ -157,33 +149,16 @@ def _note_missing(pairs: Pairs, quiet: bool) -> None:
             Messages(quiet).note(f"{pairs.names[side]} lacks {len(keys)} of the samples, which are left out")
 
 
-def _ask(judge: Judge, pairs: Pairs, folder: Path, quiet: bool) -> list[Answer]:
-    """All answers, with a bar on a terminal."""
-    from omnialpha.cli.progress import open_bar
-    from omnialpha.evaluation.judge.judge import count
+def _report(
+    compared: Comparison, answers: list[Answer], against: list[Path] | None, out: Path, options: Options, began: float
+) -> None:
+    """Write the report, and say a line an aspect."""
+    from omnialpha.evaluation.judge.judge_report import report
 
-    total, done = count(pairs.pairs, judge.aspects), 0
-    _note_missing(pairs, quiet)
-    try:
-        with open_bar(quiet) as bar:
-            line = bar.add_task("answers", total=total)
-
-            def on_answer(answer: Answer, kept: bool) -> None:
-                nonlocal done
-                done += 1
-                bar.advance(line)
-
-            return judge.ask(pairs.pairs, folder, on_answer)
-    except KeyboardInterrupt:
-        kept = f"{done} of {total} answers are kept in {folder}"
-        raise KeyboardInterrupt(f"stopped, {kept}: run it again to go on") from None
-
-
-def _lines(report: Report) -> list[str]:
-    """What is said on standard output: a line an aspect."""
-    lines = []
-    for row in report.summary:
-        shares = ", ".join(f"{what} {100 * row[key]:.1f} %" for what, key in SHARES.items())
+    made, lines = report(compared, answers, against or ()), []
+    for row in made.summary:
+        shares = {"A better": row["a_wins"], "tie": row["ties"], "B better": row["b_wins"]}
+        said = ", ".join(f"{what} {100 * share:.1f} %" for what, share in shares.items())
         errors = f", {row['errors']} errors" if row["errors"] else ""
-        lines.append(f"{row['aspect']}: {shares} (n {row['n']}{errors})")
-    return lines
+        lines.append(f"{row['aspect']}: {said} (n {row['n']}{errors})")
+    write_report(made, out, options, began, lines)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import data, evaluate, vae
+from omnialpha.cli import data, doctor, evaluate, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
+from omnialpha.demo import command as demo
 from omnialpha.errors import InputError
 from omnialpha.tasks import MAPS, TASKS, Role
 
@@ -28,6 +29,15 @@ Prompt = Annotated[str, typer.Option("--prompt", help="what to make, in words")]
 Layers = Annotated[
     int | None,
     typer.Option("--layers", parser=whole, metavar="NUMBER", help="how many, the background included; 2 if left out"),
+]
+
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--point", metavar="X,Y", help="a pixel of the subject; -X,Y: of what is not; may be repeated"),
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option("--box", metavar="X,Y,W,H", help="a box around the subject; -X,Y,W,H: what is not; may be repeated"),
 ]
 
 
@@ -59,22 +69,7 @@ def _root(
     pass
 
 
-Points = Annotated[
-    list[str] | None,
-    typer.Option("--point", metavar="X,Y", help="a pixel of the subject; -X,Y: of what is not; may be repeated"),
-]
-Boxes = Annotated[
-    list[str] | None,
-    typer.Option("--box", metavar="X,Y,W,H", help="a box around the subject; -X,Y,W,H: what is not; may be repeated"),
-]
-
-
-@command(app, "json")
-def tasks(options: Options) -> None:
-    """List the tasks: what each takes and makes."""
-    from omnialpha.cli import task_table
-
-    task_table.print_tasks(options.json)
+command(app, "json")(task_table.tasks)
 
 
 @command(app, roles=input_roles())
@@ -107,7 +102,7 @@ def matte(
     ] = None,
 ) -> None:
     """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text, a map or marks choose."""
-    _run_on_picture("matte", image, output, pictures, options, text=text, background=background, point=point, box=box)
+    _run_on_picture("matte", image, output, pictures, options, point, box, text, background=background)
 
 
 @command(app, roles=input_roles("removal", without=Role.COMPOSITE))
@@ -115,7 +110,7 @@ def remove(
     image: Image, output: Output, pictures: Pictures, options: Options, point: Points = None, box: Boxes = None
 ) -> None:
     """Take the subject out of a picture and show what is behind it: by itself, or the one that is marked."""
-    _run_on_picture("remove", image, output, pictures, options, point=point, box=box)
+    _run_on_picture("remove", image, output, pictures, options, point, box)
 
 
 @command(app, roles=input_roles("decomposition", without=Role.COMPOSITE))
@@ -129,7 +124,7 @@ def decompose(
     box: Boxes = None,
 ) -> None:
     """Take a picture apart into a background and foreground layers, each complete, back to front."""
-    _run_on_picture("decompose", image, output, pictures, options, layers=layers, point=point, box=box)
+    _run_on_picture("decompose", image, output, pictures, options, point, box, layers=layers)
 
 
 def _run_on_picture(
@@ -138,11 +133,10 @@ def _run_on_picture(
     output: Path,
     pictures: Pictures,
     options: Options,
+    point: list[str] | None,
+    box: list[str] | None,
     text: str | None = None,
-    layers: int | None = None,
-    background: str | None = None,
-    point: list[str] | None = None,
-    box: list[str] | None = None,
+    **more: Any,
 ) -> None:
     """A verb on a picture that may be guided by one map, by marks or by a text."""
     from omnialpha.api import select_task
@@ -153,7 +147,7 @@ def _run_on_picture(
     marks = [mark("--point", one, 2) for one in point or ()], [mark("--box", one, 4) for one in box or ()]
     task = select_task(verb, pictures, text, marked=any(marks))
     paths = {Role.COMPOSITE: [image], **pictures}
-    run_task(task, paths, output, options, prompt=text, layers=layers, background=background, marks=marks)
+    run_task(task, paths, output, options, prompt=text, marks=marks, **more)
 
 
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
@@ -184,22 +178,7 @@ def generate(
     run_task(TASKS["text_to_image"], {}, output, options, prompt=prompt)
 
 
-@command(app, "model", "instructions", "device", "seed", "quiet")
-def demo(
-    options: Options,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="where the pictures go")] = Path(
-        "demo"
-    ),
-) -> None:
-    """Show all five categories on photographs and all 21 tasks on held-out layers."""
-    from omnialpha.cli.progress import silence_libraries
-    from omnialpha.demo.command import run as run_demo
-
-    silence_libraries()
-    try:
-        run_demo(output, options.model, options.device, options.seed, options.quiet, options.instructions)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped, what is finished is in {output}") from None
+command(app, "model", "instructions", "device", "seed", "quiet", name="demo")(demo.run)
 
 
 @command(app, "quiet", "json")
@@ -212,8 +191,8 @@ def train(
 ) -> None:
     """Train by a recipe; goes on where it was stopped."""
     import contextlib
-    import json
 
+    from omnialpha.cli.progress import print_result
     from omnialpha.cli.run_task import finite
     from omnialpha.training.run import run as run_recipe
 
@@ -222,69 +201,12 @@ def train(
             figures = run_recipe(recipe, overrides or [], options.quiet)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped, the last checkpoint is kept") from None
-    if options.json:
-        print(json.dumps(finite(figures)))
-    elif not options.quiet:
-        print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    print_result(options, finite(figures), ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
-@command(app, "instructions", "quiet", "json")
-def pull(
-    model: Annotated[str, typer.Argument(metavar="ID", help="owner/name[@revision][:path]", show_default=False)],
-    options: Options,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="agree to the licence without being asked")] = False,
-    revision: Annotated[str | None, typer.Option("--revision", help="branch, tag or commit")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="only say what is stored already")] = False,
-) -> None:
-    """Download weights once, to run offline; goes on where it was cut off, and checks every file."""
-    from omnialpha.cli import weights
-
-    weights.pull(
-        model,
-        yes=yes,
-        revision=revision,
-        offline=offline,
-        instructions=options.instructions,
-        quiet=options.quiet,
-        as_json=options.json,
-    )
-
-
-@command(app, "base", "vae", "lora", "instructions", "dtype", "quiet", "json")
-def convert(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="name, folder or stored id", show_default=False)],
-    destination: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
-    options: Options,
-    fuse: Annotated[bool, typer.Option("--fuse", help="add adapters to the weights for good")] = False,
-    layout: Annotated[str, typer.Option("--layout", help="ours or diffusers")] = "ours",
-    force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
-) -> None:
-    """Write a model, or the parts it is put together from, as one folder."""
-    from omnialpha.cli import weights
-
-    weights.convert(
-        source,
-        destination,
-        base=options.base,
-        vae=options.vae,
-        lora=options.lora or (),
-        instructions=options.instructions,
-        fuse=fuse,
-        layout=layout,
-        dtype=options.dtype,
-        force=force,
-        quiet=options.quiet,
-        as_json=options.json,
-    )
-
-
-@command(app, "model", "instructions", "device", "json")
-def doctor(options: Options) -> None:
-    """Check the installation: versions, devices, the model, and two steps of it."""
-    from omnialpha.cli.doctor import examine
-
-    if not examine(options):
-        raise typer.Exit(1)
+command(app, "instructions", "quiet", "json")(weights.pull)
+command(app, "base", "vae", "lora", "instructions", "dtype", "quiet", "json")(weights.convert)
+command(app, "model", "instructions", "device", "json", name="doctor")(doctor.examine)
 
 
 def main() -> None:

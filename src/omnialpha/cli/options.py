@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Pictures = Mapping[Role, Sequence[Path]]
 
-_common = partial(typer.Option, rich_help_panel="Common options")
-
 
 def whole(value: str | int) -> int:
     """The whole number of an option; a usage error with the value otherwise."""
@@ -57,74 +55,66 @@ def mark(option: str, value: str, count: int) -> Mark:
     return *numbers, not value.strip().startswith("-")
 
 
-_weights = partial(typer.Option, rich_help_panel="Weights, memory and speed")
-_whole = partial(_common, parser=whole, metavar="NUMBER")
-_number = partial(_common, parser=number, metavar="NUMBER")
+def _common(help: str, metavar: str | None = None, *names: str, panel: str = "Common options", **more: Any) -> Any:
+    """An option, called `--` and its field's name if no names are given."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
+
+
+_whole = partial(_common, metavar="NUMBER", parser=whole)
+_number = partial(_common, metavar="NUMBER", parser=number)
+_weights = partial(_common, panel="Weights, memory and speed")
+Text = str | None
+Several = list[str] | None
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of running a model, the same for every command. None is the checkpoint's own value."""
 
-    model: Annotated[
-        str | None,
-        _common("--model", metavar="NAME", help="bundled name, folder, or id that was pulled; nano if left out"),
+    model: Annotated[Text, _common("bundled name, folder, or id that was pulled; nano if left out", "NAME")] = None
+    device: Annotated[str, _common("auto, cpu, mps, cuda or cuda:1; auto takes the fastest")] = "auto"
+    seed: Annotated[int, _whole("one seed gives one picture, on any device")] = 0
+    steps: Annotated[int | None, _whole("sampling steps; the model's own if left out")] = None
+    guidance: Annotated[float | None, _number("1 is none; the model's own if left out")] = None
+    size: Annotated[Text, _common("of a picture made from text alone", "WIDTHxHEIGHT")] = None
+    frame: Annotated[int | None, _whole("which frame or page of the picture, from 0; the first if left out")] = None
+    raw: Annotated[bool, _common("leave the model's pixels as they are: nothing from the input", None, "--raw")] = False
+    quiet: Annotated[bool, _common("say nothing but errors", None, "--quiet", "-q")] = False
+    json: Annotated[bool, _common("one JSON object on standard output", None, "--json")] = False
+
+    base: Annotated[Text, _weights("folder or id of the model that fills in what --model lacks", "NAME")] = None
+    finder: Annotated[Text, _weights("salient-object .onnx file in the place of the model's own", "FILE")] = None
+    vae: Annotated[Text, _weights("folder of another autoencoder", "NAME")] = None
+    lora: Annotated[
+        Several, _weights("adapter; may be repeated, @lightning-4 sets steps", "FILE[:WEIGHT][@PRESET]")
     ] = None
-    device: Annotated[str, _common("--device", help="auto, cpu, mps, cuda or cuda:1; auto takes the fastest")] = "auto"
-    seed: Annotated[int, _whole("--seed", help="one seed gives one picture, on any device")] = 0
-    steps: Annotated[int | None, _whole("--steps", help="sampling steps; the model's own if left out")] = None
-    guidance: Annotated[float | None, _number("--guidance", help="1 is none; the model's own if left out")] = None
-    size: Annotated[str | None, _common("--size", metavar="WIDTHxHEIGHT", help="of a picture made from text alone")] = (
+    instructions: Annotated[Path | None, _weights("JSON or TOML: task and the text that it was trained on", "FILE")] = (
         None
     )
-    frame: Annotated[
-        int | None, _whole("--frame", help="which frame or page of the picture, from 0; the first if left out")
-    ] = None
-    raw: Annotated[bool, _common("--raw", help="leave the model's pixels as they are: nothing from the input")] = False
-    quiet: Annotated[bool, _common("--quiet", "-q", help="say nothing but errors")] = False
-    json: Annotated[bool, _common("--json", help="one JSON object on standard output")] = False
-
-    base: Annotated[
-        str | None,
-        _weights("--base", metavar="NAME", help="folder or id of the model that fills in what --model lacks"),
-    ] = None
-    finder: Annotated[
-        str | None,
-        _weights("--finder", metavar="FILE", help="salient-object .onnx file in the place of the model's own"),
-    ] = None
-    vae: Annotated[str | None, _weights("--vae", metavar="NAME", help="folder of another autoencoder")] = None
-    lora: Annotated[
-        list[str] | None,
-        _weights("--lora", metavar="FILE[:WEIGHT][@PRESET]", help="adapter; may be repeated, @lightning-4 sets steps"),
-    ] = None
-    instructions: Annotated[
-        Path | None,
-        _weights("--instructions", metavar="FILE", help="JSON or TOML: task and the text that it was trained on"),
-    ] = None
-    dtype: Annotated[
-        str | None, _weights("--dtype", help="float32, bfloat16 or float16; the model's own if left out")
-    ] = None
-    offload: Annotated[
-        str, _weights("--offload", help="none, model, group or disk: less memory on the device, more time")
-    ] = "none"
-    quantize: Annotated[
-        str | None, _weights("--quantize", help="int8, fp8, nf4 or a transformer's FILE.gguf: approximate, less memory")
-    ] = None
-    attention: Annotated[
-        str | None, _weights("--attention", metavar="NAME", help="attention back end; `omnialpha doctor` lists them")
-    ] = None
-    compile: Annotated[bool, _weights("--compile", help="compile the transformer's block; slow to start")] = False
+    dtype: Annotated[Text, _weights("float32, bfloat16 or float16; the model's own if left out")] = None
+    offload: Annotated[str, _weights("none, model, group or disk: less memory on the device, more time")] = "none"
+    quantize: Annotated[Text, _weights("int8, fp8, nf4 or a transformer's FILE.gguf: approximate, less memory")] = None
+    attention: Annotated[Text, _weights("attention back end; `omnialpha doctor` lists them", "NAME")] = None
+    compile: Annotated[bool, _weights("compile the transformer's block; slow to start", None, "--compile")] = False
     approximate: Annotated[
-        list[str] | None,
-        _weights(
-            "--approximate",
-            metavar="NAME[=VALUE]",
-            help="first-block, taylor, guidance=LOW-HIGH, vision=SIDE or tiles=SIDE; may be repeated",
-        ),
+        Several,
+        _weights("first-block, taylor, guidance=LOW-HIGH, vision=SIDE or tiles=SIDE; may be repeated", "NAME[=VALUE]"),
     ] = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Arguments of `checkpoints.folders.resolve` that fill in or replace parts of the model."""
+        named = {"base": self.base, "vae": self.vae, "finder": self.finder, "instructions": self.instructions}
+        return named | {"lora": self.lora or ()}
+
+    @property
+    def of_networks(self) -> bool:
+        """Whether an option is given that speaks of networks beside the finder, their weights or their sampling."""
+        names = ("device", "steps", "guidance", "base", "vae", "lora", "dtype", "offload", "quantize", "attention")
+        return any(getattr(self, n) != getattr(Options, n) for n in (*names, "compile", "approximate"))
 
     @property
     def approximations(self) -> dict[str, str]:
@@ -202,6 +192,5 @@ def _option_parameters(names: Sequence[str]) -> list[inspect.Parameter]:
 
 def _role_parameter(role: Role) -> inspect.Parameter:
     several = "; may be repeated" if any(row.many is role and role in row.inputs for row in TASKS.values()) else ""
-    option = typer.Option(f"--{role}", metavar="FILE", help=MEANING[role] + several, rich_help_panel="Pictures")
-    annotation = Annotated[list[Path] | None, option]
+    annotation = Annotated[list[Path] | None, _common(MEANING[role] + several, "FILE", panel="Pictures")]
     return inspect.Parameter(str(role), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from omnialpha.cli.options import Options
     from omnialpha.condition import Condition
     from omnialpha.evaluation.reports.report import Row
     from omnialpha.sampling import Step
-
-
-class Watcher(Protocol):
-    """What `OmniAlpha.run` calls after each step."""
-
-    def __call__(self, step: Step, cond: Condition, /) -> None: ...
 
 
 class Messages:
@@ -41,7 +37,7 @@ class Messages:
         self.say(f"note: {line}")
 
     @contextmanager
-    def steps(self, total: int, after: str) -> Iterator[Watcher]:
+    def steps(self, total: int, after: str) -> Iterator[Callable[[Step, Condition], None]]:
         """A watcher that draws a bar with the time left on a terminal, and says once what the steps will take.
 
         The first step is timed with all that comes before it, so that the estimate errs on the long side. `after`: what
@@ -50,13 +46,21 @@ class Messages:
         with open_bar(self.quiet) as bar:
             line, began = bar.add_task("steps", total=total), time.monotonic()
 
-            def watch(step: Step, cond: Condition, /) -> None:
+            def watch(step: Step, cond: Condition) -> None:
                 if step.index == 1 and total > 1:
                     expected = (time.monotonic() - began) * total
                     self.say(f"at most about {duration(expected)}" if expected >= 1 else "less than 1 s")
                 bar.update(line, completed=step.index, description=after if step.index == total else "steps")
 
             yield watch
+
+
+def print_result(options: Options, report: dict[str, Any], line: str) -> None:
+    """The end of a command on standard output: a report as one JSON object, or a line, or nothing with `--quiet`."""
+    if options.json:
+        print(json.dumps(report))
+    elif not options.quiet:
+        print(line)
 
 
 @contextmanager
@@ -72,8 +76,18 @@ def open_bar(quiet: bool) -> Iterator[Progress]:
 
 
 def collect(rows: Iterable[Row], total: int, label: str, what: str, where: Path, who: str, quiet: bool) -> list[Row]:
-    """All rows of a measurement, with a bar called `label`. A stop says how many (`what`) are kept in `where`, too
-    little memory whose (`who`) it is.
+    """Collect the rows of a measurement, with a progress bar.
+
+    Args:
+        rows, total: The rows, and how many there will be.
+        label: Of the bar.
+        what, where: What is kept in which folder, for the message where it is stopped.
+        who: The method, for the message where memory is too little.
+        quiet: Draw no bar.
+
+    Raises:
+        KeyboardInterrupt: Stopped; it says how much is kept.
+        InputError: Too little memory.
     """
     from torch import OutOfMemoryError
 

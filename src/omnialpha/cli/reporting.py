@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,25 +46,23 @@ def check_counts(**values: int | None) -> None:
             raise InputError(f"{name}={value} is out of range: use 1 or more.")
 
 
-@dataclass(frozen=True)
-class Backbones:
-    """What some figures need: see `scoring.Networks`."""
+def run_folder(kind: str, *words: object) -> Path:
+    """A folder below RUNS for each kind of run; words that are None or "" are left out."""
+    return RUNS / f"eval-{kind}" / "-".join(str(word) for word in words if word not in (None, ""))
 
-    lpips: Path | None
-    fid: str | None
-    clip: Path | None = None
 
-    def load(self, device: str) -> Networks:
-        from omnialpha.evaluation.metrics.clip import Clip
-        from omnialpha.evaluation.metrics.features import load_features
-        from omnialpha.evaluation.metrics.lpips import LPIPS
-        from omnialpha.evaluation.scoring import Networks
+def load_networks(device: str, lpips: Path | None, fid: str | None, clip: Path | None = None) -> Networks:
+    """What some figures need."""
+    from omnialpha.evaluation.metrics.clip import Clip
+    from omnialpha.evaluation.metrics.features import load_features
+    from omnialpha.evaluation.metrics.lpips import LPIPS
+    from omnialpha.evaluation.scoring import Networks
 
-        return Networks(
-            LPIPS(self.lpips).to(device) if self.lpips else None,
-            load_features(self.fid, device) if self.fid else None,
-            Clip.load(self.clip, device) if self.clip else None,
-        )
+    return Networks(
+        LPIPS(lpips).to(device) if lpips else None,
+        load_features(fid, device) if fid else None,
+        Clip.load(clip, device) if clip else None,
+    )
 
 
 def baseline(word: str, timeout: float, only: str = "") -> Method:
@@ -75,15 +71,14 @@ def baseline(word: str, timeout: float, only: str = "") -> Method:
     only: the task or category of a program whose command states none; "": all that its fields fit.
     """
     from omnialpha.evaluation.methods.baselines import BASELINES, FINDER, finder
-    from omnialpha.evaluation.methods.commands import of_command, split_only
+    from omnialpha.evaluation.methods.commands import of_command
 
     if word in BASELINES:
         return BASELINES[word]
     if word.startswith(FINDER):
         return finder(word.removeprefix(FINDER))
     if "{" in word or " " in word.strip():
-        stated, program = split_only(word)
-        return of_command(program, timeout, stated or only)
+        return of_command(word, timeout, only)
     names = ", ".join((*BASELINES, f"{FINDER}PATH"))
     raise InputError(f"{word!r} is no baseline: use {names}, or a command with {{input}} and {{output}}.")
 
@@ -105,16 +100,12 @@ def write_report(
     talk, files = Messages(options.quiet), made.write(folder)
     for name, why in made.skipped.items():
         talk.note(f"{name} skipped, {why}")
-    for name, of in (bad or {}).items():
-        for why in of.values():
-            talk.note(f"passed over, {name}: {why}")
+    for name, why in ((name, why) for name, of in (bad or {}).items() for why in of.values()):
+        talk.note(f"passed over, {name}: {why}")
     seconds = round(time.monotonic() - began, 3)
     if options.json:
         named = {name: str(path) for name, path in files.items()}
         data = {"output": str(folder), **made.data(), "files": named, "seconds": seconds}
-        json.dump(data | ({} if bad is None else {"bad": bad}), sys.stdout)
-        print()
+        print(json.dumps(data | ({} if bad is None else {"bad": bad})))
     elif not options.quiet:
-        for line in lines:
-            print(line)
-        print(f"wrote {files['page']} in {duration(seconds)}")
+        print(*lines, f"wrote {files['page']} in {duration(seconds)}", sep="\n")

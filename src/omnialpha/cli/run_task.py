@@ -5,7 +5,6 @@ All that can be checked is checked before the model is loaded.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from omnialpha import __version__
 from omnialpha.cli.options import Options, Pictures
-from omnialpha.cli.progress import Messages, duration, silence_libraries
+from omnialpha.cli.progress import Messages, duration, print_result, silence_libraries
 from omnialpha.errors import InputError
 from omnialpha.limits import by
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from omnialpha.io.layers import LayerStack
     from omnialpha.loading import Setup
     from omnialpha.masks import Mark
+    from omnialpha.models.checkpoints.folders import Parts
     from omnialpha.pipeline import OmniAlpha
 
 PIPE = Path("-")  # standard input or output
@@ -59,6 +59,7 @@ def run_task(
         InputError: Something of it cannot be read, done or written.
     """
     from omnialpha import sampling
+    from omnialpha.models.checkpoints.folders import resolve
 
     began, messages = time.monotonic(), Messages(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
@@ -83,40 +84,46 @@ def run_task(
     if form is not None:
         check_fits(output, form, example, options.raw, behind is not None)
 
-    setup = build_setup(options)
-    card = setup.parts.card
+    parts = resolve(options.model, **options.parts)
+    card = parts.card
     card.check_reads(task.name)
     if main is None and size is None:
         example = replace(example, size=card.native_size)
     defaults = card.defaults(task.name)
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
-    forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
-    messages.say(f"{card.name} on {forecast}")
-    if forecast.warning:
-        messages.note(forecast.warning)
-    loading = time.monotonic()
-    model = load(options)
-    loaded = time.monotonic() - loading
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
-    stack = _run(model, task, example, used, messages)
-    settings = {"task": task.name, "instruction": model.card.text(example), "model": model.card.name, **used}
+    loaded, device, canvas = 0.0, "cpu", example.size
+    stack = _cut_out(parts, example, options, messages)
+    if stack is None:
+        forecast = build_setup(options).forecast(example, steps, guidance != 1.0, options.raw)
+        messages.say(f"{card.name} on {forecast}")
+        if forecast.warning:
+            messages.note(forecast.warning)
+        loading = time.monotonic()
+        model = load(options)
+        loaded = time.monotonic() - loading
+        stack = _run(model, task, example, used, messages)
+        device, canvas = str(model.device), model.canvas(example).size
+    settings = {"task": task.name, "instruction": card.text(example), "model": card.name, **used}
     settings |= {} if background is None else {"background": background}
     settings |= {"size": by(example.size), "version": __version__}
-    _write(output, stack, form, main, settings, messages, behind)
+    files = _write(output, stack, form, main, settings, messages, behind)
 
-    report: dict[str, Any] = {"output": str(output), **settings, "device": str(model.device)}
-    report |= {"canvas": by(model.canvas(example).size), "layers": _layers(output, stack, form)}
+    report: dict[str, Any] = {"output": str(output), **settings, "device": device}
+    rows = [{"name": row.name, "role": row.role, "file": file} for row, file in zip(stack, files, strict=True)]
+    report |= {"canvas": by(canvas), "layers": rows}
     if task.category == "decomposition":
         error = stack.error(example.inputs[0])
         messages.say(f"the layers recompose the picture to {error['psnr']:.1f} dB PSNR")
         report["recomposition"] = finite(error)
     report |= {"notes": messages.notes, "seconds": round(time.monotonic() - began, 3), "load_seconds": round(loaded, 3)}
-    if options.json:
-        print(json.dumps(report))
-    elif not options.quiet:
-        times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
-        print(f"wrote {output} ({by(example.size)}) in {times}", file=sys.stderr if output == PIPE else sys.stdout)
+    times = f"{duration(report['seconds'])}, of which loading {duration(loaded)}"
+    line = f"wrote {output} ({by(example.size)}) in {times}"
+    if output == PIPE:
+        messages.say(line)
+    else:
+        print_result(options, report, line)
 
 
 def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format | None:
@@ -142,11 +149,7 @@ def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format |
 
 
 def check_fits(output: Path, form: Format, example: Example, raw: bool, covered: bool) -> None:
-    """Check that the picture will fit its format, by transparency and size. covered: it is put on a background.
-
-    Raises:
-        InputError: It will not.
-    """
+    """InputError where the picture will not fit its format, by transparency (covered: no alpha is left) or size."""
     flat = (Role.BACKGROUND, Role.FULL)
     see_through = raw or any(role not in flat for role in example.targets)
     for role, picture in zip(example.roles, example.inputs, strict=True):
@@ -155,25 +158,12 @@ def check_fits(output: Path, form: Format, example: Example, raw: bool, covered:
         way = ", or matte it with --background COLOUR" if TASKS[example.task].category == "matting" else ""
         raise InputError(f"The output {output} cannot hold transparency, as {form.name} has none; use .png{way}.")
     if max(example.size) > form.max_side:
-        raise InputError(
-            f"The output {output} would be {by(example.size)}, but {form.name} ends at {form.max_side}; use .png."
-        )
+        size = by(example.size)
+        raise InputError(f"The output {output} would be {size}, but {form.name} ends at {form.max_side}; use .png.")
 
 
 def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
-    """The background that the user named.
-
-    Args:
-        given: A CSS colour or the path of a picture.
-        size: (height, width) to crop and resize the picture to.
-        output: The output file, which must be another one.
-
-    Returns:
-        RGB in [0, 1]: (3,) for a colour, (3, *size) for a picture, on white where it is translucent.
-
-    Raises:
-        InputError: It is neither, or the output.
-    """
+    """RGB of a CSS colour, (3,), or of a picture file, (3, *size), cropped to that and put on white."""
     import torch
     from PIL import ImageColor
 
@@ -201,8 +191,7 @@ def read(
     pictures: dict[Role, list[Picture]] = {}
     for role, row in paths.items():
         for i, path in enumerate(row):
-            given = sys.stdin.buffer if path == PIPE else path
-            wanted = frame if role is main and i == 0 else None
+            given, wanted = sys.stdin.buffer if path == PIPE else path, frame if role is main and i == 0 else None
             picture = read_image(given, frame=wanted, data=role in MAPS)
             pictures.setdefault(role, []).append(picture)
             for note in picture.notes:
@@ -215,10 +204,9 @@ def build_setup(options: Options) -> Setup:
     silence_libraries()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 
-    named = {"base": options.base, "vae": options.vae, "finder": options.finder, "instructions": options.instructions}
-    parts = resolve(options.model, lora=options.lora or (), **named)
     how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
-    return Setup(parts, Placement(options.device, *how), Approximations.parse(options.approximations))  # type: ignore[arg-type]
+    placement = Placement(options.device, *how)  # type: ignore[arg-type]
+    return Setup(resolve(options.model, **options.parts), placement, Approximations.parse(options.approximations))
 
 
 def load(options: Options) -> OmniAlpha:
@@ -230,9 +218,21 @@ def load(options: Options) -> OmniAlpha:
         return setup.load()
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"model {options.model or 'nano'!r} cannot be loaded ({reason}); download it again."
-        ) from error
+        name = options.model or "nano"
+        raise InputError(f"model {name!r} cannot be loaded ({reason}); download it again.") from error
+
+
+def _cut_out(parts: Parts, example: Example, options: Options, messages: Messages) -> LayerStack | None:
+    """The subject by the model's finder, where that is all that is asked for; None where it is not, or where an option
+    speaks of the networks beside it, which take longer to load than a picture takes.
+    """
+    if options.raw or options.of_networks or not parts.finder:
+        return None
+    from omnialpha.hints import cut_out
+    from omnialpha.models.finder import open_finder
+
+    with messages.steps(1, ""):
+        return cut_out(example, open_finder(parts.finder), parts.card)
 
 
 def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], messages: Messages) -> LayerStack:
@@ -259,16 +259,18 @@ def _write(
     settings: dict[str, Any],
     messages: Messages,
     behind: Tensor | None,
-) -> None:
-    """One picture with what the main input's file had beside its pixels, or the folder of layers with its depth."""
+) -> list[str]:
+    """One picture with what else the main input's file held, or the folder of layers with its depth.
+
+    Returns:
+        The name of each layer's file."""
     from omnialpha import rgba
     from omnialpha.io import write_image
 
     where: Path | BinaryIO = sys.stdout.buffer if output == PIPE else output
     bits, icc, dpi = (main.bits, main.icc, main.dpi) if main else (8, None, None)
     if form is None:
-        stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
-        return
+        return stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
     if bits not in form.bits:
         messages.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
         bits = 8
@@ -277,16 +279,7 @@ def _write(
         picture = rgba.opaque(rgba.flatten(picture, behind))
     for note in write_image(where, picture, settings=settings, bits=bits, source=main):
         messages.note(note)
-
-
-def _layers(output: Path, stack: LayerStack, form: Format | None) -> list[dict[str, Any]]:
-    """Name, role and file of every layer, back to front."""
-    from omnialpha.io.layers import INDEX
-
-    if form is not None:
-        return [{"name": layer.name, "role": layer.role, "file": output.name} for layer in stack]
-    rows = json.loads((output / INDEX).read_text(encoding="utf-8"))["layers"]
-    return [{"name": row["name"], "role": row["role"], "file": row["file"]} for row in rows]
+    return [output.name]
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from omnialpha.cli.options import Options
 from omnialpha.tasks import DERIVED, MAX_LAYERS, MEANING, TASKS, Role, Task
 
 
-def print_tasks(as_json: bool) -> None:
-    """All tasks and roles on standard output."""
-    if as_json:
-        print(
-            json.dumps(
-                {"tasks": [task_row(task) for task in TASKS.values()], "roles": [role_row(role) for role in Role]}
-            )
-        )
+def tasks(options: Options) -> None:
+    """List the tasks: what each takes and makes."""
+    if options.json:
+        print(json.dumps({"tasks": [*map(task_row, TASKS.values())], "roles": [*map(role_row, Role)]}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -26,19 +23,17 @@ def print_tasks(as_json: bool) -> None:
         if before not in ("", task.category):
             table.add_section()
         label, before = "" if before == task.category else task.category, task.category
-        text = str(task.text or "")
-        table.add_row(
-            label, task.name, _role_list(task, task.inputs), _role_list(task, task.targets), text, task.summary
-        )
-    roles = Table("role", "is", "derived from")
+        roles = _role_list(task, task.inputs), _role_list(task, task.targets)
+        table.add_row(label, task.name, *roles, str(task.text or ""), task.summary)
+    meanings = Table("role", "is", "derived from")
     for role in Role:
-        roles.add_row(role, MEANING[role], " over ".join(DERIVED.get(role, ())))
+        meanings.add_row(role, MEANING[role], " over ".join(DERIVED.get(role, ())))
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
-    console.print(roles)
+    console.print(meanings)
     console.print("omnialpha run TASK --ROLE FILE ... [--prompt TEXT] -o OUT", markup=False, highlight=False)
 
 

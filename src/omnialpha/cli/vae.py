@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,16 +21,14 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5  # of pixels in [0, 1], float32: how far a new autoencoder may be from the one it was made from
 SIDE = 64  # pixels of the pictures that this is tried on, at least
+SOURCE = "a VAE for RGB: its folder, a model's, or a stored id"
 
 app = typer.Typer(no_args_is_help=True, help="Make an autoencoder for RGBA, and measure backgrounds for its training.")
 
 
 @command(app, "quiet", "json")
 def init(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SRC", help="a VAE for RGB: its folder, a model's, or a stored id", show_default=False),
-    ],
+    source: Annotated[str, typer.Argument(metavar="SRC", help=SOURCE, show_default=False)],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="the new folder", show_default=False)],
     options: Options,
     force: Annotated[bool, typer.Option("--force", help="replace the VAE that is there")] = False,
@@ -40,16 +38,22 @@ def init(
 
     silence_libraries()  # before the libraries are imported
     from omnialpha.models.checkpoints import folders
-    from omnialpha.models.vae.alphavae import load_vae
+    from omnialpha.models.vae.alphavae import load_vae, opaque_initialization, write
 
-    began, talk = time.monotonic(), Messages(options.quiet)
+    began = time.monotonic()
     folder, destination = folders.vae_folder(source), destination.expanduser().absolute()
     check_destination(destination, folder, force)
     rgb = load_vae(folder, stored_dtype(folder))
     if rgb.config.channels != 3:
         raise InputError(f"{folder} has {rgb.config.channels} channels already: only a VAE for RGB is given an alpha.")
-    figures = make(rgb, folder, destination)
-    talk.say("RGB differs by at most {rgb:.1e}, alpha from 1 by at most {alpha:.1e}".format(**figures))
+    with atomic_folder(destination) as new:  # opened again and tried, and named only if it is right
+        write(opaque_initialization(rgb), new, folder)
+        figures = compare(load_vae(folder), load_vae(new))
+        if not max(figures.values()) <= TOLERANCE:  # NaN is not
+            found = "RGB differs by {rgb:.1e} and alpha from 1 by {alpha:.1e}".format(**figures)
+            raise InputError(f"{folder} cannot be given an alpha channel, as {found}: restore its weights.")
+    said = "RGB differs by at most {rgb:.1e}, alpha from 1 by at most {alpha:.1e}"
+    Messages(options.quiet).say(said.format(**figures))
     name = json.loads((destination / "config.json").read_text())["_class_name"]
     seconds = round(time.monotonic() - began, 3)
     if options.json:
@@ -76,28 +80,12 @@ def stored_dtype(folder: Path) -> torch.dtype:
     import torch
 
     from omnialpha.models.checkpoints.convert import TYPES
-    from omnialpha.models.checkpoints.headers import read_weights
-    from omnialpha.models.families import DIFFUSERS_STEM
+    from omnialpha.models.checkpoints.headers import DIFFUSERS_STEM, read_weights
     from omnialpha.models.vae.alphavae import CLASSES, read_config
 
     read_config(folder, CLASSES)  # another kind of model is refused as such, whatever its weights are called
     names = [entry.dtype for entry in read_weights(folder, DIFFUSERS_STEM).values()]
     return getattr(torch, TYPES.get(max(set(names), key=names.count), "float32"))
-
-
-def make(rgb: Autoencoder, source: Path, destination: Path) -> dict[str, float]:
-    """Write the RGBA VAE in the layout of `source`, open it again and try it; it gets its name only if it is right.
-    Returns what `compare` does.
-    """
-    from omnialpha.models.vae.alphavae import load_vae, opaque_initialization, write
-
-    with atomic_folder(destination) as new:
-        write(opaque_initialization(rgb), new, source)
-        figures = compare(load_vae(source), load_vae(new))
-        if not max(figures.values()) <= TOLERANCE:  # NaN is not
-            found = "RGB differs by {rgb:.1e} and alpha from 1 by {alpha:.1e}".format(**figures)
-            raise InputError(f"{source} cannot be given an alpha channel, as {found}: restore its weights.")
-    return figures
 
 
 def compare(rgb: Autoencoder, rgba: Autoencoder) -> dict[str, float]:
@@ -134,22 +122,17 @@ def background_stats(
     options: Options,
 ) -> None:
     """Measure the backgrounds of a folder, for the table `background` of a recipe that trains an autoencoder."""
-    from rich.console import Console
-    from rich.progress import track
+    import torch
 
+    from omnialpha.cli.progress import open_bar
     from omnialpha.data.records.folders import background_moments, find
 
-    files = find(folder)
-    console, total = Console(stderr=True), None
-    shown = not options.quiet and console.is_terminal
-    rows = track(background_moments(files), "pictures", len(files), console=console, transient=True, disable=not shown)
-    for row in rows:
-        total = row if total is None else total + row
-    assert total is not None  # `find` finds one or raises
+    files, nothing = find(folder), torch.zeros(2, 3, dtype=torch.float64)
+    with open_bar(options.quiet) as bar:
+        total = sum(bar.track(background_moments(files), len(files), description="pictures"), nothing)
     mean, square = (total / len(files)).tolist()
     if options.json:
-        report: dict[str, Any] = {"folder": str(folder), "pictures": len(files), "mean": mean, "square": square}
-        print(json.dumps(report))
+        print(json.dumps({"folder": str(folder), "pictures": len(files), "mean": mean, "square": square}))
     else:
         print(f"[background]  # of {len(files):,} pictures, in [-1, 1]")
         print(f"mean = [{', '.join(f'{v:.4f}' for v in mean)}]")

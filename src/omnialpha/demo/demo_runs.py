@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from omnialpha.data.synthetic import bank
 from omnialpha.errors import InputError
 from omnialpha.io import to_rgba, write_image
 from omnialpha.io.layers import INDEX, Layer, LayerStack
-from omnialpha.tasks import TASKS, Example
+from omnialpha.tasks import TASKS, Example, numbered
 
 if TYPE_CHECKING:
     from omnialpha.pipeline import OmniAlpha
@@ -91,8 +90,8 @@ class DemoRun:
     outputs: tuple[DemoPicture, ...]
     seconds: float
     more: tuple[str, ...] = ()  # other files it wrote
-    beside: tuple[DemoPicture, ...] = ()  # the true layer of every output, or one picture of the outputs in use
-    beside_title: str = ""
+    compared: tuple[DemoPicture, ...] = ()  # the true layer of every output, or one picture of the outputs in use
+    compared_title: str = ""
     note: str = ""
 
     @property
@@ -102,8 +101,8 @@ class DemoRun:
     @property
     def files(self) -> list[str]:
         """All of it, each once."""
-        pictures = (*self.beside, *self.inputs)
-        return list(dict.fromkeys([*(s.file for s in self.outputs), *self.more, *(s.file for s in pictures)]))
+        pictures = [shown.file for shown in (*self.compared, *self.inputs)]
+        return list(dict.fromkeys([*(shown.file for shown in self.outputs), *self.more, *pictures]))
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,10 @@ class DemoRunner:
 
     def inputs(self, name: str, example: Example) -> tuple[DemoPicture, ...]:
         """The example's pictures, written as NAME-in-ROLE.png, numbered where a role repeats."""
-        shown = []
-        for k, (role, pixels) in enumerate(zip(example.roles, example.inputs, strict=True)):
-            label = f"{role} {example.roles[: k + 1].count(role)}" if example.roles.count(role) > 1 else str(role)
-            shown.append(self.picture(f"{name}-in-{_slug(label)}.png", label, pixels))
-        return tuple(shown)
+        return tuple(
+            self.picture(f"{name}-in-{label}.png", label.replace("-", " "), pixels)
+            for label, pixels in zip(numbered(example.roles), example.inputs, strict=True)
+        )
 
     def run(
         self, name: str, example: Example, inputs: Sequence[DemoPicture], photo: str = ""
@@ -135,36 +133,26 @@ class DemoRunner:
         seconds = perf_counter() - start
         more: tuple[str, ...] = ()
         if len(stack) == 1:
-            defaults = self.model.card.defaults(example.task)
-            settings: dict[str, Any] = {
-                "task": example.task,
-                "instruction": example.instruction,
-                "model": self.model.card.name,
-            }
+            card, defaults = self.model.card, self.model.card.defaults(example.task)
+            settings: dict[str, Any] = {"task": example.task, "instruction": example.instruction, "model": card.name}
             settings |= {"seed": self.seed, "steps": defaults.steps, "guidance": defaults.guidance}
             outputs = [self.picture(f"{name}.png", stack[0].name, stack[0].rgba, settings)]
         else:
-            stack.save(self.folder / name)
-            more = (f"{name}/{INDEX}",)
-            index = json.loads((self.folder / more[0]).read_text(encoding="utf-8"))
+            files, more = stack.save(self.folder / name), (f"{name}/{INDEX}",)
             outputs = [
-                DemoPicture(layer.name.replace("-", " "), f"{name}/{row['file']}", stack.size)
-                for layer, row in zip(stack, index["layers"], strict=True)
+                DemoPicture(layer.name.replace("-", " "), f"{name}/{file}", stack.size)
+                for layer, file in zip(stack, files, strict=True)
             ]
         made = (tuple(inputs), tuple(outputs), seconds, more)
         return stack, DemoRun(name, example.task, photo, example.instruction, *made)
 
-    def beside(
+    def compare(
         self, entry: DemoRun, title: str, pictures: Iterable[tuple[str, Tensor]], note: str = "", prefix: str = ""
     ) -> DemoRun:
-        """The entry with labelled pictures beside it, written as NAME-PREFIX-LABEL.png."""
+        """The entry with labelled pictures to compare its outputs with, written as NAME-PREFIX-LABEL.png."""
         base = f"{entry.name}-{prefix}-" if prefix else f"{entry.name}-"
-        shown = [self.picture(f"{base}{_slug(label)}.png", label, pixels) for label, pixels in pictures]
-        return replace(entry, beside=tuple(shown), beside_title=title, note=note)
-
-
-def _slug(label: str) -> str:
-    return label.replace(" ", "-")
+        shown = [self.picture(f"{base}{label.replace(' ', '-')}.png", label, pixels) for label, pixels in pictures]
+        return replace(entry, compared=tuple(shown), compared_title=title, note=note)
 
 
 def photograph(photo: Photo) -> Tensor:
@@ -172,8 +160,7 @@ def photograph(photo: Photo) -> Tensor:
     import skimage.data
 
     pixels = to_rgba(getattr(skimage.data, photo.name)())
-    scale = min(1.0, LONG_SIDE / max(pixels.shape[-2:]))
-    return rgba.resize(pixels, (round(pixels.shape[-2] * scale), round(pixels.shape[-1] * scale)))
+    return rgba.scale(pixels, min(1.0, LONG_SIDE / max(pixels.shape[-2:])))
 
 
 def outline_mask(photo: Photo, size: tuple[int, int]) -> Tensor:
@@ -194,17 +181,17 @@ def of_photograph(runner: DemoRunner, photo: Photo) -> Iterator[DemoRun]:
 
     stack, entry = run(TASKS["matting_auto"].example(image=picture), whole)
     cutout, shown = stack[0].rgba, replace(entry.outputs[0], label="cut-out")
-    yield runner.beside(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
+    yield runner.compare(entry, "alpha", [("its alpha", masks.as_picture(cutout[3]))])
 
     if photo.click:
         x, y = photo.click[0] * size[1], photo.click[1] * size[0]
         rough = masks.as_picture(runner.model.outline(picture, [(x, y)], ()))
         clicked = runner.picture(f"{base}-in-click.png", "what a click found", rough)
         stack, entry = run(TASKS["matting_rough"].example(composite=picture, rough=rough), whole, clicked)
-        yield replace(entry, note=f"Told by one click: --point {x:.0f},{y:.0f}")
+        yield replace(entry, note=f"Chosen by one click: --point {x:.0f},{y:.0f}")
 
     stack, entry = run(TASKS["foreground_to_background"].example(foreground=cutout, prompt=photo.scene), shown)
-    yield runner.beside(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])
+    yield runner.compare(entry, "in use", [("under the cut-out", rgba.recompose([stack[0].rgba, cutout]))])
 
     mask = outline_mask(photo, size)
     marked = runner.picture(f"{base}-in-rough.png", "rough mask", mask)
@@ -213,17 +200,16 @@ def of_photograph(runner: DemoRunner, photo: Photo) -> Iterator[DemoRun]:
 
     stack, entry = run(TASKS["decompose_auto"].example(image=picture, layers=2), whole)
     note = f"PSNR {stack.error(picture)['psnr']:.1f} dB to the photograph when put together again."
-    yield runner.beside(entry, "put together", [("all layers", stack.recompose())], note)
+    yield runner.compare(entry, "put together", [("all layers", stack.recompose())], note)
 
     stack, entry = run(TASKS["text_to_image"].example(prompt=photo.wish, size=runner.model.native_size()))
-    yield runner.beside(entry, "in use", [("over the photograph", laid_over(picture, stack[0].rgba, photo.where))])
+    yield runner.compare(entry, "in use", [("over the photograph", laid_over(picture, stack[0].rgba, photo.where))])
 
 
 def laid_over(picture: Tensor, layer: Tensor, where: tuple[float, float, float]) -> Tensor:
     """The layer over the picture (4, H, W), centred at (x, y), its longer side a share of the picture's shorter one."""
     height, width = picture.shape[-2:]
-    scale = where[2] * min(height, width) / max(layer.shape[-2:])
-    small = rgba.resize(layer, (max(1, round(layer.shape[-2] * scale)), max(1, round(layer.shape[-1] * scale))))
+    small = rgba.scale(layer, where[2] * min(height, width) / max(layer.shape[-2:]))
     offset = (round(where[1] * height - small.shape[-2] / 2), round(where[0] * width - small.shape[-1] / 2))
     return LayerStack((height, width), [Layer("picture", picture), Layer("layer", small, offset)]).recompose()
 
@@ -241,13 +227,12 @@ def refused(model: OmniAlpha) -> list[str]:
 
 
 def of_held_out(runner: DemoRunner) -> Iterator[DemoRun]:
-    """Every task that the model does once, on a scene of its own made from procedural layers of the test split, beside
-    the truth.
-    """
+    """Every task that the model does, on its own scene of procedural layers of the test split, with the truth."""
     size = runner.model.native_size()
     layers = bank.procedural(LAYERS, SCENES, max(size) * 4 // 3, bank.TEST_SEED, "test")
+    left_out = refused(runner.model)
     for index, (name, task) in enumerate(TASKS.items()):
-        if name in refused(runner.model):
+        if name in left_out:
             continue
         generator = torch.Generator().manual_seed(runner.seed * len(TASKS) + index)
         (example,) = mixture.examples(task, layers, 1, size, generator)
@@ -259,4 +244,4 @@ def of_held_out(runner: DemoRunner) -> Iterator[DemoRun]:
             score = rgba.psnr(rgba.premultiply(pixels), rgba.premultiply(truth))
             title, note = "truth", f"PSNR {score:.1f} dB to the truth."
         true = [(shown.label, pixels) for shown, pixels in zip(entry.outputs, truth, strict=True)]
-        yield runner.beside(entry, title, true, note, prefix="true")
+        yield runner.compare(entry, title, true, note, prefix="true")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -11,18 +10,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.demo.demo_runs import GROUNDS, DemoPicture, DemoRun
+from omnialpha.demo.demo_runs import GROUNDS, DemoRun
 from omnialpha.io import read_image
-from omnialpha.io.contact_sheet import ACCENT, INK, MUTED, PAPER, RULE, font, thumbnail, wrap
+from omnialpha.io.contact_sheet import ACCENT, INK, MUTED, PAPER, RULE, font, stack, thumbnail, wrap
 from omnialpha.tasks import CATEGORIES
 
 STRIP = 300  # pixels: the height of a photograph in the strip
 PHOTO, LAYER = 176, 132  # pixels: the side of a cell for photographs, and for the smaller held-out layers
-LABEL, GAP, MARGIN, TOP = 186, 8, 28, 118  # with two inputs, one beside and three grounds, the sheet is 2,400 wide
+LABEL, GAP, MARGIN, TOP = 186, 8, 28, 118  # with two inputs, one comparison and three grounds, the sheet is 2,400 wide
 
 
-def contact_sheet(folder: Path, entries: Sequence[DemoRun], heading: str, facts: str) -> bytes:
-    """The PNG of all entries, 2,400 px wide; their files lie in `folder`."""
+def contact_sheet(folder: Path, entries: Sequence[DemoRun], heading: str, facts: str) -> Image.Image:
+    """The picture of all entries, 2,400 px wide; their files lie in `folder`."""
     left = _block(folder, "Photographs", [e for e in entries if e.photo], PHOTO)
     right = _block(folder, "Held-out layers", [e for e in entries if not e.photo], LAYER)
     size = (left.width + right.width + 3 * MARGIN, TOP + max(left.height, right.height) + MARGIN)
@@ -32,9 +31,7 @@ def contact_sheet(folder: Path, entries: Sequence[DemoRun], heading: str, facts:
     draw.text((MARGIN, 76), facts, MUTED, font(20))
     sheet.paste(left, (MARGIN, TOP))
     sheet.paste(right, (2 * MARGIN + left.width, TOP))
-    buffer = BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return sheet
 
 
 def strip(folder: Path, entries: Sequence[DemoRun]) -> Tensor:
@@ -59,15 +56,10 @@ def _block(folder: Path, title: str, entries: Sequence[DemoRun], side: int) -> I
     for category in CATEGORIES:
         chosen = [e for e in entries if e.category == category]
         if chosen:
-            columns = ("input", "second input", chosen[0].beside_title, *(f"on {g}" for g in GROUNDS))
+            columns = ("input", "second input", chosen[0].compared_title, *(f"on {g}" for g in GROUNDS))
             parts.append(_band(f"{title}: {category}", columns, side))
             parts += [_row(folder, e, side) for e in chosen]
-    block = Image.new("RGB", (_x(6, side), max(1, sum(p.height for p in parts))), PAPER)
-    y = 0
-    for part in parts:
-        block.paste(part, (0, y))
-        y += part.height
-    return block
+    return stack(parts or [Image.new("RGB", (_x(6, side), 1), PAPER)])
 
 
 def _band(title: str, columns: Sequence[str], side: int) -> Image.Image:
@@ -81,17 +73,11 @@ def _band(title: str, columns: Sequence[str], side: int) -> Image.Image:
 
 
 def _row(folder: Path, entry: DemoRun, side: int) -> Image.Image:
-    """The entry's words, inputs, what stands beside, and every output layer on three grounds, one below the other."""
-
-    def draw_cells(shown: DemoPicture, *grounds: str) -> list[Image.Image]:
-        pixels = read_image(folder / shown.file).rgba
-        return [thumbnail(pixels, side, ground) for ground in grounds]
-
-    cells: list[tuple[int, int, Image.Image]] = []
-    cells += [(k % 2, k // 2, draw_cells(shown, "checkerboard")[0]) for k, shown in enumerate(entry.inputs)]
-    cells += [(2, k, draw_cells(shown, "checkerboard")[0]) for k, shown in enumerate(entry.beside)]
-    for k, shown in enumerate(entry.outputs):
-        cells += [(column, k, cell) for column, cell in enumerate(draw_cells(shown, *GROUNDS), start=3)]
+    """The entry's words, inputs, what it is compared with, and every output on three grounds, one below the other."""
+    places = [(k % 2, k // 2, shown, "checkerboard") for k, shown in enumerate(entry.inputs)]
+    places += [(2, k, shown, "checkerboard") for k, shown in enumerate(entry.compared)]
+    places += [(3 + i, k, shown, ground) for k, shown in enumerate(entry.outputs) for i, ground in enumerate(GROUNDS)]
+    cells = [(x, y, thumbnail(read_image(folder / shown.file).rgba, side, on)) for x, y, shown, on in places]
     step = max(picture.height for _, _, picture in cells) + GAP
     height = (1 + max(line for _, line, _ in cells)) * step
     words = _words(entry)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics import image
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.features import digest_of_weights
+from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.reports.report import Column
 from omnialpha.evaluation.scoring import LPIPS_COLUMN, PSNR, SSIM, Figures, Networks, Scoring, similarity
 from omnialpha.files import sha256
@@ -53,14 +54,9 @@ COMPAT = (
 NO_ALPHA = "an autoencoder for RGB gets composites, so alpha and the colours under it cannot be measured"
 
 
-# ---- autoencoders ---------------------------------------------------------------------------------------------------
-
-
 def of_autoencoder(autoencoder: Autoencoder, name: str, batch: int = 1) -> Method:
-    """The mean of its posterior, decoded.
-
-    One for RGB gets the composite on each background as a picture of its own: nine encodings for one of RGBA, and
-    answers them as opaque pictures.
+    """The mean of its posterior, decoded. One for RGB gets the composite on each background as a picture of its own,
+    nine encodings for one of RGBA, and answers them as opaque pictures.
     """
     assert autoencoder.config.channels in (3, 4), "an autoencoder for RGB or RGBA"
 
@@ -90,33 +86,26 @@ def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     return canvas.restore(autoencoder.decode(autoencoder.encode(x)))
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
-
-
 def as_jpeg(x: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] as the published protocol stores it: cut down to 8 bits, then JPEG of quality 75."""
     made = []
     for pixels in (x * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG")
-        with Image.open(file) as stored:
-            made.append(np.asarray(stored, dtype=np.float32) / 255)
+        made.append(np.asarray(Image.open(file), dtype=np.float32) / 255)
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).to(x.device)
-
-
-STORED: Mapping[str | None, Callable[[Tensor], Tensor]] = {None: lambda x: x, "alphavae": as_jpeg}
 
 
 def kind(compat: str | None = None) -> Scoring:
     """How reconstructions are scored. compat: "alphavae" for the roundings of the published protocol."""
-    if compat not in STORED:
+    if compat not in (None, "alphavae"):
         raise InputError(f"compat={compat!r} is not known: use alphavae, or leave it out.")
     return Scoring(
-        " ".join((TASK, *([compat] if compat else []))),
+        f"{TASK} {compat}" if compat else TASK,
         (PSNR, SSIM, LPIPS_COLUMN, *WHOLE),
-        partial(score, compat=compat),
+        partial(score, jpeg=bool(compat)),
         SETS,
-        partial(composites, compat=compat),
+        partial(composites, jpeg=bool(compat)),
         tuple(BACKGROUNDS),
         region="whole picture, composited on nine backgrounds",
         seed="none: the mean of the posterior is decoded",
@@ -125,25 +114,29 @@ def kind(compat: str | None = None) -> Scoring:
     )
 
 
-def composites(example: Example, made: Tensor, compat: str | None = None) -> tuple[Tensor, Tensor]:
+def composites(example: Example, made: Tensor, jpeg: bool = False) -> tuple[Tensor, Tensor]:
     """Prediction (1, 4, H, W), or (9, 4, H, W) on the backgrounds, and truth -> (9, 3, H, W) each."""
-    true = example.truths[0]
-    assert true is not None
-    predicted = made[:, :3] if len(made) > 1 else image.composites(made, BACKGROUNDS.values())[:, 0]
-    stored = STORED[compat]
-    return stored(predicted), stored(image.composites(true[None], BACKGROUNDS.values())[:, 0])
+    true = _true(example)
+    pair = made[:, :3] if len(made) > 1 else image.composites(made[0]), image.composites(true)
+    return (as_jpeg(pair[0]), as_jpeg(pair[1])) if jpeg else pair
 
 
-def score(example: Example, made: Tensor, networks: Networks, compat: str | None = None) -> Figures:
+def score(example: Example, made: Tensor, networks: Networks, jpeg: bool = False) -> Figures:
     """NAME_BACKGROUND and their mean NAME; errors of colour and alpha where a prediction has alpha."""
     figures: Figures = {}
     if len(made) == 1:
-        true = example.truths[0]
-        assert true is not None
-        figures["rgba_psnr"] = float(image.psnr(made, true[None]))
-        figures["color_error"] = float(image.color_error(made, true[None]))
-        figures["alpha_mad"] = float(image.alpha_mad(made, true[None]))
-    for name, values in similarity(*composites(example, made, compat), networks).items():
+        true = _true(example)[None]
+        figures["rgba_psnr"] = float(image.psnr(made, true))
+        figures["color_error"] = float(image.color_error(made, true))
+        figures["alpha_mad"] = float(measure(made[0, 3], true[0, 3], names=("mad",))["mad"])
+    for name, values in similarity(*composites(example, made, jpeg), networks).items():
         figures |= {f"{name}_{b}": value for b, value in zip(BACKGROUNDS, values.tolist(), strict=True)}
         figures[name] = float(values.mean())
     return figures
+
+
+def _true(example: Example) -> Tensor:
+    """The picture that should come back, (4, H, W)."""
+    true = example.truths[0]
+    assert true is not None
+    return true

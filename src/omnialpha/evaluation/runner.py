@@ -50,13 +50,6 @@ class EvaluationSettings:
     skip_bad: bool = False
     networks: Networks = Networks()
 
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise InputError(f"size={self.size} is out of range: use 1 or more.")
-
-    def seed_of(self, key: str) -> int:
-        return int(sha256(f"{self.seed}:{key}")[:8], 16)
-
 
 @dataclass(frozen=True)
 class SampleSet:
@@ -64,8 +57,8 @@ class SampleSet:
 
     Args:
         samples: with `key` (a name, unique in the part), `category`, `identity(longer)` (the same for the same pictures
-            and words, measured at the same longer side in px) and `load(longer)`, which gives an `example` and what
-            `kind` scores it against. Where predictions are files: `targets`; where they are kept: `asked()`.
+            and words, measured at the same longer side in px) and `load(longer)`, which gives an `example`. Where
+            predictions are files: `targets`; where they are kept: `request()`.
         kind: of figures.
         about: what stands in every row of the part, such as its name.
         seeds: by a sample's key, where they are not drawn from the key.
@@ -82,7 +75,7 @@ class SampleSet:
 
 class _Waiting(NamedTuple):
     sample: Any
-    request: str  # a hash
+    request: str  # a hash of all that its prediction depends on
     example: Example
 
 
@@ -93,8 +86,8 @@ class Runner:
     Args:
         out: the folder of the run.
         settings: the same for all methods.
-        keep: whether predictions are written as files, in 8 bits, and scored as such. Otherwise they are scored as
-            they were made.
+        keep: whether predictions are written as files, in 8 bits, and scored as such, as those of a folder are.
+            Otherwise they are scored as they were made.
 
     Attributes:
         bad: method's name -> sample's key -> why it was passed over, filled by `rows`.
@@ -110,17 +103,10 @@ class Runner:
         self.known: dict[Path, dict[str, Row]] = {}
 
     def rows(self, method: Method, part: SampleSet) -> Iterator[Row]:
-        """Measure a method on all samples of a part.
+        """Measure a method (of one output where predictions are kept) on all samples of a part.
 
-        Args:
-            method: of one output where predictions are kept.
-            part: what it is asked for.
-
-        Yields:
-            One row after the other, each stored before it is given; of a method of several outputs, one of each.
-
-        Raises:
-            InputError: a sample or prediction that cannot be used, unless those are skipped.
+        Yields one row after the other, each stored before it is given; of a method of several outputs, one of each.
+        InputError for a sample or prediction that cannot be used, unless those are skipped.
         """
         assert len({sample.key for sample in part.samples}) == len(part), "two samples have one key"
         place = self._place(method)
@@ -130,7 +116,8 @@ class Runner:
         waiting: list[_Waiting] = []
         for sample in part.samples:
             try:
-                request = self._request(method, part, sample)
+                seed = self._seed(part, sample)
+                request = _hash([sample.identity(self.settings.size), method.identity, seed])
                 if rows := self._finished(method, part, sample, request):
                     yield from self._make(method, part, waiting)
                     yield from rows
@@ -154,89 +141,77 @@ class Runner:
         """A finished prediction: (m, 4, H, W), before that (outputs,) of a method of several. From its files, or made
         once more where they are not kept.
         """
-        if self._has_files(method):
+        if self.keep:
             return self._read(method, part, sample, example)
         assert method.make is not None
         return method.make([example], [self._seed(part, sample)])[0]
 
-    # ---- what is finished --------------------------------------------------------------------------------------------
+    # ---- places ------------------------------------------------------------------------------------------------------
 
     def _place(self, method: Method) -> Path:
         return self.out / method.place if self.keep else self.out
 
-    def _store(self, path: Path) -> dict[str, Row]:
-        """The rows of a file, read once."""
+    def _features_of(self, method: Method, key: str) -> Path:
+        return self._place(method) / FEATURES / f"{key}.npz"
+
+    def _source(self, method: Method) -> Path:
+        """The folder that holds KEY.png; one that a run has written is found by itself."""
+        folder = method.folder or self._place(method)
+        below = folder / predictions.PREDICTIONS
+        return below if method.folder is None or below.is_dir() else folder
+
+    def _files(self, method: Method, sample: Any) -> str:
+        """A hash of the files of a prediction; empty if one is missing."""
+        return predictions.digest(self._source(method), sample.key, len(sample.targets))
+
+    def _read(self, method: Method, part: SampleSet, sample: Any, example: Example) -> Tensor:
+        known = bool(example.inputs) or any(truth is not None for truth in example.truths)
+        count, size = len(sample.targets), example.size if known else None
+        return predictions.read(self._source(method), sample.key, count, size, grey_is_alpha=part.kind.mattes)
+
+    def _stored(self, method: Method, name: str) -> dict[str, Row]:
+        """The rows of a file by key, read once."""
+        path = self._place(method) / name
         if path not in self.known:
             self.known[path] = read_rows(path)
         return self.known[path]
 
-    def _append(self, path: Path, *rows: Row) -> None:
-        append_row(path, *rows)
-        self._store(path).update({row["key"]: row for row in rows})
+    def _store(self, method: Method, name: str, rows: Sequence[Row]) -> None:
+        append_row(self._place(method) / name, *rows)
+        self._stored(method, name).update({row["key"]: row for row in rows})
+
+    # ---- what is finished --------------------------------------------------------------------------------------------
 
     def _seed(self, part: SampleSet, sample: Any) -> int:
-        return part.seeds.get(sample.key, self.settings.seed_of(sample.key))
+        return part.seeds.get(sample.key, int(sha256(f"{self.settings.seed}:{sample.key}")[:8], 16))
 
-    def _request(self, method: Method, part: SampleSet, sample: Any) -> str:
-        """Of all that a prediction depends on."""
-        return _hash([sample.identity(self.settings.size), method.identity, self._seed(part, sample)])
-
-    def _files(self, method: Method, sample: Any) -> str:
-        """Of the files of a prediction; empty if one is missing."""
-        return predictions.digest(self._source(method), sample.key, len(sample.targets))
-
-    def _has_files(self, method: Method) -> bool:
-        return self.keep or method.folder is not None
+    def _made(self, method: Method, sample: Any) -> Row:
+        """What is known of how a prediction was made; empty for one that this run has not made as files."""
+        return self._stored(method, MADE).get(sample.key, {}) if self.keep and method.make else {}
 
     def _keys(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[str]:
         """Of what a row depends on, for each output; none if its prediction has no files yet."""
-        prediction = self._files(method, sample) if self._has_files(method) else request
+        prediction = self._files(method, sample) if self.keep else request
         subject = [request, prediction, part.kind.name, self.networks, dict(part.about), sample.key]
         return [_hash([*subject, output]) for output in method.outputs or ("",)] if prediction else []
 
-    def _features_of(self, method: Method, key: str) -> Path:
-        return self._place(method) / FEATURES / f"{key}.npz"
-
-    def _seconds(self, method: Method, sample: Any) -> float | None:
-        made = self._store(self._place(method) / MADE).get(sample.key) if self.keep and method.make else None
-        return made["seconds"] if made else None
-
     def _finished(self, method: Method, part: SampleSet, sample: Any, request: str) -> list[Row]:
         """The rows of a sample; none where a prediction must be made first."""
-        if self._has_files(method) and not self._is_made(method, sample, request):
-            return []
-        keys, stored = self._keys(method, part, sample, request), self._store(self._place(method) / ROWS)
+        made = self._made(method, sample)
+        if self.keep and method.make:  # only files that this very request has made count
+            fresh = made and made["content"] == request and made["files"] == self._files(method, sample) != ""
+            if not fresh:
+                return []
+        keys, stored = self._keys(method, part, sample, request), self._stored(method, ROWS)
         rows = [row for key in keys if (row := stored.get(key))]
         lost = any(row["features"] and not self._features_of(method, row["key"]).is_file() for row in rows)
         if keys and len(rows) == len(keys) and not lost:
             named = zip(rows, method.names, strict=True)
-            return [row | {"method": name, "seconds": self._seconds(method, sample)} for row, name in named]
-        if not self._has_files(method):
+            return [row | {"method": name, "seconds": made.get("seconds")} for row, name in named]
+        if not self.keep:
             return []
         example = sample.load(self.settings.size)
         return self._score(method, part, sample, request, example, self._read(method, part, sample, example))
-
-    def _is_made(self, method: Method, sample: Any, request: str) -> bool:
-        """Whether the files are those that this very request has made."""
-        if method.make is None:
-            return True
-        made = self._store(self._place(method) / MADE).get(sample.key)
-        return made is not None and made["content"] == request and made["files"] == self._files(method, sample) != ""
-
-    # ---- predictions -------------------------------------------------------------------------------------------------
-
-    def _source(self, method: Method) -> Path:
-        """The folder that holds KEY.png; one that a run has written is found by itself."""
-        folder = self._place(method) if method.folder is None else method.folder
-        below = folder / predictions.PREDICTIONS
-        return below if method.folder is None or below.is_dir() else folder
-
-    def _read(self, method: Method, part: SampleSet, sample: Any, example: Example) -> Tensor:
-        known = any(truth is not None for truth in example.truths) or bool(example.inputs)
-        size = example.size if known else None
-        return predictions.read(
-            self._source(method), sample.key, len(sample.targets), size, grey_is_alpha=part.kind.mattes
-        )
 
     def _make(self, method: Method, part: SampleSet, waiting: list[_Waiting]) -> Iterator[Row]:
         """Predictions and rows of the samples that wait, all of one size; afterwards none does."""
@@ -247,21 +222,22 @@ class Runner:
         assert method.make is not None
         began = time.perf_counter()
         try:
-            seeds = [self._seed(part, sample) for sample, *_ in batch]
-            made = method.make([example for *_, example in batch], seeds)
+            made = method.make([one.example for one in batch], [self._seed(part, one.sample) for one in batch])
         except InputError as error:
-            if len(batch) > 1:  # only one of them may be to blame
+            if len(batch) == 1:
+                self._pass_over(method, batch[0].sample, error)
+            else:  # only one of them may be to blame
                 for one in batch:
                     yield from self._make(method, part, [one])
-                return
-            self._pass_over(method, batch[0].sample, error)
             return
         seconds = (time.perf_counter() - began) / len(batch)
         for (sample, request, example), layers in zip(batch, made, strict=True):
             try:
                 self._check(method, sample, example, layers)
                 if self.keep:
-                    self._write(method, sample, request, layers, seconds)
+                    predictions.write(self._place(method), sample.key, layers)
+                    row: Row = {"key": sample.key, "content": request, "files": self._files(method, sample)}
+                    self._store(method, MADE, [row | {"seconds": round(seconds, 4)}])
                     layers = self._read(method, part, sample, example)
                 yield from self._score(method, part, sample, request, example, layers)
             except InputError as error:
@@ -275,17 +251,10 @@ class Runner:
         if not bool(layers.isfinite().all()):
             raise InputError(f"{method.name} answers NaN for {sample.key}: its weights are damaged, or leave it out.")
 
-    def _write(self, method: Method, sample: Any, request: str, layers: Tensor, seconds: float) -> None:
-        predictions.write(self._place(method), sample.key, layers)
-        row: Row = {"key": sample.key, "content": request, "files": self._files(method, sample)}
-        self._append(self._place(method) / MADE, row | {"seconds": round(seconds, 4)})
-
     def _pass_over(self, method: Method, sample: Any, error: InputError) -> None:
         if not self.settings.skip_bad:
             raise error
         self.bad.setdefault(method.name, {})[sample.key] = str(error)
-
-    # ---- figures -----------------------------------------------------------------------------------------------------
 
     def _score(
         self, method: Method, part: SampleSet, sample: Any, request: str, example: Example, layers: Tensor
@@ -305,8 +274,8 @@ class Runner:
             row: Row = {"key": key, "sample": sample.key, "category": sample.category, "method": name, **part.about}
             row |= {"height": int(one.shape[-2]), "width": int(one.shape[-1]), "features": bool(features)}
             rows.append(row | {name: value if isfinite(value) else None for name, value in figures.items()})
-        self._append(self._place(method) / ROWS, *rows)
-        return [row | {"seconds": self._seconds(method, sample)} for row in rows]
+        self._store(method, ROWS, rows)
+        return [row | {"seconds": self._made(method, sample).get("seconds")} for row in rows]
 
 
 def _hash(subject: object) -> str:

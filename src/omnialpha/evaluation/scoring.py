@@ -12,9 +12,7 @@ from torch import Tensor
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.metrics import crello, image, matting
-from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.clip import Clip
-from omnialpha.evaluation.metrics.components import opencv
 from omnialpha.evaluation.metrics.features import Features, digest_of_weights
 from omnialpha.evaluation.metrics.lpips import LPIPS
 from omnialpha.evaluation.reports.report import Column
@@ -24,20 +22,13 @@ Figures = dict[str, float]
 UNKNOWN = "unknown_"  # before the name of a figure: of the grey band of a trimap alone
 FG, BG = Role.FOREGROUND, Role.BACKGROUND
 
-SAD, MSE, MAD, GRAD, GRAD_AIM, CONN = (
-    Column("sad", "SAD", 3, "lower"), Column("mse", "MSE", 4, "lower"), Column("mad", "MAD", 4, "lower"),
-    Column("grad", "GRAD", 3, "lower"), Column("grad_aim", "GRAD (aim)", 3, "lower"),
-    Column("conn", "CONN", 3, "lower"),
-)  # fmt: skip
-PSNR, SSIM, LPIPS_COLUMN = (
-    Column("psnr", "PSNR (dB)", 2, "higher"), Column("ssim", "SSIM", 4, "higher"),
-    Column("lpips", "LPIPS", 4, "lower"),
-)  # fmt: skip
-LPIPS_OF = ("lpips", "background_lpips")
-CLIP_SCORE = Column("clip_score", "CLIP score", 4, "higher")
-FID, KID, CLIP_FID = (
-    Column("fid", "FID", 3, "lower"), Column("kid", "KID", 5, "lower"), Column("clip_fid", "CLIP-FID", 3, "lower")
-)  # fmt: skip
+SAD, MSE = Column("sad", "SAD", 3, "lower"), Column("mse", "MSE", 4, "lower")
+MAD, CONN = Column("mad", "MAD", 4, "lower"), Column("conn", "CONN", 3, "lower")
+GRAD, GRAD_AIM = Column("grad", "GRAD", 3, "lower"), Column("grad_aim", "GRAD (aim)", 3, "lower")
+PSNR, SSIM = Column("psnr", "PSNR (dB)", 2, "higher"), Column("ssim", "SSIM", 4, "higher")
+LPIPS_COLUMN, CLIP_SCORE = Column("lpips", "LPIPS", 4, "lower"), Column("clip_score", "CLIP score", 4, "higher")
+FID, KID = Column("fid", "FID", 3, "lower"), Column("kid", "KID", 5, "lower")
+CLIP_FID = Column("clip_fid", "CLIP-FID", 3, "lower")
 SETS: Mapping[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {  # column -> whose features, and their distance
     "fid": ("features", image.frechet),
     "kid": ("features", image.kid),
@@ -66,13 +57,16 @@ class Networks:
     def lacking(self) -> dict[str, str]:
         """Figures that cannot be had -> why."""
         needs = {
-            LPIPS_OF: (self.lpips, "no backbone: give the weights of VGG16 or AlexNet (--lpips FILE)"),
+            ("lpips", "background_lpips"): (
+                self.lpips,
+                "no backbone: give the weights of VGG16 or AlexNet (--lpips FILE)",
+            ),
             ("fid", "kid"): (self.features, "no features: give a TorchScript file or package.module:function (--fid)"),
             ("clip_fid", "clip_score"): (self.clip, "no CLIP: give its folder (--clip FOLDER)"),
         }
         made = {name: why for names, (network, why) in needs.items() if network is None for name in names}
         try:
-            opencv()
+            matting.opencv()
         except InputError as error:
             made |= dict.fromkeys(("grad", "grad_aim", "conn"), str(error))
         return made
@@ -133,13 +127,11 @@ def score_matting(example: Example, made: Tensor, networks: Networks) -> Figures
     true = example.truth(FG)
     assert true is not None, "matting is measured against a true foreground"
     alpha, trimap = layer(example, made, FG)[3], example.trimap
-    grey = trimap is not None and bool(((trimap > matting.SURE) & (trimap < 1 - matting.SURE)).any())
-    names = [name for name in matting.METRICS if name not in networks.lacking()]
+    grey = trimap is not None and bool(matting.is_unknown(trimap).any())
+    names = [name for name in matting.ALL if name not in networks.lacking()]
     figures: Figures = {}
     for region, prefix in (("whole", ""), ("unknown", UNKNOWN))[: 1 + grey]:
-        values = matting.measure(alpha, true[3], trimap, region, names=names)
-        if "grad" in names:
-            values["grad_aim"] = matting.measure(alpha, true[3], trimap, region, "aim", ("grad",))["grad"]
+        values = matting.measure(alpha, true[3], trimap, region, names)
         figures |= {prefix + name: float(value) for name, value in values.items()}
     return figures
 
@@ -182,7 +174,7 @@ def score_decomposition(example: Example, made: Tensor, networks: Networks) -> F
     figures = crello.measure(made, true) | {"recomposed_psnr": crello.recomposition(made, composite)}
     pair = see_background(example, made)
     assert pair is not None
-    return figures | {f"background_{name}": float(v) for name, v in similarity(*pair, networks).items()}
+    return figures | {f"background_{name}": float(value) for name, value in similarity(*pair, networks).items()}
 
 
 # ---- generation -----------------------------------------------------------------------------------------------------
@@ -192,18 +184,14 @@ def score_generation(example: Example, made: Tensor, networks: Networks) -> Figu
     """CLIP score, the mean over nine backgrounds; of a flat picture they are all the same."""
     if networks.clip is None or not example.prompt:
         return {}
-    colors = list(BACKGROUNDS.values()) if bool((made[:, 3] < 1).any()) else [rgba.WHITE]
-    seen = rgba.recompose(list(made))
-    scores = networks.clip.score(torch.stack([rgba.flatten(seen, c) for c in colors]), [example.prompt] * len(colors))
-    return {"clip_score": float(scores.mean())}
+    whole = rgba.recompose(list(made))
+    seen = image.composites(whole) if bool((made[:, 3] < 1).any()) else rgba.flatten(whole)[None]
+    return {"clip_score": float(networks.clip.score(seen, [example.prompt] * len(seen)).mean())}
 
 
 def see_generated(example: Example, made: Tensor) -> tuple[Tensor, Tensor] | None:
     true = example.truths[0]
-    if true is None:
-        return None
-    predicted, real = (image.composites(x[None], BACKGROUNDS.values())[:, 0] for x in (made[0], true))
-    return predicted, real
+    return None if true is None else (image.composites(made[0]), image.composites(true))
 
 
 SCORINGS: dict[str, Scoring] = {

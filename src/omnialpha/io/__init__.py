@@ -4,8 +4,8 @@ In the order of imports: `colour`, `sources`, `metadata`, `samples`, `tiffs`, `d
 `conversion`, `writing`, `layers`, `contact_sheet`."""
 
 from omnialpha.io.conversion import AnyImage, as_type_of, read_if_file, to_rgba
-from omnialpha.io.reading import Picture, read_image, read_settings
-from omnialpha.io.samples import DAMAGED
+from omnialpha.io.reading import read_image, read_settings
+from omnialpha.io.samples import DAMAGED, Picture
 from omnialpha.io.writing import FORMATS, Format, check_output, write_image
 
 __all__ = [

@@ -6,7 +6,7 @@ it is the fallback for profiles that are tables (see decoding.py)."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,27 +44,24 @@ class Profile:
     def to_srgb(self, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
         """Convert (H, W, 3) in this profile to sRGB, clipped to [0, 1]; and whether colours were clipped."""
         to_linear_srgb = np.eye(3) if self.matrix is None else np.linalg.solve(SRGB_TO_XYZ, self.matrix)
-        clipped = False
-
-        def convert(block: np.ndarray) -> np.ndarray:
-            nonlocal clipped
-            linear = self._apply(block, lambda v, curve: np.interp(v, np.linspace(0, 1, len(curve)), curve))
+        curves = self.curves * 3 if self.grey else self.curves
+        out, clipped = np.empty((pixels.size // 3, 3), np.float32), False
+        for rows, block in _blocks(pixels):
+            linear = np.stack([np.interp(block[:, i], _ramp(c), c) for i, c in enumerate(curves)], axis=-1)
             linear = linear @ to_linear_srgb.T
             clipped |= bool(linear.min() < -OUT_OF_GAMUT or linear.max() > 1 + OUT_OF_GAMUT)
-            return srgb_encode(linear.clip(0, 1))
-
-        return _in_blocks(convert, pixels), clipped
+            out[rows] = srgb_encode(linear.clip(0, 1))
+        return out.reshape(pixels.shape), clipped
 
     def from_srgb(self, pixels: np.ndarray) -> np.ndarray:
         """Convert sRGB (H, W, 3) to this RGB profile, clipped to [0, 1]."""
         assert self.matrix is not None
         from_linear_srgb = np.linalg.solve(self.matrix, SRGB_TO_XYZ)
-
-        def convert(block: np.ndarray) -> np.ndarray:
+        out = np.empty((pixels.size // 3, 3), np.float32)
+        for rows, block in _blocks(pixels):
             linear = (srgb_decode(block) @ from_linear_srgb.T).clip(0, 1)
-            return self._apply(linear, lambda v, curve: np.interp(v, curve, np.linspace(0, 1, len(curve))))
-
-        return _in_blocks(convert, pixels)
+            out[rows] = np.stack([np.interp(linear[:, i], c, _ramp(c)) for i, c in enumerate(self.curves)], axis=-1)
+        return out.reshape(pixels.shape)
 
     def is_srgb(self) -> bool:
         """Whether it differs from sRGB by less than one 8-bit step on a grid of colours."""
@@ -72,17 +69,17 @@ class Profile:
         grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
         return not self.grey and bool(np.abs(self.to_srgb(grid)[0] - grid).max() < 1 / 255)
 
-    def _apply(self, block: np.ndarray, curve_op: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        curves = self.curves * 3 if self.grey else self.curves
-        return np.stack([curve_op(block[:, i], curve) for i, curve in enumerate(curves)], axis=-1)
+
+def _ramp(curve: np.ndarray) -> np.ndarray:
+    return np.linspace(0, 1, len(curve))
 
 
-def _in_blocks(convert: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+def _blocks(pixels: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Pixels (H, W, 3) as float64 rows (n, 3), with their place among all rows."""
     flat = pixels.reshape(-1, 3)
-    out = np.empty(flat.shape, np.float32)
     for start in range(0, len(flat), BLOCK):
-        out[start : start + BLOCK] = convert(flat[start : start + BLOCK].astype(np.float64))
-    return out.reshape(pixels.shape)
+        rows = slice(start, start + BLOCK)
+        yield rows, flat[rows].astype(np.float64)
 
 
 def parse(icc: bytes) -> Profile | None:
@@ -116,19 +113,12 @@ def _curve(tag: bytes) -> np.ndarray:
     elif tag[:4] == b"para":
         kind = struct.unpack_from(">H", tag, 8)[0]
         parameters = np.array(struct.unpack_from(f">{(1, 3, 4, 5, 7)[kind]}i", tag, 12)) / 65536
-        curve = _parametric(x, kind, parameters)
+        g, a, b, c, d, e, f = np.concatenate([parameters, np.zeros(7 - len(parameters))])
+        power = np.maximum(a * x + b, 0) ** g if kind else x**g
+        if kind in (1, 2):  # c is 0 for kind 1
+            curve = np.where(x >= -b / a, power + c, c)
+        else:
+            curve = np.where(x >= d, power + e, c * x + f) if kind else power
     else:
         raise ValueError(f"damaged colour profile: unknown curve {tag[:4]!r}")
     return np.maximum.accumulate(curve.clip(0, 1))  # rising, so that the inverse exists
-
-
-def _parametric(x: np.ndarray, kind: int, parameters: np.ndarray) -> np.ndarray:
-    g, a, b, c, d, e, f = np.concatenate([parameters, np.zeros(7 - len(parameters))])
-    if kind == 0:
-        return x**g
-    power = np.maximum(a * x + b, 0) ** g
-    if kind == 1:
-        return np.where(x >= -b / a, power, 0)
-    if kind == 2:
-        return np.where(x >= -b / a, power + c, c)
-    return np.where(x >= d, power + e, c * x + f)

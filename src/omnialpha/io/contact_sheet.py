@@ -24,13 +24,13 @@ Group = Sequence[tuple[str, Tensor]]  # pictures (4, H, W) with their labels
 
 @cache
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font at `size` px."""
     return ImageFont.load_default(size)
 
 
 def thumbnail(pixels: Tensor, side: int, ground: str = "checkerboard") -> Image.Image:
-    """(4, H, W) within a square of `side` pixels, over "black", "white" or a checkerboard."""
-    scale = side / max(pixels.shape[-2:])
-    small = rgba.resize(pixels, (max(1, round(pixels.shape[-2] * scale)), max(1, round(pixels.shape[-1] * scale))))
+    """Draw RGBA (4, H, W) within a square of `side` px, over "black", "white" or a checkerboard, with a frame."""
+    small = rgba.scale(pixels, side / max(pixels.shape[-2:]))
     height, width = small.shape[-2:]
     back = {"black": BLACK, "white": WHITE}.get(ground) or rgba.checkerboard(height, width, 9)
     flat = rgba.flatten(small, back).permute(1, 2, 0).numpy()
@@ -52,7 +52,7 @@ def wrap(text: str, width: int, size: int) -> list[str]:
 
 
 def card(title: str, groups: Sequence[Group], words: str = "", side: int = SIDE) -> Image.Image:
-    """Groups of pictures from left to right, each with its label, a mark between groups, and words below."""
+    """Draw groups of pictures from left to right, each with its label, a mark between groups, and words below."""
     cells = [[(label, thumbnail(picture, side)) for label, picture in group] for group in groups]
     width = max(WIDE, MARGIN + sum(len(group) * (side + GAP) + MARGIN for group in cells))
     tall = max(cell.height for group in cells for _, cell in group)
@@ -74,14 +74,27 @@ def card(title: str, groups: Sequence[Group], words: str = "", side: int = SIDE)
     return made
 
 
-def write(path: Path, cards: Sequence[Image.Image]) -> None:
-    """Cards below each other with a rule between, as a PNG, whole or not at all."""
-    sheet = Image.new("RGB", (max(one.width for one in cards), sum(one.height for one in cards)), PAPER)
+def stack(parts: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, as wide as the widest."""
+    made = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), PAPER)
     y = 0
+    for part in parts:
+        made.paste(part, (0, y))
+        y += part.height
+    return made
+
+
+def write(path: Path, cards: Sequence[Image.Image]) -> None:
+    """Write cards below each other, with a rule under each, as a PNG."""
+    sheet, y = stack(cards), 0
     for one in cards:
-        sheet.paste(one, (0, y))
         y += one.height
         ImageDraw.Draw(sheet).line((MARGIN, y - 1, sheet.width - MARGIN, y - 1), RULE)
+    write_png(path, sheet)
+
+
+def write_png(path: Path, sheet: Image.Image) -> None:
+    """Write a picture as a PNG, whole or not at all."""
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.io.decoding import decode
-from omnialpha.io.reading import Picture, read_image, tensor
-from omnialpha.io.samples import ROUNDING, Decoded, check_unit_range, readable_errors, rgba_of
+from omnialpha.io.reading import read_image
+from omnialpha.io.samples import ROUNDING, Picture, check_unit_range, readable_errors, rgba_of, to_tensor
 from omnialpha.io.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -25,9 +25,13 @@ else:
 FILES = (str, os.PathLike, bytes, bytearray, memoryview, IOBase)
 
 
+def _is_file(image: Any) -> bool:
+    return isinstance(image, FILES) or hasattr(image, "read")
+
+
 def read_if_file(image: Any) -> Any:
     """Read a path, an open file or bytes as a Picture; return anything else as it is."""
-    return read_image(image) if isinstance(image, FILES) or hasattr(image, "read") else image
+    return read_image(image) if _is_file(image) else image
 
 
 def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
@@ -50,34 +54,27 @@ def to_rgba(image: AnyImage, *, data: bool = False) -> Tensor:
         return image.raw if data else image.rgba
     if isinstance(image, Image.Image):
         with readable_errors("The picture"):
-            return tensor(decode(image, data=data))
+            return decode(image, data=data).rgba
+    if isinstance(image, Tensor):
+        values, eps = image.detach().cpu(), torch.finfo(image.dtype).eps if image.is_floating_point() else 0.0
+        array = (values.float() if values.dtype is torch.bfloat16 else values).numpy()  # numpy has no bfloat16
+        array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        named = f"A tensor of shape {tuple(image.shape)}"
+        return to_tensor(_checked(array, named, "(H, W) or (C, H, W)", data, eps)).to(image.device)
     if isinstance(image, np.ndarray):
         array = image[0] if image.ndim == 4 and image.shape[0] == 1 else image
         if data and array.ndim == 3 and array.shape[0] == 1 and array.shape[-1] > 4:
             array = array[0]
-        return tensor(Decoded(_checked(array, f"An array of shape {image.shape}", "(H, W) or (H, W, C)", data)))
-    if isinstance(image, Tensor):
-        return _of_tensor(image, data)
-    if isinstance(image, FILES) or hasattr(image, "read"):
+        return to_tensor(_checked(array, f"An array of shape {image.shape}", "(H, W) or (H, W, C)", data))
+    if _is_file(image):
         return to_rgba(read_image(image, data=data))
     raise InputError(
         f"A {type(image).__name__} is not a picture; pass a path, Picture, PIL, numpy or torch image, file or bytes."
     )
 
 
-def _of_tensor(image: Tensor, data: bool) -> Tensor:
-    values, rounding = image.detach().cpu(), ROUNDING
-    if values.is_floating_point():
-        rounding = torch.finfo(values.dtype).eps  # bfloat16: numpy has none
-        values = values.float() if values.dtype is torch.bfloat16 else values
-    array = values.numpy()
-    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
-    array = array if array.ndim != 3 else np.moveaxis(array, 0, -1)
-    named = f"A tensor of shape {tuple(image.shape)}"
-    return tensor(Decoded(_checked(array, named, "(H, W) or (C, H, W)", data, rounding))).to(image.device)
-
-
-def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: float = ROUNDING) -> np.ndarray:
+def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: float = 0.0) -> np.ndarray:
     """(H, W) or (H, W, 1..4) array -> straight RGBA (H, W, 4) float32. named, layout: for messages, as given."""
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[-1] > 4):
         raise InputError(f"{named} is not a picture; it needs 1 to 4 channels as {layout}, and no side of 0.")
@@ -86,10 +83,8 @@ def _checked(array: np.ndarray, named: str, layout: str, data: bool, rounding: f
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if data and np.issubdtype(array.dtype, np.integer) and array.dtype not in (np.uint8, np.uint16):
         if not np.isin(array, (0, 1)).all():
-            low, high = array.min(), array.max()
-            raise InputError(
-                f"{named} and {array.dtype} is not a mask of 0 and 1 ({low} to {high}); use uint8 or bool."
-            )
+            found = f"{array.dtype} is not a mask of 0 and 1 ({array.min()} to {array.max()})"
+            raise InputError(f"{named} and {found}; use uint8 or bool.")
         array = array.astype(bool)
     if array.dtype not in (np.uint8, np.uint16, bool):
         raise InputError(f"{named} and {array.dtype} is not a picture; use uint8, uint16 or floats in [0, 1].")
@@ -111,8 +106,8 @@ def as_type_of(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | T
         if original.is_floating_point():
             made = rgba.to(original.device, original.dtype)
         else:
-            bits = 16 if original.dtype is torch.uint16 else 8
-            made = torch.from_numpy(integers(rgba, bits)).permute(2, 0, 1).to(original.device)
+            quantised = integers(rgba, 16 if original.dtype is torch.uint16 else 8)
+            made = torch.from_numpy(quantised).permute(2, 0, 1).to(original.device)
         return made[None] if original.ndim == 4 else made
     if isinstance(original, np.ndarray):
         if np.issubdtype(original.dtype, np.floating):

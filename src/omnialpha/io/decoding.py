@@ -1,4 +1,4 @@
-"""From an opened picture of any mode to straight-alpha sRGB samples; used by this folder alone."""
+"""From an opened picture of any mode to a `Picture` in straight-alpha sRGB; used by this folder alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from omnialpha.errors import InputError
 from omnialpha.io import colour, metadata, tiffs
-from omnialpha.io.samples import Decoded, check_unit_range, decoder_errors, orient, rgba_of
+from omnialpha.io.samples import Picture, check_frame, check_unit_range, decoder_errors, orient, rgba_of, to_tensor
 from omnialpha.io.sources import SourceFile
 
 ORIENTATION, PHOTOMETRIC = 274, 262  # EXIF and TIFF tags
@@ -23,69 +23,60 @@ SMALL_GREY = {"L;2": 85, "L;4": 17}  # PNG of 2 and 4 bits: factor to 8 bits
 if sys.byteorder == "little":  # compressed TIFF arrives in the machine's order
     OTHER_BYTE |= {"RGB;16N": "RGB;16B", "RGBA;16N": "RGBA;16B"}
 
+Converted = tuple[np.ndarray, np.ndarray | None, bytes | None]  # sRGB, the colours before, the profile to go back to
+
 
 def decode(
     image: Image.Image, source: SourceFile | None = None, *, frame: int | None = None, data: bool = False
-) -> Decoded:
-    """An opened picture, upright. With its `source`, 16 bits, associated alpha and metadata are read in full.
+) -> Picture:
+    """Decode an opened picture, upright.
 
-    frame: from 0 on; None: the first, with a note if there are more. data: samples as stored, whatever their profile.
+    Args:
+        image: As Pillow opened it.
+        source: Its file, from which 16 bits, associated alpha and metadata are read in full.
+        frame: From 0 on; None: the first, with a note if there are more.
+        data: Samples as stored, whatever their profile.
     """
     name = source.name if source else "The picture"
     with decoder_errors():
-        frames = getattr(image, "n_frames", 1)
-        check_frame(frame, frames, name)
+        several = check_frame(frame, getattr(image, "n_frames", 1), name)
         if frame is not None:
             image.seek(frame)
     raw, is_tiff = _rawmode(image), image.format == "TIFF"
-    pixels, bits, notes = tiffs.read(source, frame or 0) if source and is_tiff else (None, 8, [])
+    pixels, bits, notes = tiffs.read(source, frame)[:3] if source and is_tiff else (None, 8, [])
     with decoder_errors():
         exif = image.getexif()
         if pixels is None:
             image.load()
     if pixels is None:
         deep = _sixteen_bit(image, raw, None if frame else source, name)
-        pixels, bits = deep or (_eight_bit(image, raw), 8)
-    done = Decoded(pixels, bits, notes=notes)
-    if frame is None and frames > 1:
-        done.notes.append(f"first of {frames} frames")
-    if image.info.get("icc_profile") and not data:
-        _apply_profile(done, image)
+        pixels, bits = (deep, 16) if deep is not None else (_eight_bit(image, raw), 8)
+    notes += several
+    icc, stored, profile = image.info.get("icc_profile"), None, None
+    if icc and not data:
+        if image.mode == "CMYK" and _space(icc) == "CMYK" and _by_pillow(image.crop((0, 0, 1, 1))) is not None:
+            notes.append("CMYK was converted to sRGB")
+        pixels, stored, profile = _to_srgb(pixels, icc, image.mode, notes)
     turn = 1 if is_tiff else exif.get(ORIENTATION, 1)  # TIFF is upright already, by `tiffs` or Pillow
-    turn = turn if turn in range(1, 9) else 1
-    done.pixels = np.ascontiguousarray(orient(done.pixels, turn))
-    done.stored = None if done.stored is None else np.ascontiguousarray(orient(done.stored, turn))
+    rgba, before = to_tensor(orient(pixels, turn)), None if stored is None else to_tensor(orient(stored, turn))
     dpi = _dpi(image)
-    done.dpi = dpi[::-1] if dpi and turn >= 5 else dpi
-    if source:
-        with decoder_errors():
-            done.metadata, more = metadata.read(image, (done.pixels.shape[1], done.pixels.shape[0]))
-        done.notes += more
-    return done
+    dpi = dpi[::-1] if dpi and turn in (5, 6, 7, 8) else dpi
+    if source is None:
+        return Picture(rgba, profile, dpi, bits, tuple(notes), stored=before)
+    with decoder_errors():
+        kept, more = metadata.read(image, (rgba.shape[2], rgba.shape[1]))
+    return Picture(rgba, profile, dpi, bits, (*notes, *more), source.path, before, kept)
 
 
-def decode_unknown(source: SourceFile, *, frame: int | None = None, data: bool = False) -> Decoded:
-    """A TIFF that Pillow cannot open at all, such as RGB floats or 16-bit grey with alpha."""
-    frames = tiffs.count(source)
-    check_frame(frame, frames, source.name)
-    pixels, bits, notes = tiffs.read(source, frame or 0, alone=True)
+def decode_tiff(source: SourceFile, *, frame: int | None = None, data: bool = False) -> Picture:
+    """Decode a TIFF that Pillow cannot open at all, such as RGB floats or 16-bit grey with alpha."""
+    pixels, bits, notes, icc, grey = tiffs.read(source, frame, alone=True)
     assert pixels is not None
-    done = Decoded(pixels, bits, notes=list(notes))
-    if frame is None and frames > 1:
-        done.notes.append(f"first of {frames} frames")
-    profile, grey = tiffs.profile(source, frame or 0)
-    if profile and not data:
-        stand_in = Image.new("L" if grey else "RGB", (1, 1))
-        stand_in.info["icc_profile"] = profile
-        _apply_profile(done, stand_in)
-    return done
-
-
-def check_frame(frame: int | None, frames: int, name: str) -> None:
-    """InputError where there is no such frame, counted from 0."""
-    if frame is not None and not 0 <= frame < frames:
-        last = f"; use 0 to {frames - 1}" if frames > 1 else ", number 0; leave the frame out"
-        raise InputError(f"{name} has no frame {frame}, as it has {frames}{last}.")
+    stored, profile = None, None
+    if icc and not data:
+        pixels, stored, profile = _to_srgb(pixels, icc, "L" if grey else "RGB", notes)
+    before = None if stored is None else to_tensor(stored)
+    return Picture(to_tensor(pixels), profile, None, bits, tuple(notes), source.path, before)
 
 
 def _eight_bit(image: Image.Image, raw: str) -> np.ndarray:
@@ -93,11 +84,9 @@ def _eight_bit(image: Image.Image, raw: str) -> np.ndarray:
     if raw in SMALL_GREY and "transparency" in image.info:  # Pillow scales these samples, but not their key
         image.info["transparency"] *= SMALL_GREY[raw]
     if image.mode == "CMYK" and image.info.get("icc_profile"):
-        converted = _by_pillow(image)
-        image = image if converted is None else converted
+        image = _by_pillow(image) or image
     elif image.mode == "LAB":
-        converted = _by_pillow(image, ImageCms.createProfile("LAB"))
-        image = image if converted is None else converted
+        image = _by_pillow(image, ImageCms.createProfile("LAB")) or image
     if image.mode == "La":  # premultiplied; Pillow goes no further at once
         image = image.convert("LA")
     return rgba_of(np.asarray(image.convert("RGBA")))
@@ -112,48 +101,47 @@ def _by_pillow(image: Image.Image, source: Any = None) -> Image.Image | None:
         return None
 
 
-def _apply_profile(done: Decoded, image: Image.Image) -> None:
-    """Converts done.pixels from the embedded profile to sRGB and notes what is lost."""
-    data: bytes = image.info["icc_profile"]
-    space = {b"GRAY": "grey", b"RGB ": "RGB", b"CMYK": "CMYK", b"Lab ": "Lab"}.get(data[16:20], "other")
-    if image.mode in OWN_COLOUR:
-        if image.mode == "CMYK" and space == "CMYK" and _by_pillow(image.crop((0, 0, 1, 1))) is not None:
-            done.notes.append("CMYK was converted to sRGB")
-        return
+def _space(icc: bytes) -> str:
+    return {b"GRAY": "grey", b"RGB ": "RGB", b"CMYK": "CMYK", b"Lab ": "Lab"}.get(icc[16:20], "other")
+
+
+def _to_srgb(pixels: np.ndarray, icc: bytes, mode: str, notes: list[str]) -> Converted:
+    """Pixels (H, W, 4) from an embedded profile to sRGB; what is lost is added to the notes."""
+    if mode in OWN_COLOUR:
+        return pixels, None, None
     try:
-        profile = colour.parse(data)
+        profile = colour.parse(icc)
     except ValueError as error:
-        done.notes.append(f"the embedded profile was ignored: {error}")
-        return
-    if space == "grey" and image.mode not in GREY_MODES or space not in ("grey", "RGB"):
-        done.notes.append(f"the embedded {space} profile does not belong to a {image.mode} picture and was ignored")
-    elif profile is None:
-        done.stored = done.pixels[..., :3].copy()
-        flat = Image.fromarray((done.pixels[..., :3] * 255 + 0.5).astype(np.uint8))
-        flat.info["icc_profile"] = data
-        converted = _by_pillow(flat)
-        if converted is None:
-            done.notes.append("the embedded profile is damaged and was ignored")
-        else:
-            done.pixels[..., :3] = np.asarray(converted, np.float32) / 255
-            done.notes.append("the embedded profile is a table: converted to sRGB in 8 bits, and not kept")
-    elif profile.is_srgb():
-        done.profile = data
-    else:
-        done.stored = done.pixels[..., :3].copy()
-        done.pixels[..., :3], clipped = profile.to_srgb(done.pixels[..., :3])
-        done.profile = None if profile.grey else data
-        if clipped:
-            done.notes.append("some colours lie outside sRGB and are clipped, but where they are copied to a file")
+        notes.append(f"the embedded profile was ignored: {error}")
+        return pixels, None, None
+    rgb, alpha, space = pixels[..., :3], pixels[..., 3:], _space(icc)
+    if space == "grey" and mode not in GREY_MODES or space not in ("grey", "RGB"):
+        notes.append(f"the embedded {space} profile does not belong to a {mode} picture and was ignored")
+        return pixels, None, None
+    if profile is None:
+        flat = Image.fromarray((rgb * 255 + 0.5).astype(np.uint8))
+        flat.info["icc_profile"] = icc
+        table = _by_pillow(flat)
+        if table is None:
+            notes.append("the embedded profile is damaged and was ignored")
+            return pixels, rgb, None
+        notes.append("the embedded profile is a table: converted to sRGB in 8 bits, and not kept")
+        return np.concatenate([np.asarray(table, np.float32) / 255, alpha], axis=-1), rgb, None
+    if profile.is_srgb():
+        return pixels, None, icc
+    converted, clipped = profile.to_srgb(rgb)
+    if clipped:
+        notes.append("some colours lie outside sRGB and are clipped, but where they are copied to a file")
+    return np.concatenate([converted, alpha], axis=-1), rgb, None if profile.grey else icc
 
 
-def _sixteen_bit(image: Image.Image, raw: str, source: SourceFile | None, name: str) -> tuple[np.ndarray, int] | None:
-    """RGBA (H, W, 4) and 16, of a loaded picture with more than 8 bits a channel; else None.
+def _sixteen_bit(image: Image.Image, raw: str, source: SourceFile | None, name: str) -> np.ndarray | None:
+    """RGBA (H, W, 4) of a loaded picture with more than 8 bits a channel; else None.
 
     I;16 and I hold 0 to 65535, F holds 0 to 1; InputError for what lies outside."""
     key = image.info.get("transparency")  # PNG: the one transparent grey value or RGB triple
     if image.mode == "F":
-        return rgba_of(check_unit_range(np.asarray(image), name)), 16
+        return rgba_of(check_unit_range(np.asarray(image), name))
     if image.mode.startswith("I"):
         samples = _grey_integers(image, raw, source is None, name)
     elif source is None:
@@ -168,7 +156,7 @@ def _sixteen_bit(image: Image.Image, raw: str, source: SourceFile | None, name: 
     pixels = rgba_of(samples)
     if key is not None and (samples.ndim == 2 or samples.shape[-1] == 3):
         pixels[(samples.reshape(*samples.shape[:2], -1) == np.asarray(key)).all(-1), 3] = 0
-    return pixels, 16
+    return pixels
 
 
 def _grey_integers(image: Image.Image, raw: str, in_memory: bool, name: str) -> np.ndarray:

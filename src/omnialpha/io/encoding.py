@@ -20,7 +20,18 @@ NOTHING = Metadata()
 def encode(
     name: str, array: np.ndarray, text: str | None, icc: bytes | None, dpi: Dpi, kept: Metadata = NOTHING
 ) -> bytes:
-    """(H, W, 4) uint8 or uint16 -> a file of the format `name`; `text` (ASCII) goes into PNG alone. kept: fits it."""
+    """Encode integer samples.
+
+    Args:
+        name: PNG, WEBP (lossless), JPEG (without alpha) or TIFF.
+        array: Straight RGBA (H, W, 4), uint8, or uint16 for PNG and TIFF.
+        text: Settings in ASCII, for PNG alone.
+        icc, dpi: Profile and resolution (x, y) to embed.
+        kept: Metadata that the format has room for.
+
+    Returns:
+        The bytes of the file.
+    """
     buffer = BytesIO()
     profile: dict[str, Any] = {"icc_profile": icc} if icc else {}
     if name == "PNG" and array.dtype == np.uint16:

@@ -101,13 +101,16 @@ class LayerStack:
         settings: dict[str, Any] | None = None,
         icc: bytes | None = None,
         dpi: tuple[float, float] | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Write a folder of one PNG a layer and layers.json, whole or not at all.
 
         Args:
             folder: A new or empty folder, or an earlier stack, which is replaced.
             bits: A channel. 8 round each layer; 16 keep many soft layers within 1/255 of the recomposition.
             settings, icc, dpi: Of every PNG, see `write_image`; the settings are in layers.json too.
+
+        Returns:
+            The name of each layer's file in the folder.
 
         Raises:
             InputError: The folder cannot be written, or holds something else.
@@ -116,16 +119,17 @@ class LayerStack:
         check_folder(folder)
         try:
             with atomic_folder(folder) as made:
-                entries = []
+                entries: list[dict[str, Any]] = []
                 for i, layer in enumerate(self.layers):
                     name = re.sub(r"[^A-Za-z0-9]+", "-", layer.name).strip("-").lower()[:40] or "layer"
                     file = f"{i:02d}-{name}.png"
                     write_image(made / file, layer.rgba, bits=bits, settings=settings, icc=icc, dpi=dpi)
-                    entry = {"name": layer.name, "file": file, "offset": list(layer.offset), "role": layer.role}
-                    entries.append(entry)
+                    where = {"file": file, "offset": list(layer.offset)}
+                    entries.append({"name": layer.name, **where, "role": layer.role})
                 index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": list(self.size)}
                 index |= {"layers": entries} | ({"settings": settings} if settings else {})
                 (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+                return [str(entry["file"]) for entry in entries]
         except InputError as error:  # of a layer: name the file as the user knows it
             raise InputError(str(error).replace(str(made), str(folder))) from error
         except OSError as error:

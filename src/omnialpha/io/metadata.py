@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,17 +72,23 @@ def upright(exif: bytes, size: tuple[int, int]) -> bytes:
 
     struct.error or KeyError where they are damaged."""
     order = {b"II": "<", b"MM": ">"}[exif[:2]]
-    data, start = bytearray(exif), struct.unpack_from(order + "I", exif, 4)[0]
+    data = bytearray(exif)
+
+    def long(place: int) -> int:
+        return int(struct.unpack_from(order + "I", data, place)[0])
+
     values = {ORIENTATION: 1, WIDTH: size[0], HEIGHT: size[1]}
-    end = _change(data, order, start, values)
-    for tag, _, place in list(_entries(data, order, start)):
-        if tag == EXIF_IFD:
-            _change(data, order, struct.unpack_from(order + "I", data, place)[0], values)
-    following = struct.unpack_from(order + "I", data, end)[0]
-    if following:
+    main, end = _directory(data, order, long(4))
+    inner, _ = _directory(data, order, long(main[EXIF_IFD][1])) if EXIF_IFD in main else ({}, 0)
+    for directory in (main, inner):
+        for tag in values.keys() & directory.keys():
+            kind, place = directory[tag]
+            if kind in (3, 4):  # SHORT, LONG
+                struct.pack_into(order + ("H" if kind == 3 else "I"), data, place, values[tag])
+    if following := long(end):
         struct.pack_into(order + "I", data, end, 0)
-        where = {t: struct.unpack_from(order + "I", data, place)[0] for t, _, place in _entries(data, order, following)}
-        first, count = where.get(THUMBNAIL, 0), where.get(THUMBNAIL_BYTES, 0)
+        thumbnail = {tag: long(place) for tag, (_, place) in _directory(data, order, following)[0].items()}
+        first, count = thumbnail.get(THUMBNAIL, 0), thumbnail.get(THUMBNAIL_BYTES, 0)
         if first + count >= len(data) - 1:  # the last thing there, but for a byte that makes the length even
             del data[first if first else len(data) :]
         else:
@@ -90,29 +96,19 @@ def upright(exif: bytes, size: tuple[int, int]) -> bytes:
     return bytes(data)
 
 
-def _entries(data: bytes | bytearray, order: str, start: int) -> Iterator[tuple[int, int, int]]:
-    """Tag, type and the place of the value (or of where it lies) of each entry of the directory at `start`."""
-    for i in range(struct.unpack_from(order + "H", data, start)[0]):
-        at = start + 2 + 12 * i
+def _directory(data: bytearray, order: str, start: int) -> tuple[dict[int, tuple[int, int]], int]:
+    """Type and place (of the value, or of where that lies) of each tag; and where the place of the next one stands."""
+    end = start + 2 + 12 * struct.unpack_from(order + "H", data, start)[0]
+    entries = {}
+    for at in range(start + 2, end, 12):
         tag, kind, _, _ = struct.unpack_from(order + "HHII", data, at)
-        yield tag, kind, at + 8
-
-
-def _change(data: bytearray, order: str, start: int, values: Mapping[int, int]) -> int:
-    """Sets SHORT and LONG entries of a directory; returns where the place of the next directory stands."""
-    count = 0
-    for tag, kind, place in _entries(data, order, start):
-        if tag in values and kind in (3, 4):
-            struct.pack_into(order + ("H" if kind == 3 else "I"), data, place, values[tag])
-        count += 1
-    return int(start + 2 + 12 * count)
+        entries[tag] = kind, at + 8
+    return entries, end
 
 
 def with_resolution(exif: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:
     """EXIF that says `dpi`; as it is where there is none to say, or it has a resolution of its own."""
-    made = Image.Exif()
-    if exif:
-        made.load(exif)
+    made = _loaded(exif)
     if dpi is None or 282 in made:
         return exif
     made.update({282: dpi[0], 283: dpi[1], 296: 2})
@@ -134,20 +130,21 @@ def fit_to_format(data: Metadata, form: str) -> tuple[Metadata, list[str]]:
         drop(f"EXIF ({len(data.exif):,} bytes)", exif=None)
     if form == "JPEG" and data.xmp and len(data.xmp) + XMP_MARK > SEGMENT:
         drop(f"XMP ({len(data.xmp):,} bytes)", xmp=None)
-    if form == "TIFF" and data.exif and any(tag in COPIED_TAGS[-2:] for tag in _loaded(data.exif)):
+    if form == "TIFF" and any(tag in COPIED_TAGS[-2:] for tag in _loaded(data.exif)):
         notes.append("TIFF has room for the maker, date, artist and words of the input's EXIF, not for the rest")
     return data, notes
 
 
-def _loaded(exif: bytes) -> Image.Exif:
+def _loaded(exif: bytes | None) -> Image.Exif:
     made = Image.Exif()
-    made.load(exif)
+    if exif:
+        made.load(exif)
     return made
 
 
 def tiff_tags(data: Metadata) -> list[tuple[int, int, int, bytes, bool]]:
     """The words of the EXIF and the XMP as extra tags of a TIFF: code, type, count, value, first page alone."""
-    words = _loaded(data.exif) if data.exif else {}
+    words = _loaded(data.exif)
     texts = {tag: str(words[tag]).encode("ascii", "replace") + b"\0" for tag in COPIED_TAGS[:-2] if tag in words}
     tags = [(tag, 2, len(text), text, True) for tag, text in texts.items()]
     return tags + ([(700, 1, len(data.xmp), data.xmp, True)] if data.xmp else [])

@@ -11,7 +11,6 @@ from typing import BinaryIO
 from omnialpha.errors import InputError
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
-NAMES = {"<stdin>": "standard input"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,17 @@ class SourceFile:
 
 
 def display_name(given: ImageSource) -> str:
+    """What messages call a picture that is read."""
     if isinstance(given, bytes | bytearray | memoryview):
         return "The given bytes"
     if hasattr(given, "read"):
         name = getattr(given, "name", None)
-        return NAMES.get(name, name) if isinstance(name, str) else "The given file"
+        return {"<stdin>": "standard input"}.get(name, name) if isinstance(name, str) else "The given file"
     return str(Path(given))
 
 
 def open_source(given: ImageSource) -> SourceFile:
-    """Opens nothing but what can be read only once. InputError for a folder or a file in text mode."""
+    """Find the file of a picture; what can be read only once is read. InputError for a folder or a file of text."""
     name = display_name(given)
     if isinstance(given, bytes | bytearray | memoryview):
         return SourceFile(name, data=bytes(given))
@@ -52,7 +52,5 @@ def open_source(given: ImageSource) -> SourceFile:
     path = Path(given)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name one picture in it.")
-    if path.exists() and not path.is_file():  # a pipe
-        with path.open("rb") as pipe:
-            return SourceFile(name, path, pipe.read())
-    return SourceFile(name, path)
+    pipe = path.exists() and not path.is_file()
+    return SourceFile(name, path, path.read_bytes() if pipe else None)

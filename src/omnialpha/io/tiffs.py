@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from omnialpha.errors import InputError
-from omnialpha.io.samples import Damaged, check_unit_range, decoder_errors, orient, rgba_of
+from omnialpha.io.samples import Damaged, check_frame, check_unit_range, decoder_errors, orient, rgba_of
 from omnialpha.io.sources import SourceFile
 from omnialpha.limits import MAX_PIXELS
 
 ORIENTATION, PROFILE = 274, 34675  # tags
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GREY_OR_RGB = (0, 1, 2)  # photometric: white is zero, black is zero, RGB; Pillow reads the others
-UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # extra samples
-
-Read = tuple[np.ndarray | None, int, list[str]]  # RGBA (H, W, 4) upright or None, bits, notes
+ASSOCIATED, UNASSOCIATED = 1, 2  # extra samples: premultiplied alpha, straight alpha
 
 
-@contextmanager
-def _opened(source: SourceFile) -> Iterator[Any]:
+class Page(NamedTuple):
+    """A page of a TIFF: straight RGBA (H, W, 4) upright, or None where it is left to Pillow."""
+
+    pixels: np.ndarray | None
+    bits: int
+    notes: list[str]
+    profile: bytes | None
+    grey: bool
+
+
+def read(source: SourceFile, frame: int | None, alone: bool = False) -> Page:
+    """A grey or RGB page of 16 bits, floats or associated alpha; no pixels where the page is left to Pillow.
+
+    Args:
+        source: The file.
+        frame: The page, from 0. None is the first.
+        alone: There is no Pillow to leave it to.
+
+    Raises:
+        UnidentifiedImageError: It is no TIFF.
+        InputError: Its samples have no agreed white or are not in [0, 1], or there is no such page.
+    """
     import tifffile
 
     with source.open() as file:
@@ -32,41 +48,21 @@ def _opened(source: SourceFile) -> Iterator[Any]:
         file.seek(0)
         with decoder_errors():
             tiff = tifffile.TiffFile(file)
-        yield tiff
-
-
-def count(source: SourceFile) -> int:
-    """How many pages; UnidentifiedImageError where it is no TIFF."""
-    with _opened(source) as tiff, decoder_errors():
-        return len(tiff.pages)
-
-
-def profile(source: SourceFile, frame: int) -> tuple[bytes | None, bool]:
-    """The embedded colour profile of a page, and whether the page is grey."""
-    with _opened(source) as tiff, decoder_errors():
-        page = tiff.pages[frame]
-        return page.tags.valueof(PROFILE), page.photometric != 2
-
-
-def read(source: SourceFile, frame: int, alone: bool = False) -> Read:
-    """A grey or RGB page of 16 bits, floats or associated alpha; no pixels where the page is left to Pillow.
-
-    alone: there is no Pillow to leave it to. InputError for samples that have no agreed white, or are not in [0, 1]."""
-    with _opened(source) as tiff:
-        with decoder_errors():
-            page = tiff.pages[frame]
+            several = check_frame(frame, len(tiff.pages), source.name) if alone else []
+            page: Any = tiff.pages[frame or 0]
+            profile = page.tags.valueof(PROFILE)
         kinds = tuple(page.extrasamples) if page.photometric in GREY_OR_RGB else ()
         samples = _samples(page, source, alone)
-    dropped = len(kinds) - len(_alphas(kinds))
+    alphas = [i for i, kind in enumerate(kinds) if kind in (ASSOCIATED, UNASSOCIATED)][:1]
+    dropped = len(kinds) - len(alphas)
     notes = [f"{dropped} extra sample(s) a pixel, not marked as alpha, left out"] if dropped else []
-    if samples is None:
-        return None, 8, notes
-    return _rgba(page, samples, kinds, source.name), 8 if page.dtype == np.uint8 else 16, notes
-
-
-def _alphas(kinds: tuple[int, ...]) -> list[int]:
-    """The place of the alpha among the extra samples, if there is one."""
-    return [i for i, kind in enumerate(kinds) if kind in (ASSOCIATED, UNASSOCIATED)][:1]
+    pixels, bits = None, 8
+    if samples is not None:
+        colours = 3 if page.photometric == 2 else 1
+        used = samples[..., [*range(colours), *(colours + i for i in alphas)]]
+        pixels = _rgba(page, used, [kinds[i] for i in alphas] == [ASSOCIATED], source.name)
+        bits = 8 if page.dtype == np.uint8 else 16
+    return Page(pixels, bits, notes + several, profile, page.photometric != 2)
 
 
 def _samples(page: Any, source: SourceFile, alone: bool) -> np.ndarray | None:
@@ -84,15 +80,15 @@ def _samples(page: Any, source: SourceFile, alone: bool) -> np.ndarray | None:
     if page.imagewidth * page.imagelength > MAX_PIXELS:
         raise Image.DecompressionBombError
     size = page.parent.filehandle.size
-    if any(map(lambda a, n: a + n > size, page.dataoffsets, page.databytecounts)):
+    if any(start + count > size for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
         raise Damaged("the file is truncated")
+    samples: np.ndarray | None = None
     try:
         with decoder_errors():
-            samples: np.ndarray | None = page.asarray() if ours else None
+            samples = page.asarray() if ours else None
     except Damaged as error:
         if not isinstance(error.__cause__, ValueError):
-            raise
-        samples = None  # a compression that needs an extra package; Pillow's libtiff knows most
+            raise  # otherwise a compression that needs an extra package; Pillow's libtiff knows most
     if samples is None:
         if not alone:
             return None
@@ -105,17 +101,16 @@ def _samples(page: Any, source: SourceFile, alone: bool) -> np.ndarray | None:
     return samples.reshape(*samples.shape[:2], -1)
 
 
-def _rgba(page: Any, samples: np.ndarray, kinds: tuple[int, ...], name: str) -> np.ndarray:
-    """(H, W, C) as stored -> straight RGBA (H, W, 4), upright."""
-    colours = 3 if page.photometric == 2 else 1
-    samples = samples[..., [*range(colours), *(colours + i for i in _alphas(kinds))]]
-    if np.issubdtype(samples.dtype, np.floating):
+def _rgba(page: Any, samples: np.ndarray, premultiplied: bool, name: str) -> np.ndarray:
+    """Colour and alpha (H, W, C) as stored -> straight RGBA (H, W, 4), upright."""
+    floats = np.issubdtype(samples.dtype, np.floating)
+    if floats:
         samples = check_unit_range(samples, name)
     if page.photometric == 0:
-        top = 1 if np.issubdtype(samples.dtype, np.floating) else np.iinfo(samples.dtype).max
+        top = 1 if floats else np.iinfo(samples.dtype).max
         samples = np.concatenate([top - samples[..., :1], samples[..., 1:]], axis=-1)
     pixels = rgba_of(samples)
-    if ASSOCIATED in kinds and kinds[_alphas(kinds)[0]] == ASSOCIATED:
+    if premultiplied:
         alpha = pixels[..., 3:]
         pixels[..., :3] = np.divide(pixels[..., :3], alpha, out=np.zeros_like(pixels[..., :3]), where=alpha > 0)
     return orient(pixels.clip(0, 1), page.tags.valueof(ORIENTATION, 1))

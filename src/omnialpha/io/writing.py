@@ -17,11 +17,10 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write, resolve_link
-from omnialpha.io import colour as profiles
-from omnialpha.io import metadata
+from omnialpha.io import colour, metadata
 from omnialpha.io.conversion import integers
 from omnialpha.io.encoding import encode
-from omnialpha.io.reading import Picture
+from omnialpha.io.samples import Picture
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,9 @@ def write_image(
         raise InputError(f"{name} would have a side of {side} px, but {form.name} ends at {form.max_side}; use .png.")
     if source:
         icc, dpi = icc or source.icc, dpi or source.dpi
-    icc = icc if _is_matrix_rgb(icc) else None
-    array = _encoded(rgba, bits, icc, source)
+    profile = _matrix_profile(icc)
+    icc = icc if profile else None
+    array = _encoded(rgba, bits, profile, source if source and source.icc == icc else None)
     opaque = bool(array[..., 3].min() == 2**bits - 1)
     if not form.alpha and not opaque:
         raise InputError(f"{name} cannot hold transparency, as JPEG has none; use .png.")
@@ -137,24 +137,24 @@ def write_image(
     return tuple(notes)
 
 
-def _encoded(rgba: Tensor, bits: int, icc: bytes | None, source: Picture | None) -> np.ndarray:
-    """(4, H, W) sRGB -> (H, W, 4) uint8 or uint16, in the profile's colours; copied colours as the source has them."""
-    profile = profiles.parse(icc) if icc else None
+def _matrix_profile(icc: bytes | None) -> colour.Profile | None:
+    """The RGB profile of a matrix and curves that the bytes hold, if they hold one."""
+    try:
+        profile = colour.parse(icc) if icc else None
+    except ValueError:
+        return None
+    return None if profile is None or profile.grey else profile
+
+
+def _encoded(rgba: Tensor, bits: int, profile: colour.Profile | None, source: Picture | None) -> np.ndarray:
+    """(4, H, W) sRGB -> (H, W, 4) uint8 or uint16 in the profile's colours, copied ones as a source of it has them."""
     if not profile or profile.is_srgb():
         return integers(rgba, bits)
     rgb, alpha = rgba[:3].detach().cpu().float(), rgba[3:].detach().cpu().float()
     converted = torch.from_numpy(profile.from_srgb(rgb.permute(1, 2, 0).numpy().clip(0, 1))).permute(2, 0, 1)
-    if source and source.icc == icc and source.stored is not None and source.stored.shape == rgb.shape:
+    if source and source.stored is not None and source.stored.shape == rgb.shape:
         converted = torch.where((rgb == source.rgba[:3]).all(dim=0), source.stored, converted)
     return integers(torch.cat([converted, alpha]), bits)
-
-
-def _is_matrix_rgb(icc: bytes | None) -> bool:
-    try:
-        profile = profiles.parse(icc) if icc else None
-    except ValueError:
-        return False
-    return profile is not None and not profile.grey
 
 
 def _check_written(path: Path, size: tuple[int, ...], opaque: bool) -> None:

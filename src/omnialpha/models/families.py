@@ -1,6 +1,6 @@
 """The families of models, a row each: their classes, folders, checks and sizes.
 
-Only data and what builds a part in no memory. Classes are named and imported on use, since that takes seconds.
+Classes are named and imported on use, since that takes seconds.
 """
 
 from __future__ import annotations
@@ -14,32 +14,49 @@ from typing import Any, Literal
 from torch import nn
 
 from omnialpha.models.checkpoints.card import Card, FamilyName
-from omnialpha.models.checkpoints.headers import TensorInfo
+from omnialpha.models.checkpoints.headers import DIFFUSERS_STEM, TRANSFORMERS_STEM, TensorInfo
 from omnialpha.models.transformer.positions import PATCH_SIZE
 
-Config = dict[str, Any]
-Found = Mapping[str, TensorInfo]
-Configs = Mapping[str, Any]  # of the modules of a model, by component
-
-DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 @dataclass(frozen=True)
 class Component:
-    """How the weights of a part are named, and which module they fill.
+    """A part with weights: how they are named, and which module they fill.
 
     Args:
+        classes: what config.json may name -> "module:name" of the class.
+        key: under which config.json does.
         stem: of the names of its weight files.
-        key: in config.json, of the class.
-        builders: by class, from config.json and the weights that were found to a module.
-        name: one name for a weight, whichever version of a library named it; None where it is not needed.
+        ignored: endings of weights that are not needed.
+        renamed: pattern and replacement that give a weight one name, whichever version of a library wrote it.
     """
 
-    stem: str
-    key: str
-    builders: Mapping[str, Callable[[Config, Found], nn.Module]]
-    name: Callable[[str], str | None] = str
+    classes: Mapping[str, str]
+    key: str = "_class_name"
+    stem: str = DIFFUSERS_STEM
+    ignored: tuple[str, ...] = ()
+    renamed: tuple[str, str] = ("^$", "")
+
+    def name(self, key: str) -> str | None:
+        """The one name of a weight; None where it is not needed."""
+        return None if key.endswith(self.ignored) else re.sub(*self.renamed, key)
+
+    def build(self, config: Mapping[str, Any], found: Mapping[str, TensorInfo]) -> nn.Module:
+        """The module of a config.json whose class is known, and of the weights that were found."""
+        name = config[self.key]
+        made = resolve_name(self.classes[name])
+        if self.stem == TRANSFORMERS_STEM:
+            return made(made.config_class.from_dict(config))
+        # As the loader has it, a VAE's channels are those of its weights: config.json may say nothing.
+        first = found.get("encoder.conv_in.weight")
+        channels = first.shape[1] if first and len(first.shape) > 1 else 3
+        if name == "AutoencoderKL":
+            config = {**config, "in_channels": channels, "out_channels": channels}
+        elif name in QWEN_VAES:  # the class of the released RGBA VAE has two settings where diffusers' has one
+            own = ("_class_name", "in_channels", "out_channels")
+            config = {k: v for k, v in config.items() if k not in own} | {"input_channels": channels}
+        return made.from_config(config)
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,13 @@ class Family:
     """What models of one architecture have in common.
 
     Args:
-        transformer: "module:name" of the class; so are the next three.
+        transformer: "module:name" of the class; so is the next.
         text_encoder: of the class that reads instructions.
         positions: of a function: layouts, text lengths, target order, axes and device -> `Positions`.
-        sizes: of a function: parts, autoencoder, dtype and whether modulation is tabulated -> `ModelSizes`.
         card_settings: fields of `Card` that the text encoder takes.
         components: parts with weights, by folder.
         files: folders without weights, of whose files one must be there.
-        channels: from the configurations of all components to (part, what it takes, part, what it gives).
+        channels: what has to agree: a setting of the transformer, and a component with a function of its configuration.
         text_tokens: of a run, beside those of pictures.
         unsupported: settings that do not work with it.
     """
@@ -62,11 +78,10 @@ class Family:
     transformer: str
     text_encoder: str
     positions: str
-    sizes: str
     card_settings: tuple[str, ...]
     components: Mapping[str, Component]
     files: Mapping[str, tuple[str, ...]]
-    channels: Callable[[Configs], tuple[tuple[str, int, str, int], ...]]
+    channels: tuple[tuple[str, str, Callable[[Any], int]], ...]
     text_tokens: Callable[[Card], int]
     unsupported: tuple[str, ...] = ()
 
@@ -75,156 +90,74 @@ class Family:
         """Folders of what reads instructions: they belong to each other."""
         return tuple(name for name in (*self.components, *self.files) if name not in ("transformer", "vae"))
 
-    def load(self, what: Literal["transformer", "text_encoder", "positions", "sizes"]) -> Any:
+    def load(self, what: Literal["transformer", "text_encoder", "positions"]) -> Any:
         """Import a class or function of the row."""
         return resolve_name(getattr(self, what))
 
 
-# ---- modules, in no memory -------------------------------------------------------------------------------------
-
-
-def _qwen_transformer(config: Config, found: Found) -> nn.Module:
-    from omnialpha.models.transformer.model import MultiImageTransformer
-
-    return MultiImageTransformer.from_config(config)
-
-
-def _flux_transformer(config: Config, found: Found) -> nn.Module:
-    from diffusers import FluxTransformer2DModel
-
-    return FluxTransformer2DModel.from_config(config)
-
-
-def _alpha_vae(config: Config, found: Found) -> nn.Module:
-    from omnialpha.models.vae.alphavae import AlphaVAE
-
-    return AlphaVAE.from_config(config)
-
-
-def _qwen_vae(config: Config, found: Found) -> nn.Module:
-    from diffusers import AutoencoderKLQwenImage
-
-    # The class of the released RGBA VAE has two settings where diffusers' has one.
-    own = {k: v for k, v in config.items() if k not in ("_class_name", "in_channels", "out_channels")}
-    return AutoencoderKLQwenImage.from_config(own | {"input_channels": _channels(found)})
-
-
-def _flux_vae(config: Config, found: Found) -> nn.Module:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL.from_config(config | {"in_channels": _channels(found), "out_channels": _channels(found)})
-
-
-def _channels(found: Found) -> int:
-    """Of a VAE's pictures, by its weights, as the loader has it: its config.json may say nothing."""
-    first = found.get("encoder.conv_in.weight")
-    return first.shape[1] if first and len(first.shape) > 1 else 3
-
-
-def _qwen_text(config: Config, found: Found) -> nn.Module:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
-
-    return Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(config))
-
-
-def _clip(config: Config, found: Found) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(CLIPTextConfig.from_dict(config))
-
-
-def _t5(config: Config, found: Found) -> nn.Module:
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(T5Config.from_dict(config))
-
-
-# ---- one name for a weight -------------------------------------------------------------------------------------
-
-
-def _qwen_text_name(key: str) -> str | None:
-    if key == "lm_head.weight" or key.endswith("rotary_emb.inv_freq"):
-        return None
-    return re.sub(r"^(model\.)?(language_model\.)?(model\.)?", "", key)
-
-
-def _clip_name(key: str) -> str | None:
-    return None if key.endswith("position_ids") else re.sub(r"^text_model\.", "", key)
-
-
-def _t5_name(key: str) -> str:
-    """The word embedding has two names."""
-    return "shared.weight" if key == "encoder.embed_tokens.weight" else key
-
-
-# ---- the rows --------------------------------------------------------------------------------------------------
-
-
-def _qwen_channels(configs: Configs) -> tuple[tuple[str, int, str, int], ...]:
-    transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder"]
-    latents = vae.get("z_dim", vae.get("latent_channels", 0))
-    return (
-        ("transformer", transformer["in_channels"], "vae", PATCH_SIZE**2 * latents),
-        ("transformer", transformer["joint_attention_dim"], "text_encoder", text.text_config.hidden_size),
-    )
-
-
-def _flux_channels(configs: Configs) -> tuple[tuple[str, int, str, int], ...]:
-    transformer = configs["transformer"]
-    return (
-        ("transformer", transformer["in_channels"], "vae", PATCH_SIZE**2 * configs["vae"]["latent_channels"]),
-        ("transformer", transformer["pooled_projection_dim"], "text_encoder", configs["text_encoder"].hidden_size),
-        ("transformer", transformer["joint_attention_dim"], "text_encoder_2", configs["text_encoder_2"].d_model),
-    )
-
-
-QWEN_VAES = {
-    "AlphaVAE": _alpha_vae,
-    "AutoencoderKLQwenImage": _qwen_vae,
-    "AutoencoderKLQwenImageAlpha": _qwen_vae,
-    "AutoencoderKL": _flux_vae,
-}
+QWEN = "omnialpha.models.transformer.model:MultiImageTransformer"
+FLUX = "diffusers:FluxTransformer2DModel"
+QWEN_VAES = ("AutoencoderKLQwenImage", "AutoencoderKLQwenImageAlpha")
+FLUX_VAE = {"AutoencoderKL": "diffusers:AutoencoderKL"}
 FAMILIES: dict[FamilyName, Family] = {
     "qwen": Family(
-        transformer="omnialpha.models.transformer.model:MultiImageTransformer",
+        transformer=QWEN,
         text_encoder="omnialpha.models.text_encoder.encoder:TextEncoder",
         positions="omnialpha.models.transformer.positions:batch_positions",
-        sizes="omnialpha.models.runtime.model_sizes:ModelSizes.read",
         card_settings=("picture_pixels", "max_tokens", "template"),
         components={
-            "transformer": Component(
-                DIFFUSERS_STEM,
-                "_class_name",
-                {"QwenImageTransformer2DModel": _qwen_transformer, "MultiImageTransformer": _qwen_transformer},
+            "transformer": Component({"QwenImageTransformer2DModel": QWEN, "MultiImageTransformer": QWEN}),
+            "vae": Component(
+                {"AlphaVAE": "omnialpha.models.vae.alphavae:AlphaVAE"}
+                | dict.fromkeys(QWEN_VAES, "diffusers:AutoencoderKLQwenImage")
+                | FLUX_VAE
             ),
-            "vae": Component(DIFFUSERS_STEM, "_class_name", QWEN_VAES),
-            "text_encoder": Component(TRANSFORMERS_STEM, "model_type", {"qwen2_5_vl": _qwen_text}, _qwen_text_name),
+            "text_encoder": Component(
+                {"qwen2_5_vl": "transformers:Qwen2_5_VLModel"},
+                "model_type",
+                TRANSFORMERS_STEM,
+                ("lm_head.weight", "rotary_emb.inv_freq"),
+                (r"^(model\.)?(language_model\.)?(model\.)?", ""),
+            ),
         },
         files={
             "tokenizer": TOKENIZER_FILES,
             "processor": ("preprocessor_config.json", "processor_config.json"),
         },
-        channels=_qwen_channels,
+        channels=(
+            ("in_channels", "vae", lambda vae: PATCH_SIZE**2 * vae.get("z_dim", vae.get("latent_channels", 0))),
+            ("joint_attention_dim", "text_encoder", lambda text: text.text_config.hidden_size),
+        ),
         text_tokens=lambda card: 100,
     ),
     "flux": Family(
         transformer="omnialpha.models.flux.transformer:FluxTransformer",
         text_encoder="omnialpha.models.flux.text_encoder:FluxText",
         positions="omnialpha.models.flux.transformer:positions",
-        sizes="omnialpha.models.flux.sizes:read_sizes",
         card_settings=("max_tokens",),
         components={
-            "transformer": Component(
-                DIFFUSERS_STEM,
-                "_class_name",
-                {"FluxTransformer2DModel": _flux_transformer, "FluxTransformer": _flux_transformer},
+            "transformer": Component({"FluxTransformer2DModel": FLUX, "FluxTransformer": FLUX}),
+            "vae": Component(FLUX_VAE),
+            "text_encoder": Component(
+                {"clip_text_model": "transformers:CLIPTextModel"},
+                "model_type",
+                TRANSFORMERS_STEM,
+                ("position_ids",),
+                (r"^text_model\.", ""),
             ),
-            "vae": Component(DIFFUSERS_STEM, "_class_name", {"AutoencoderKL": _flux_vae}),
-            "text_encoder": Component(TRANSFORMERS_STEM, "model_type", {"clip_text_model": _clip}, _clip_name),
-            "text_encoder_2": Component(TRANSFORMERS_STEM, "model_type", {"t5": _t5}, _t5_name),
+            "text_encoder_2": Component(
+                {"t5": "transformers:T5EncoderModel"},
+                "model_type",
+                TRANSFORMERS_STEM,
+                renamed=(r"^encoder\.embed_tokens\.weight$", "shared.weight"),  # the word embedding has two names
+            ),
         },
         files={"tokenizer": TOKENIZER_FILES, "tokenizer_2": ("tokenizer.json", "spiece.model")},
-        channels=_flux_channels,
+        channels=(
+            ("in_channels", "vae", lambda vae: PATCH_SIZE**2 * vae["latent_channels"]),
+            ("pooled_projection_dim", "text_encoder", lambda clip: clip.hidden_size),
+            ("joint_attention_dim", "text_encoder_2", lambda t5: t5.d_model),
+        ),
         text_tokens=lambda card: card.max_tokens,  # to which every prompt is padded
         unsupported=("gguf", "vision"),
     ),

@@ -1,7 +1,6 @@
-"""The finder: a small network that knows what a subject is, U²-Netp [Qin et al. 2020, arXiv 2005.09007] with a hint.
+"""The finder of a small model: U²-Netp [Qin et al. 2020, arXiv 2005.09007] with a hint, or any salient-object ONNX.
 
-A large model is told what a picture shows by a pretrained vision-language model. A small one is told by this: the alpha
-that it finds becomes an input picture of the automatic tasks. Any salient-object ONNX file can stand in its place.
+The alpha that it finds becomes an input picture of the automatic tasks.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omnialpha import rgba
@@ -24,9 +25,9 @@ FINDER = "finder"  # the folder of a model's finder in its own
 SIDE = 320  # pixels, each way: what U²-Net was trained at
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-# What a map says of its white and its black, as the finder reads it: 1 subject, 0 unknown, -1 background. A rough mask
-# holds more than the subject, a precise one less.
-SAYS: dict[Role, tuple[float, float]] = {
+# Of a map's white and black, what a hint holds: 1 subject, 0 unknown, -1 background. A rough mask holds more than the
+# subject, a precise one less.
+HINTS: dict[Role, tuple[float, float]] = {
     Role.ALPHA: (1.0, -1.0),
     Role.TRIMAP: (1.0, -1.0),
     Role.PRECISE: (1.0, -0.5),
@@ -39,16 +40,16 @@ class Finder(Protocol):
 
     hints: bool
 
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         """Straight RGBA (B, 4, H, W) in [0, 1], hints (B, h, w) in [-1, 1] -> alpha (B, s, s) in [0, 1] at its own
-        size, whatever the picture's shape.
+        size, whatever the picture's shape. mirror: may look at the mirror image too.
         """
         ...
 
 
 def hint_of(role: Role, guide: Tensor) -> Tensor:
     """A map (..., H, W) in [0, 1] of this role as a hint in [-1, 1]."""
-    white, black = SAYS[role]
+    white, black = HINTS[role]
     return black + (white - black) * guide
 
 
@@ -95,8 +96,7 @@ class ResidualUBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H, W)."""
         begun = self.begin(x)
-        seen, last = [], len(self.down) - 1
-        x = begun
+        seen, last, x = [], len(self.down) - 1, begun
         for k, conv in enumerate(self.down):
             x = conv(_halve(x) if self.pools and 0 < k < last else x)
             seen.append(x)
@@ -107,9 +107,7 @@ class ResidualUBlock(nn.Module):
 
 
 class HintBlock(nn.Module):
-    """What a hint changes of a block's output: two convolutions of both, added to it; nothing where there is no hint,
-    so that the published network stays what it is.
-    """
+    """Two convolutions of a block's output and a hint, added to the output; nothing where there is no hint."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -122,8 +120,8 @@ class HintBlock(nn.Module):
         """y (B, C, h, w), hint (B, 1, H, W) in [-1, 1] -> (B, C, h, w)."""
         size = (y.shape[2], y.shape[3])
         marks = [F.adaptive_max_pool2d(side, size) for side in (hint.relu(), (-hint).relu())]  # a click stays a click
-        told = self.add(self.mix(torch.cat([y, F.adaptive_avg_pool2d(hint, size), *marks], dim=1)))
-        return y + told * (hint != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+        change = self.add(self.mix(torch.cat([y, F.adaptive_avg_pool2d(hint, size), *marks], dim=1)))
+        return y + change * (hint != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
 def _halve(x: Tensor) -> Tensor:
@@ -155,27 +153,29 @@ class U2NetP(nn.Module):
         )
         self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in depths)  # finest first
         self.fuse = nn.Conv2d(len(depths), 1, 1)
-        self.told = nn.ModuleList(HintBlock(width, inner) for _ in range(2 * len(depths) - 1))  # as the blocks run
+        self.told = nn.ModuleList(HintBlock(width, inner) for _ in range(2 * len(depths) - 1))  # one a block, in order
 
     def forward(self, x: Tensor) -> Tensor:
         y, hint = x[:, :3], x[:, 3:]
-        told, hinted = iter(self.told), bool(hint.any())
+        hint_blocks, hinted = iter(self.told), bool(hint.any())
         seen: list[Tensor] = []
         for k, block in enumerate(self.encoder):
             y = block(_halve(y) if k else y)
-            y = next(told)(y, hint) if hinted else y
+            y = next(hint_blocks)(y, hint) if hinted else y
             seen.append(y)
         maps = [seen.pop()]  # deepest first
         for block in self.decoder:
             y = block(torch.cat([_like(maps[-1], seen[-1]), seen.pop()], dim=1))
-            maps.append(next(told)(y, hint) if hinted else y)
+            maps.append(next(hint_blocks)(y, hint) if hinted else y)
         logits = [_like(side(y), x) for side, y in zip(self.side, reversed(maps), strict=True)]
         return torch.cat([self.fuse(torch.cat(logits, dim=1)), *logits], dim=1)
 
     @torch.no_grad()
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
-        """See `Finder`. The mean of what it says of a picture and of its mirror image."""
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
+        """See `Finder`. The mean over a picture and its mirror image."""
         x = self.read(pictures, hints)
+        if not mirror:
+            return self(x)[:, 0].sigmoid().float()
         both = self(torch.cat([x, x.flip(-1)]))[:, 0].sigmoid().float()
         seen, mirrored = both.chunk(2)
         return (seen + mirrored.flip(-1)) / 2
@@ -183,16 +183,12 @@ class U2NetP(nn.Module):
     def read(self, pictures: Tensor, hints: Tensor | None = None, side: int = SIDE) -> Tensor:
         """What goes in, (B, 4, side, side), of pictures (B, 4, H, W) and hints (B, h, w)."""
         rgb = prepare(pictures, side, MEAN, STD)
-        if hints is None:
-            known = torch.zeros_like(rgb[:, :1])
-        else:
-            known = F.interpolate(hints[:, None].float(), size=(side, side), mode="bilinear", antialias=True)
+        known = torch.zeros_like(rgb[:, :1]) if hints is None else hints[:, None].float()
+        known = F.interpolate(known, size=(side, side), mode="bilinear", antialias=True)
         return torch.cat([rgb, known], dim=1).to(self.fuse.weight.dtype)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Weights and sizes, as `open_finder` reads them. In bfloat16 its mattes are visibly worse: decision 17."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -201,9 +197,6 @@ class U2NetP(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> U2NetP:
         """Read a finder from a folder that `save` wrote. Raises InputError where it is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             config = json.loads((folder / CONFIG).read_text())
             net = cls(config["inner"], config["width"], tuple(config["depths"]))
@@ -250,7 +243,7 @@ class OnnxFinder:
         self.mean, self.std, self.logits = row
 
     @torch.no_grad()
-    def find(self, pictures: Tensor, hints: Tensor | None = None) -> Tensor:
+    def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         """See `Finder`."""
         x = prepare(pictures, self.side, self.mean, self.std).cpu().float()
         maps = [torch.from_numpy(self.session.run(None, {self.name: one[None].numpy()})[0])[0, 0] for one in x]

@@ -6,12 +6,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from omnialpha.errors import InputError
-from omnialpha.files import replace_path
+from omnialpha.files import atomic_folder
 from omnialpha.training import parallel
 
 NUMBERED, BEST, RECORD = "exports", "best", "best.json"
@@ -57,11 +57,7 @@ class Exports:
 
     def _write(self, folder: Path, record: dict[str, object] | None = None) -> None:
         """Whole or not at all."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as made:
-            new = Path(made) / folder.name
+        with atomic_folder(folder) if self.main else nullcontext(folder) as new:
             self.write(new)
-            if self.main:
-                if record:
-                    (new / RECORD).write_text(json.dumps(record) + "\n")
-                replace_path(new, folder)
+            if self.main and record:
+                (new / RECORD).write_text(json.dumps(record) + "\n")

@@ -1,4 +1,4 @@
-"""[kind = "finder"] Fine-tuning the finder: hints and soft alpha from layered records, and photographs with its own
+"""[kind = "finder"] Fine-tuning the finder: hints and true alpha of composed scenes, and photographs with its own
 first answer as their truth, so that it does not forget them.
 """
 
@@ -20,7 +20,7 @@ from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
 from omnialpha.errors import InputError
 from omnialpha.models.finder import SIDE, U2NetP, stretched
-from omnialpha.training.loop import FitSettings, Objective
+from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.sources import DataSettings, load_banks
 
 SEED = 1  # of what is validated, whatever the recipe's
@@ -78,21 +78,19 @@ class FinderObjective(Objective):
 
     def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        photographs = self.batch // 4 if self.photographs else 0
-        pairs = self.batch // 4
+        quarter = self.batch // 4
+        photographs = quarter if self.photographs else 0
         parts = [
-            self.scenes(self.bank, self.batch - photographs - pairs, 1, generator),
-            self.scenes(self.bank, pairs, 2, generator),
+            self.scenes(self.bank, self.batch - photographs - quarter, 1, generator),
+            self.scenes(self.bank, quarter, 2, generator),
+            *([self.taught(self.bank, quarter, generator)] if photographs else []),
         ]
-        if photographs:
-            parts.append(self.taught(self.bank, photographs, generator))
-        return self.losses(_join(parts))
+        pictures, marked, alpha, contrast = (torch.cat(maps) for maps in list(zip(*parts, strict=True))[:4])
+        return self.losses(FinderBatch(pictures, marked, alpha, contrast, [k for part in parts for k in part.kinds]))
 
     def losses(self, drawn: FinderBatch) -> dict[str, Tensor]:
-        logits = self.net(
-            self.net.read(drawn.pictures, drawn.hints, self.side).contiguous(memory_format=torch.channels_last)
-        )
-        logits = logits.float()
+        seen = self.net.read(drawn.pictures, drawn.hints, self.side)
+        logits = self.net(seen.contiguous(memory_format=torch.channels_last)).float()
         made, true = logits[:, 0].sigmoid(), drawn.alpha
         off = (made - true).abs()
         steps = [(made.diff(dim=d) - true.diff(dim=d)).abs().mean() for d in (1, 2)]
@@ -107,9 +105,8 @@ class FinderObjective(Objective):
 
     def scenes(self, bank: Bank, count: int, objects: int, generator: torch.Generator) -> FinderBatch:
         """Composed scenes. With a hint, the object that it marks is the subject, without one all of them are."""
-        made = compose(bank, count, objects, (self.side, self.side), generator, apart=objects > 1)
-        rows = []
-        for scene in made:
+        rows, kinds = [], []
+        for scene in compose(bank, count, objects, (self.side, self.side), generator, apart=objects > 1):
             assert scene.background is not None and scene.composite is not None
             asked = int(torch.randint(objects, (1,), generator=generator))
             kind, hint = hints.draw_hint(scene.layers[asked, 3], generator, self.always)
@@ -119,10 +116,10 @@ class FinderObjective(Objective):
             behind = rgba.recompose([scene.background, *others])
             contrast = (front[:3] - behind[:3]).abs().mean(0)
             maps = torch.cat([scene.composite, torch.stack([front[3], contrast, hint])])
-            rows.append((_cut(maps, generator), kind))
-        stacked = torch.stack([maps for maps, _ in rows])
-        pictures = _as_taken(stacked[:, :4], generator)
-        return FinderBatch(pictures, stacked[:, 6], stacked[:, 4], stacked[:, 5], [kind for _, kind in rows])
+            rows.append(_cut(maps, generator))
+            kinds.append(kind)
+        made = torch.stack(rows)
+        return FinderBatch(_as_taken(made[:, :4], generator), made[:, 6], made[:, 4], made[:, 5], kinds)
 
     def taught(self, bank: Bank, count: int, generator: torch.Generator) -> FinderBatch:
         """Photographs with the teacher's answer, and hints drawn from that."""
@@ -133,10 +130,8 @@ class FinderObjective(Objective):
         with torch.no_grad():
             logits = self._teacher[0](self._teacher[0].read(pictures, side=self.side))
             alpha = stretched(logits[:, 0].float().sigmoid())
-        drawn = [hints.draw_hint(a, generator, self.always) for a in alpha]
-        return FinderBatch(
-            pictures, torch.stack([h for _, h in drawn]), alpha, torch.zeros_like(alpha), [k for k, _ in drawn]
-        )
+        kinds, marked = zip(*(hints.draw_hint(a, generator, self.always) for a in alpha), strict=True)
+        return FinderBatch(pictures, torch.stack(marked), alpha, torch.zeros_like(alpha), list(kinds))
 
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
@@ -149,20 +144,14 @@ class FinderObjective(Objective):
                 (self.scenes(self.held_out, 4, 2, generator), "two/"),
                 *([(self.taught(self.held_out, 4, generator), "photo/")] if self.photographs else []),
             ):
-                made = F.interpolate(
-                    self.net.find(drawn.pictures, drawn.hints)[:, None], size=drawn.alpha.shape[1:], mode="bilinear"
-                )[:, 0]
+                found = self.net.find(drawn.pictures, drawn.hints)[:, None]
+                made = F.interpolate(found, size=drawn.alpha.shape[1:], mode="bilinear")[:, 0]
                 for kind, off in zip(drawn.kinds, (made - drawn.alpha).abs().mean((1, 2)).tolist(), strict=True):
                     seen[f"mad/{name}{kind}"].append(off)
         return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
 
     def export(self, folder: Path) -> None:
         self.net.save(folder)
-
-
-def _join(parts: list[FinderBatch]) -> FinderBatch:
-    pictures, marked, alpha, contrast = (torch.cat(maps) for maps in list(zip(*parts, strict=True))[:4])
-    return FinderBatch(pictures, marked, alpha, contrast, [kind for part in parts for kind in part.kinds])
 
 
 def _cut(maps: Tensor, generator: torch.Generator) -> Tensor:
@@ -186,7 +175,7 @@ def _as_taken(pictures: Tensor, generator: torch.Generator) -> Tensor:
     rgb = torch.lerp(rgb, blurred, draws[:, 0])
     noise = torch.randn(rgb.shape, generator=generator) * 0.04 * draws[:, 1].square()
     rgb = (rgb.clamp_min(1e-4) ** (0.7 + 0.6 * draws[:, 2]) + noise).clamp(0, 1)
-    return torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
+    return rgba.opaque(rgb)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -64,8 +64,10 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
     checkpoint = Checkpoint(folder / "checkpoint.pt", objective, optimizer, average, settings.optimizer, accelerator)
     step, main = checkpoint.resume(), accelerator.is_main_process
 
+    averaged: Callable[[], AbstractContextManager[None]] = average.applied if average else torch.no_grad
+
     def export(target: Path) -> None:
-        with _averaged(average), state.exported(objective, main):
+        with averaged(), state.exported(objective, main):
             if main:
                 objective.export(target)
 
@@ -103,7 +105,7 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
             if step % settings.save_every == 0:
                 kept.number(step)
             if settings.validate_every and not ended and (step % settings.validate_every == 0 or last):
-                with _averaged(average), state.gathered(model, accelerator):
+                with averaged(), state.gathered(model, accelerator):
                     unseen = _validated(objective, accelerator, folder, step)
                 reporter.write(step, unseen)
                 kept.best(step, unseen)
@@ -112,10 +114,6 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
                 break
         export(folder / "model")
     return reporter.figures
-
-
-def _averaged(average: Average | None) -> AbstractContextManager[None]:
-    return average.applied() if average else torch.no_grad()
 
 
 def _backward(
@@ -150,10 +148,10 @@ def _backward(
 
 def _check_gradients(norms: list[float], losses: list[Tensor], settings: FitSettings, step: int) -> None:
     """InputError, in all processes, where a gradient is not finite."""
-    bad = [norm for norm in norms if not math.isfinite(norm)]
-    if bad:
-        _check_finite("loss", parallel.means(parallel.everywhere([values({"loss": losses})]))["loss"], settings, step)
-        _check_finite("gradient", bad[0], settings, step)
+    for norm in norms:
+        if not math.isfinite(norm):
+            _check_finite("loss", _means({"loss": losses})["loss"], settings, step)
+            _check_finite("gradient", norm, settings, step)
 
 
 def _check_finite(what: str, value: float, settings: FitSettings, step: int) -> None:
@@ -164,9 +162,10 @@ def _check_finite(what: str, value: float, settings: FitSettings, step: int) -> 
         )
 
 
-def values(seen: dict[str, list[Tensor]]) -> dict[str, list[float]]:
-    """Scalars by name as numbers: the one time that the device is waited for."""
-    return {name: torch.stack([value.float() for value in found]).tolist() for name, found in seen.items()}
+def _means(seen: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The mean of scalars by name, over all processes: the one time that the device is waited for."""
+    own = {name: torch.stack([value.float() for value in found]).tolist() for name, found in seen.items()}
+    return parallel.means(parallel.everywhere([own]))
 
 
 def _validated(objective: Objective, accelerator: Accelerator, folder: Path, step: int) -> dict[str, float]:
@@ -195,7 +194,7 @@ class _Reporter:
             self.bar.update(step - self.bar.n)
         if not last and step % self.settings.log_every:
             return
-        self.figures = parallel.means(parallel.everywhere([values(self.seen)]))
+        self.figures = _means(self.seen)
         self.seen.clear()
         _check_finite("loss", self.figures["loss"], self.settings, step - 1)
         if step % self.settings.log_every == 0:
@@ -206,9 +205,9 @@ class _Reporter:
         """A line of figures."""
         if not self.main:
             return
+        assert self.file
         if "loss" in figures:
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "grad_norm")})
-        assert self.file
         self.file.write(json.dumps({"step": step, "time": round(time.time(), 1)} | figures) + "\n")
         self.file.flush()
         self.accelerator.log(figures, step=step)

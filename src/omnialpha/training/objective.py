@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
@@ -16,10 +17,11 @@ from omnialpha.training.loader import IndexedDataset
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how fast. `minutes` ends a run early (0: never); `precision` is that of the forward pass.
+    """How long and how fast. `minutes` ends a run early (0: never); `precision` is that of the forward pass;
+    "auto" is bf16 where the device has instructions for it.
 
     keep: the exports of so many saves stay, by number. keep_best: and the best one by this held-out figure.
-    workers: processes that make batches beside the step, each `prefetch` ahead; 0: the step waits for its batch.
+    workers: processes that load batches, each `prefetch` ahead; 0: the step waits for its batch.
     """
 
     steps: int
@@ -34,7 +36,7 @@ class FitSettings:
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     ema: float = 0.0
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16", "auto"] = "no"
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     workers: int = 0
@@ -50,6 +52,10 @@ class FitSettings:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"] if find_spec("tensorboard") else [])
 
     def __post_init__(self) -> None:
+        if self.precision == "auto":
+            gpu = self.device == "auto" and torch.cuda.is_available()
+            able = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
+            object.__setattr__(self, "precision", "bf16" if able else "no")
         if self.workers < 0 or self.prefetch < 1:
             raise InputError(f"fit.workers={self.workers}, fit.prefetch={self.prefetch}: use 0 and 1 or more.")
         if self.keep < 0:
@@ -63,7 +69,7 @@ class Objective(nn.Module):
     index and `step`.
 
     Attributes:
-        data: what is loaded beside the step; None where `forward` makes its batch from the index.
+        data: what is loaded ahead of the step; None where `forward` makes its batch from the index.
         step: the optimiser step that is being made.
         period: runs are saved, and end, after multiples of so many steps; between, it holds what no checkpoint has.
     """

@@ -5,7 +5,7 @@ A distance takes two batches of RGB pictures (B, 3, H, W) in [0, 1] and returns 
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnialpha.errors import InputError
+from omnialpha.evaluation.metrics.lpips import LPIPS
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,23 +67,17 @@ class PerceptualSettings:
             if not self.backbone:
                 raise InputError('perceptual.kind="lpips" needs perceptual.backbone: the path of VGG16 weights.')
             return Learned(self.backbone, self.heads)
-        module, colon, name = self.kind.partition(":")
-        if not colon:
-            raise InputError(f"perceptual.kind is {self.kind!r}: use pyramid, lpips or package.module:function.")
         try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(
-                f"perceptual.kind {self.kind!r} cannot be imported ({error}): check its spelling."
-            ) from None
+            return pkgutil.resolve_name(self.kind)  # type: ignore[no-any-return]
+        except (ValueError, ImportError, AttributeError) as error:
+            choices = "pyramid, lpips or package.module:function"
+            raise InputError(f"perceptual.kind is {self.kind!r} ({error}): use {choices}.") from None
 
 
 class Learned(nn.Module):
     """LPIPS, frozen, of pictures in [0, 1]."""
 
     def __init__(self, backbone: str, heads: str = "") -> None:
-        from omnialpha.evaluation.metrics.lpips import LPIPS
-
         super().__init__()
         self.network = LPIPS(backbone, heads or None).requires_grad_(False)
 

@@ -4,11 +4,11 @@ path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from omnialpha.training.validation import FOLDER, ValidationSet, chosen, validat
 Batches = Mixture | Stream | CachedBatches
 ENCODERS = ("vae", "text_encoder")
 TIME_STREAM = 0x9E3779B9  # offset of the seeds that times and noise are drawn with
+HINT_STREAM = 0x7F4A7C15  # and of those that hints are dropped with
 
 
 @dataclass(frozen=True)
@@ -62,88 +63,6 @@ def flow_losses(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor |
     return (error * mask).sum(dim=1) / mask.sum(dim=1) * weight
 
 
-class SFTObjective(Objective):
-    """Trains the transformer and the instruction encoder, as far as they ask for gradients; the VAE stays frozen."""
-
-    def __init__(
-        self,
-        model: OmniAlpha,
-        mixture: Batches,
-        held_out: Bank | Stream,
-        loss: FlowLoss,
-        validation: int = 32,
-        tasks: Sequence[str] = (),
-    ) -> None:
-        """tasks: that are validated, by default one of every category that is trained."""
-        super().__init__()
-        self.model, self.mixture, self.held_out = model, mixture, ValidationSet(held_out)
-        self.data = mixture
-        self.settings, self.validation, self.tasks = loss, validation, tasks
-        self.model.vae.requires_grad_(False)
-
-    def compile_parts(self) -> None:
-        self.model.transformer.compile_repeated_blocks(dynamic=True)
-
-    def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
-        return self.losses(self.mixture, index, batch)
-
-    def losses(self, mixture: Batches, index: int, batch: Any = None) -> dict[str, Tensor]:
-        """Of batch `index` of a mixture, all together, and those of each task under its name. batch: if it is there."""
-        # far from the mixture's own seeds: the same numbers would tie t to the task that they chose
-        generator = torch.Generator().manual_seed(mixture.seed * 7_919 + index + TIME_STREAM)
-        cond, x0, share = self.encoded(mixture, index, batch)
-        t = draw_times(self.settings, len(x0), generator).to(x0.device)
-        noise = self.model.noise(cond, [int(s) for s in torch.randint(1 << 62, (len(x0),), generator=generator)])
-        x_t = torch.lerp(x0, noise, t.view(-1, 1, 1))
-        velocity = self.model.velocity(x_t, t, cond)
-        # |v error|^2 t^2 / max(t, .05) is |x0 error|^2 / max(t, .05): bounded, or the last steps would rule
-        weight = t.square() / t.clamp_min(0.05) if self.settings.weight == "t" else torch.ones_like(t)
-        found = flow_losses(velocity, noise - x0, weight, cond.positions.target_mask)
-        owners = [e.task for e in cond.examples]
-        tasks = {name: [b for b, task in enumerate(owners) if task == name] for name in dict.fromkeys(owners)}
-        named = {f"loss/{name}": found.detach()[rows].mean() for name, rows in tasks.items()}
-        return {"loss": found.mean() * share} | named
-
-    def encoded(self, mixture: Batches, index: int, batch: Any = None) -> tuple[Condition, Tensor, float]:
-        """Of batch `index`, its condition, its clean latents (B, Lt, C), and its weight: encoded now, or read."""
-        if isinstance(mixture, CachedBatches):
-            cond, x0 = mixture.encoded(index, self.model, batch)
-            return cond, x0.float(), mixture.weight(index)
-        examples, weight = batch or (mixture.batch(index), mixture.weight(index))
-        cond = self.model.condition(examples)
-        x0 = self.model.encode_targets([example.true_layers() for example in examples], cond)
-        return cond, x0.float(), weight
-
-    def validated(self) -> list[str]:
-        """The tasks that `validate` looks at; InputError where none can be."""
-        able = [name for name in self.held_out.serves() if not self.model.card.tasks or name in self.model.card.tasks]
-        return chosen(self.weights(), able, self.tasks)
-
-    def weights(self) -> dict[str, float]:
-        """Of the tasks that are trained; of a curriculum the highest of each."""
-        stages = self.mixture.stages if isinstance(self.mixture, Stream) else ()
-        rows: list[Mapping[str, float]] = [stage.tasks for stage in stages] or [self.mixture.weights]
-        return {name: max(row.get(name, 0.0) for row in rows) for row in rows for name in row}
-
-    def validate(self, folder: Path, step: int) -> dict[str, float]:
-        """Figures and a sheet of `validation` held-out examples a task, and the loss on as many of all that are
-        trained; always the same examples, times and noise.
-        """
-        names, drawn = self.validated(), self.mixture
-        self.eval()
-        path, size = folder / FOLDER / f"{step:06d}.png", drawn.sizes[0]
-        figures = validate(self.model, self.held_out, names, self.validation, drawn.batch_size, size, path)
-        unseen = self.held_out.mixture(self.weights(), drawn.sizes, drawn.batch_size, drawn.seed)
-        batches = range(max(1, self.validation // drawn.batch_size))
-        with torch.no_grad():
-            figures["val_loss"] = sum(float(self.losses(unseen, index)["loss"]) for index in batches) / len(batches)
-        self.train()
-        return figures
-
-    def export(self, folder: Path) -> None:
-        self.model.save(folder, torch.bfloat16)
-
-
 @dataclass(frozen=True)
 class LoraSettings:
     """The adapter to train, see `adapters.add`. alpha: None is the rank. targets: a name of `lora_names.TARGETS`.
@@ -158,8 +77,17 @@ class LoraSettings:
     checkpointing: bool = False
 
 
-class LoraObjective(SFTObjective):
-    """The same with a new LoRA of the transformer, which alone is trained and exported."""
+class SFTObjective(Objective):
+    """Trains the transformer and the text encoder, as far as they ask for gradients, or a new LoRA of the transformer
+    alone; the VAE stays frozen.
+
+    Args:
+        mixture: batches to train on.
+        held_out: what is validated on.
+        validation: how many examples of each task are validated.
+        tasks: that are validated, by default one of every category that is trained.
+        lora: the adapter to train, which alone is exported then.
+    """
 
     NAME = "trained"
 
@@ -169,11 +97,18 @@ class LoraObjective(SFTObjective):
         mixture: Batches,
         held_out: Bank | Stream,
         loss: FlowLoss,
-        validation: int,
-        lora: LoraSettings,
+        validation: int = 32,
         tasks: Sequence[str] = (),
+        lora: LoraSettings | None = None,
     ) -> None:
-        super().__init__(model, mixture, held_out, loss, validation, tasks)
+        super().__init__()
+        self.model, self.mixture, self.held_out = model, mixture, ValidationSet(held_out)
+        self.data = mixture
+        self.settings, self.validation, self.tasks, self.lora = loss, validation, tasks, lora
+        self.hint_dropout = 0.0  # share of batches whose automatic examples are shown no hint of the finder
+        model.vae.requires_grad_(False)
+        if not lora:
+            return
         model.requires_grad_(False)
         adapters.add(
             model.transformer, lora.rank, lora.alpha, lora.targets, lora.dropout, dora=lora.dora, name=self.NAME
@@ -185,20 +120,75 @@ class LoraObjective(SFTObjective):
                 _lay_aside(model, name)
         self.train()
 
-    def train(self, mode: bool = True) -> LoraObjective:
-        """What is frozen stays as it runs: T5 would drop words out."""
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays as it runs: T5 would drop words out."""
         super().train(mode)
-        for part in (self.model.vae, self.model.text_encoder):
-            part.eval()
+        if self.lora:
+            for name in ENCODERS:
+                getattr(self.model, name).eval()
         return self
+
+    def compile_parts(self) -> None:
+        self.model.transformer.compile_repeated_blocks(dynamic=True)
 
     def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         torch.manual_seed(self.mixture.seed * 104_729 + index)  # of dropout: a resumed run draws the same
-        return super().forward(index, batch)
+        return self.losses(self.mixture, index, batch)
+
+    def losses(self, mixture: Batches, index: int, batch: Any = None) -> dict[str, Tensor]:
+        """Of batch `index`, all together, and those of each task. batch: `mixture[index]`, where that is at hand."""
+        # far from the mixture's own seeds: the same numbers would tie t to the task that they chose
+        generator = torch.Generator().manual_seed(mixture.seed * 7_919 + index + TIME_STREAM)
+        cond, x0, share = self.encoded(mixture, index, mixture[index] if batch is None else batch)
+        t = draw_times(self.settings, len(x0), generator).to(x0.device)
+        noise = self.model.noise(cond, [int(s) for s in torch.randint(1 << 62, (len(x0),), generator=generator)])
+        x_t = torch.lerp(x0, noise, t.view(-1, 1, 1))
+        velocity = self.model.velocity(x_t, t, cond)
+        # |v error|^2 t^2 / max(t, .05) is |x0 error|^2 / max(t, .05): bounded, or the last steps would rule
+        weight = t.square() / t.clamp_min(0.05) if self.settings.weight == "t" else torch.ones_like(t)
+        found = flow_losses(velocity, noise - x0, weight, cond.positions.target_mask)
+        owners = [e.task for e in cond.examples]
+        tasks = {name: [b for b, task in enumerate(owners) if task == name] for name in dict.fromkeys(owners)}
+        named = {f"loss/{name}": found.detach()[rows].mean() for name, rows in tasks.items()}
+        return {"loss": found.mean() * share} | named
+
+    def encoded(self, mixture: Batches, index: int, batch: Any) -> tuple[Condition, Tensor, float]:
+        """Of a batch its condition, its clean latents (B, Lt, C), and its weight: encoded now, or read."""
+        if isinstance(mixture, CachedBatches):
+            cond, x0 = mixture.encoded(index, self.model, batch)
+            return cond, x0.float(), batch[0]["weight"]
+        examples, weight = batch
+        drawn = torch.rand(1, generator=torch.Generator().manual_seed(mixture.seed * 7_919 + index + HINT_STREAM))
+        cond = self.model.condition(examples, looks=int(drawn >= self.hint_dropout))
+        x0 = self.model.encode_targets([example.true_layers() for example in examples], cond)
+        return cond, x0.float(), weight
+
+    def validated(self) -> list[str]:
+        """The tasks that `validate` looks at; InputError where none can be."""
+        able = [name for name in self.held_out.serves() if not self.model.card.tasks or name in self.model.card.tasks]
+        return chosen(self.weights(), able, self.tasks)
+
+    def weights(self) -> dict[str, float]:
+        """Of the tasks that are trained; of a curriculum the highest of each."""
+        mixture = self.mixture
+        rows = [stage.tasks for stage in mixture.timetable] if isinstance(mixture, Stream) else [mixture.weights]
+        return {name: max(row.get(name, 0.0) for row in rows) for row in rows for name in row}
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:
+        """Figures and a sheet of `validation` held-out examples a task, and the loss on as many of all that are
+        trained; always the same examples, times and noise.
+        """
+        names, drawn, path = self.validated(), self.mixture, folder / FOLDER / f"{step:06d}.png"
+        unseen = self.held_out.mixture(self.weights(), drawn.sizes, drawn.batch_size, drawn.seed)
+        indices = range(max(1, self.validation // drawn.batch_size))
+        self.eval()
         with self._encoders():
-            return super().validate(folder, step)
+            how = (self.validation, drawn.batch_size, drawn.sizes[0], path)
+            figures = validate(self.model, self.held_out, names, *how)
+            with torch.no_grad():
+                figures["val_loss"] = sum(float(self.losses(unseen, i)["loss"]) for i in indices) / len(indices)
+        self.train()
+        return figures
 
     @contextmanager
     def _encoders(self) -> Iterator[None]:
@@ -213,7 +203,10 @@ class LoraObjective(SFTObjective):
                 part.to("cpu")
 
     def export(self, folder: Path) -> None:
-        adapters.save(self.model.transformer, folder, adapter=self.NAME)
+        if self.lora:
+            adapters.save(self.model.transformer, folder, adapter=self.NAME)
+        else:
+            self.model.save(folder, torch.bfloat16)
 
 
 def _lay_aside(model: OmniAlpha, name: str) -> None:

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from omnialpha.data.records.folders import FolderPictures, flatten_some, split
+from omnialpha import rgba
+from omnialpha.data.records.folders import FolderPictures, split
 from omnialpha.data.records.split import SHARE
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.data.synthetic.bank import Bank
@@ -65,37 +66,30 @@ class FolderSettings:
 
 def folder_pictures(
     settings: FolderSettings, batch: int, sizes: Sequence[tuple[int, int]]
-) -> tuple[Pictures, Pictures]:
-    """(train, held out)."""
+) -> tuple[FolderPictures, FolderPictures]:
+    """(train, held out); held-out pictures are whole and not mirrored."""
     train, test = split(settings.folders, settings.held_out, settings.opaque)
-    shares = {name: getattr(settings, name) for name in ("crop", "flip", "seed")} | {"flatten": 0.0}
-    streams = FolderPictures(tuple(train), **shares), FolderPictures(tuple(test), **shares).unchanged()
-    return FolderBatches(streams[0], batch, sizes), FolderBatches(streams[1], batch, sizes)
-
-
-@dataclass(frozen=True)
-class FolderBatches:
-    """Pictures of folders. Batch i has the size sizes[i mod their number]."""
-
-    stream: FolderPictures
-    batch: int
-    sizes: Sequence[tuple[int, int]]
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.stream.pictures(index, self.batch, self.sizes[index % len(self.sizes)])
+    return (
+        FolderPictures(tuple(train), batch, sizes, settings.seed, settings.crop, settings.flip),
+        FolderPictures(tuple(test), batch, sizes, settings.seed, crop=0.0, flip=0.0),
+    )
 
 
 @dataclass(frozen=True)
 class FlattenedPictures:
-    """A share of pictures opaque, on colours of {0, .5, 1}^3: see `flatten_some`."""
+    """A share of pictures composited on colours of {0, .5, 1}^3 and made opaque: pictures without transparency are seen
+    too [AlphaVAE, arXiv 2507.09308].
+    """
 
     pictures: Pictures
     share: float
     seed: int
 
     def __getitem__(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return flatten_some(self.pictures[index], self.share, generator)
+        generator, x = torch.Generator().manual_seed(self.seed * 1_000_003 + index), self.pictures[index]
+        chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < self.share
+        colors = torch.randint(3, (len(x), 3, 1, 1), generator=generator) / 2
+        return torch.where(chosen, rgba.opaque(rgba.flatten(x, colors)), x)
 
 
 @dataclass(frozen=True)

@@ -34,17 +34,15 @@ def part(tensor: Any) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Any, main: bool) -> Tensor | None:
-    """A sharded tensor put together on the main process's CPU, None elsewhere: all processes must call it. Others stay
-    as they are.
-    """
+def gather(tensor: Any, main: bool) -> Tensor | None:
+    """A sharded tensor, whole on the main process's CPU, None elsewhere; others as they are. All processes call it."""
     if not is_sharded(tensor):
         return tensor.detach()
     full = tensor.detach().full_tensor()
     return full.cpu() if main else None
 
 
-def placed(value: Tensor, like: Any) -> Tensor:
+def shard_like(value: Tensor, like: Any) -> Tensor:
     """A copy of a whole tensor, sharded as `like` is where it has the same shape: every process has all of `value`."""
     if not is_sharded(like) or value.shape != like.shape:
         return value.clone()
@@ -53,8 +51,8 @@ def placed(value: Tensor, like: Any) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def fill(tensor: Tensor, value: Tensor) -> None:
-    part(tensor).copy_(part(placed(value, tensor)))
+def assign(tensor: Tensor, value: Tensor) -> None:
+    part(tensor).copy_(part(shard_like(value, tensor)))
 
 
 class Average:
@@ -106,9 +104,8 @@ class Checkpoint:
             "average": self.average.shadow if self.average else None,
             "optimizer": self.optimizer.state_dict(),
         }
-        main = self.accelerator.is_main_process
-        state = recursively_apply(whole, state, main)
-        if main:
+        state = recursively_apply(gather, state, self.accelerator.is_main_process)
+        if self.accelerator.is_main_process:
             atomic_write(self.path, partial(torch.save, state))
 
     @torch.no_grad()
@@ -139,15 +136,15 @@ class Checkpoint:
 
         named, groups = dict(self.objective.named_parameters()), self.objective.groups()
         for name, value in state["weights"].items():
-            fill(named[name], value)
+            assign(named[name], value)
         owners, moments = [p for group in groups for p in group["params"]], state["optimizer"]["state"]
         for index, own in moments.items():
-            moments[index] = recursively_apply(placed, own, owners[index])
+            moments[index] = recursively_apply(shard_like, own, owners[index])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:  # one that is switched on now starts from the weights as they are now
             known = state["average"] or [p.detach() for p in self.average.parameters]
             for shadow, value in zip(self.average.shadow, known, strict=True):
-                fill(shadow, value)
+                assign(shadow, value)
 
 
 # ---- sharded parameters outside of forward ---------------------------------------------------------------------------
@@ -176,7 +173,7 @@ def exported(objective: nn.Module, main: bool) -> Iterator[None]:
         yield
         return
     before = [(m, type(m), m.__dict__) for m in objective.modules()]
-    weights = {p: whole(p, main) for p in objective.parameters()}
+    weights = {p: gather(p, main) for p in objective.parameters()}
     try:
         for module, kind, attributes in before if main else ():
             if hasattr(module, "unshard"):  # FSDP2 has put a class of its own before the module's

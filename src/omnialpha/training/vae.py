@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnialpha import masks, rgba
 from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
@@ -108,13 +108,10 @@ class VAEObjective(Objective):
         self.vae, self.weights, self.background, self.distance, self.source = vae, weights, background, distance, source
         self.pictures, self.held_out, self.settings = pictures, held_out, discriminator
         self.data = pictures
-        self.discriminator = (
-            Discriminator(vae.config.channels, discriminator.width, discriminator.layers)
-            if weights.adversarial
-            else None
-        )
+        shape = (vae.config.channels, discriminator.width, discriminator.layers)
+        self.discriminator = Discriminator(*shape) if weights.adversarial else None
         self.reference = copy.deepcopy(vae).requires_grad_(False) if weights.reference else None
-        self.last = dict(vae.named_modules())[_last(vae)].weight
+        self.last = next(module.weight for name, module in vae.named_modules() if name.endswith(LAST))
 
     def groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": [p for p in self.vae.parameters() if p.requires_grad]}]
@@ -153,8 +150,7 @@ class VAEObjective(Objective):
     def _premultiplied(self, out: Tensor) -> Tensor:
         """The network's answer in [-1, 1] -> premultiplied RGBA in [0, 1], unclamped: overshoot has a gradient."""
         made = (out + 1) / 2
-        if self.vae.config.channels == 3:
-            made = torch.cat([made, torch.ones_like(made[:, :1])], dim=1)
+        made = rgba.opaque(made) if self.vae.config.channels == 3 else made
         return made if self.vae.config.premultiplied else rgba.premultiply(made)
 
     def _terms(
@@ -176,7 +172,7 @@ class VAEObjective(Objective):
         if weights.perceptual:
             terms["perceptual"] = self.distance(got, wanted).mean()
         if self.reference:
-            opaque = torch.cat([wanted, torch.ones_like(wanted[:, :1])], dim=1)
+            opaque = rgba.opaque(wanted)
             with torch.no_grad():
                 first = [t.float() for t in self.reference.moments(opaque)]
             terms["reference"] = reference_kl(*(t.float() for t in self.vae.moments(opaque)), *first)
@@ -188,7 +184,8 @@ class VAEObjective(Objective):
         figures: dict[str, list[float]] = {"val_psnr": [], "val_alpha_mad": []}
         for index in range(4):
             x = self.held_out[index].to(self.vae.device)
-            out = self._reconstructed(x)
+            out = self.vae.decode(self.vae.encode(x[:, : self.vae.config.channels]))
+            out = rgba.opaque(out) if self.vae.config.channels == 3 else out
             each = [rgba.psnr(rgba.flatten(x, c), rgba.flatten(out, c)) for c in BACKGROUNDS.values()]
             figures["val_psnr"].append(sum(each) / len(each))
             figures["val_alpha_mad"].append(float((x[:, 3] - out[:, 3]).abs().mean()))
@@ -196,21 +193,11 @@ class VAEObjective(Objective):
                 _sheet(folder / FOLDER / f"{step:06d}.png", x[:SHOWN], out[:SHOWN])
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
-    def _reconstructed(self, x: Tensor) -> Tensor:
-        if self.vae.config.channels == 4:
-            return self.vae.decode(self.vae.encode(x))
-        rgb = self.vae.decode(self.vae.encode(x[:, :3]))
-        return torch.cat([rgb, torch.ones_like(rgb[:, :1])], dim=1)
-
     def export(self, folder: Path) -> None:
         if isinstance(self.vae, AlphaVAE) and not self.source:
             channels = self.vae.config.channels
             calibrate(self.vae, [self.pictures[i][:, :channels].to(self.vae.device) for i in range(16)])
         write(self.vae, folder / "vae", self.source)
-
-
-def _last(vae: nn.Module) -> str:
-    return next(name for name, _ in vae.named_modules() if name.endswith(LAST))
 
 
 def _differences(x: Tensor) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.training.loop import FitSettings, Objective
+from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
+from omnialpha.models.vae.autoencoder import Autoencoder
+from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.sources import (
     DataSettings,
@@ -21,9 +24,6 @@ from omnialpha.training.sources import (
     load_banks,
 )
 from omnialpha.training.vae import Background, DiscriminatorSettings, VAELoss, VAEObjective, fit_linear_autoencoder
-
-if TYPE_CHECKING:
-    from omnialpha.models.vae.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class VAERecipe:
     checkpointing: bool = False  # activations are computed twice, and the memory of most is saved
 
     def objective(self) -> Objective:
-        from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
-
         if bool(self.start) == bool(self.model):
             raise InputError(
                 "the recipe needs either start, the folder of a VAE, or a table [model]: give one of them."
@@ -64,17 +62,13 @@ class VAERecipe:
             if height % vae.ratio or width % vae.ratio:
                 raise InputError(f"sizes has [{height}, {width}]: this VAE takes multiples of {vae.ratio}.")
         sizes = [(h, w) for h, w in self.sizes]
-        train: Pictures
-        test: Pictures
-        if self.pictures.folders:
-            train, test = folder_pictures(self.pictures, self.batch, sizes)
-        else:
-            held = load_banks(self.data)
-            train, test = (ScenePictures(bank, self.batch, sizes, self.fit.seed) for bank in held)
-        shares = (1.0, 1.0) if vae.config.channels == 3 else (self.flatten, 0.0)
-        train, test = (
-            FlattenedPictures(p, share, self.fit.seed) for p, share in zip((train, test), shares, strict=True)
+        sides: Sequence[Pictures] = (
+            folder_pictures(self.pictures, self.batch, sizes)
+            if self.pictures.folders
+            else [ScenePictures(bank, self.batch, sizes, self.fit.seed) for bank in load_banks(self.data)]
         )
+        shares = (1.0, 1.0) if vae.config.channels == 3 else (self.flatten, 0.0)
+        train, test = (FlattenedPictures(side, share, self.fit.seed) for side, share in zip(sides, shares, strict=True))
         if isinstance(vae, AlphaVAE) and vae.config.linear_skip and not self.start:
             first = torch.cat([train[-i * len(sizes)] for i in range(1, 25)])
             fit_linear_autoencoder(vae, first[:, : vae.config.channels])

@@ -54,10 +54,10 @@ def bad(tmp_path):
 def test_every_bad_row_is_told_with_all_its_reasons(bad, deep):
     path, wanted = bad
     report = examine(DatasetSettings(str(path)), deep=deep)
-    assert [c.row.number for c in report.checked] == list(range(1, len(wanted) + 1))
-    for c, (early, late) in zip(report.checked, wanted, strict=True):
+    assert [c.number for c in report.rows] == list(range(1, len(wanted) + 1))
+    for c, (early, late) in zip(report.rows, wanted, strict=True):
         expected = early + late * deep
-        assert len(c.reasons) == len(expected), (c.row.place, c.reasons)
+        assert len(c.reasons) == len(expected), (c.place, c.reasons)
         assert all(any(words in reason for reason in c.reasons) for words in expected), c.reasons
         assert all(reason.endswith((".", "?")) for reason in c.reasons)
     good = sum(not early + late * deep for early, late in wanted)
@@ -80,16 +80,16 @@ def test_the_same_in_shards(bad, tmp_path):
     kept = [r for r in found if all(p.handle.is_file() for p in r.parts())]
     shards.pack(kept, tmp_path / "shards")
     report = examine(DatasetSettings(str(tmp_path / "shards")), deep=True)
-    names = {c.row.ident: c.reasons for c in report.bad}
+    names = {c.ident: c.reasons for c in report.bad}
     assert set(names) == {"r0", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r12", "r13", "r15"}
     assert "shard-00000.tar:" in names["r3"][0] and "is not a picture" in names["r3"][0]
-    assert [c.row.ident for c in report.good] == ["r0", "r16"]
+    assert [c.ident for c in report.good] == ["r0", "r16"]
 
 
 def test_pairs_need_a_task(tmp_path):
     path = write_manifest(tmp_path / "rows.jsonl", [pair_row(tmp_path, n) for n in range(2)])
     report = examine(DatasetSettings(str(path)))
-    assert [c.reasons for c in report.checked] == [("it is a pair, and of which task is not said: give task = NAME, or --task.",)] * 2  # noqa: E501  # fmt: skip
+    assert [c.reasons for c in report.rows] == [("it is a pair, and of which task is not said: give task = NAME, or --task.",)] * 2  # noqa: E501  # fmt: skip
     assert examine(DatasetSettings(str(path), task="matting_rough"), deep=True).tasks == {"matting_rough": 2}
     report = examine(DatasetSettings(str(path), task="decompose_rough"))
     assert len(report.bad) == 2 and "makes 2 layer(s), not 1" in report.bad[0].reasons[0]
@@ -107,7 +107,7 @@ def test_what_is_trained_on(bad):
     path, wanted = bad
     with pytest.raises(InputError, match=r"rows.jsonl has 10 bad row\(s\) of 17, such as rows.jsonl:2: the row is"):
         load(DatasetSettings(str(path)))
-    assert [c.row.number for c in load(DatasetSettings(str(path), bad="skip"))] == [1, 7, 8, 9, 10, 16, 17]
+    assert [c.number for c in load(DatasetSettings(str(path), bad="skip"))] == [1, 7, 8, 9, 10, 16, 17]
     assert len(load(DatasetSettings(str(path), bad="ignore"))) == 15
     with pytest.raises(InputError, match="has no good row"):
         load(DatasetSettings(str(path), starts=1, ends=4, bad="skip"))
@@ -120,9 +120,9 @@ def test_the_good_rows_as_a_manifest(bad, tmp_path):
     out = tmp_path / "other/deep/good.jsonl"
     write_rows((c.record for c in good), out)
     again = examine(DatasetSettings(str(out)))
-    assert not again.bad and [c.row.ident for c in again.checked] == [c.row.ident for c in good]
+    assert not again.bad and [c.ident for c in again.rows] == [c.ident for c in good]
     assert json.loads(out.read_text().splitlines()[0])["background"] == "../../pictures/0-bg.png"
-    for a, b in zip(good, again.checked, strict=True):
+    for a, b in zip(good, again.rows, strict=True):
         assert a.record.captions == b.record.captions
         assert [p.handle.resolve() for p in a.record.parts()] == [p.handle.resolve() for p in b.record.parts()]
     shards.pack([good[0].record], tmp_path / "shards")

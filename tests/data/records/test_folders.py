@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from omnialpha import rgba
-from omnialpha.data.records.folders import FolderPictures, find, find_transparent, flatten_some, scaled, split
+from omnialpha.data.records.folders import FolderPictures, find, find_transparent, scaled, split
 from omnialpha.data.synthetic import bank as banks
 from omnialpha.errors import InputError
+from omnialpha.training.sources import FlattenedPictures, FolderSettings, folder_pictures
 
 HEIGHT, WIDTH = 24, 40  # of the files
 
@@ -32,8 +33,9 @@ def folder(tmp_path):
     return tmp_path / "tree"
 
 
-def stream(folder, **settings):
-    return FolderPictures(tuple(find(folder)), **({"crop": 1.0, "flip": 0.0, "flatten": 0.0} | settings))
+def drawn(folder, index, batch, size, crop=1.0, flip=0.0, seed=0):
+    """Batch `index` of the pictures of a folder."""
+    return FolderPictures(tuple(find(folder)), batch, [size], seed, crop, flip)[index]
 
 
 def numbers(x):
@@ -45,25 +47,24 @@ def numbers(x):
 
 
 def test_a_batch_depends_on_seed_and_index_alone(folder):
-    first, other = stream(folder, crop=0.5, flip=0.5, flatten=0.3), stream(folder, seed=1)
-    again = stream(folder, crop=0.5, flip=0.5, flatten=0.3)
-    wanted = [first.pictures(i, 4, (16, 16)) for i in (0, 1, 2)]
-    assert wanted[0].shape == (4, 4, 16, 16) and wanted[0].dtype == torch.float32
-    assert all(torch.equal(again.pictures(i, 4, (16, 16)), wanted[i]) for i in (2, 0, 1))
-    one = FolderPictures(first.files[:1], crop=1.0)
-    assert not torch.equal(one.pictures(0, 4, (16, 16)), one.pictures(1, 4, (16, 16))), "the next epoch is cut anew"
-    assert numbers(other.pictures(0, 10, (16, 16))) != numbers(stream(folder).pictures(0, 10, (16, 16)))
+    first, again = (FolderPictures(tuple(find(folder)), 4, [(16, 16), (16, 24)]) for _ in range(2))
+    wanted = [first[i] for i in (0, 1, 2)]
+    assert [x.shape for x in wanted] == [(4, 4, 16, 16), (4, 4, 16, 24), (4, 4, 16, 16)]
+    assert wanted[0].dtype == torch.float32 and all(torch.equal(again[i], wanted[i]) for i in (2, 0, 1))
+    one = FolderPictures(first.files[:1], 4, [(16, 16)], crop=1.0)
+    assert not torch.equal(one[0], one[1]), "the next epoch is cut anew"
+    assert numbers(drawn(folder, 0, 10, (16, 16), seed=1)) != numbers(drawn(folder, 0, 10, (16, 16)))
 
 
 @pytest.mark.parametrize("start", [0, -5])
 def test_an_epoch_sees_every_file_once(folder, start):
-    seen = [n for i in range(start, start + 5) for n in numbers(stream(folder).pictures(i, 4, (16, 16)))]
+    seen = [n for i in range(start, start + 5) for n in numbers(drawn(folder, i, 4, (16, 16)))]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:], "every epoch has an order of its own"
 
 
 def test_a_crop_is_a_piece_of_its_file(folder):
-    x = (stream(folder).pictures(0, 40, (10, 12)) * 255).round().int()
+    x = (drawn(folder, 0, 40, (10, 12)) * 255).round().int()
     corners = set()
     for picture in x:
         number, i, j = picture[:3, 0, 0].tolist()
@@ -76,7 +77,7 @@ def test_a_crop_is_a_piece_of_its_file(folder):
 
 def test_a_whole_picture_is_scaled_to_cover_and_cut_at_the_centre(folder):
     for size, scale in (((12, 12), 0.5), ((12, 20), 0.5), ((48, 80), 2.0), ((48, 48), 2.0), ((24, 40), 1.0)):
-        x = stream(folder, crop=0.0).pictures(0, 2, size) * 255
+        x = drawn(folder, 0, 2, size, crop=0.0) * 255
         middle = x[:, 1:3, size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1].mean((2, 3))
         assert middle[0].tolist() == pytest.approx([(HEIGHT - 1) / 2, (WIDTH - 1) / 2], abs=0.3)
         slopes = [float((x[0, c].movedim(c - 1, 0)[-2] - x[0, c].movedim(c - 1, 0)[1]).mean()) for c in (1, 2)]
@@ -85,7 +86,7 @@ def test_a_whole_picture_is_scaled_to_cover_and_cut_at_the_centre(folder):
 
 
 def test_a_picture_that_is_too_small_is_scaled_just_enough(folder):
-    x = stream(folder).pictures(0, 20, (48, 24)) * 255  # twice as high, narrower
+    x = drawn(folder, 0, 20, (48, 24)) * 255  # twice as high, narrower
     assert x[:, 1, 0].mean() < 1 and x[:, 1, -1].mean() > HEIGHT - 2
     width = x[:, 2, 0, -1] - x[:, 2, 0, 0]
     assert width.tolist() == pytest.approx([23 / 2] * 20, abs=0.6)
@@ -93,17 +94,18 @@ def test_a_picture_that_is_too_small_is_scaled_just_enough(folder):
 
 
 def test_shares_are_what_they_say(folder):
-    flips = stream(folder, flip=0.25).pictures(0, 400, (8, 8))
+    flips = drawn(folder, 0, 400, (8, 8), flip=0.25)
     assert float((flips[:, 2, 0, 0] > flips[:, 2, 0, -1]).float().mean()) == pytest.approx(0.25, abs=0.08)
-    wholes = stream(folder, crop=0.75).pictures(0, 400, (8, 8))
+    wholes = drawn(folder, 0, 400, (8, 8), crop=0.75)
     assert float((wholes[:, 1, -1, 0] - wholes[:, 1, 0, 0] > 10 / 255).float().mean()) == pytest.approx(0.25, abs=0.08)
-    flat = stream(folder, flatten=0.3).pictures(0, 400, (8, 8))
-    assert float((flat[:, 3] == 1).all(2).all(1).float().mean()) == pytest.approx(0.3, abs=0.08)
 
 
 def test_for_validation_pictures_are_left_as_they_are(folder):
-    made = stream(folder, crop=0.5, flip=0.5, flatten=0.5).unchanged()
-    assert torch.equal(made.pictures(0, 10, (12, 20)), stream(folder, crop=0.0).pictures(0, 10, (12, 20)))
+    (folder.parent / "other").mkdir()
+    for number in range(40):
+        Image.fromarray(ramp(number)).save(folder.parent / "other" / f"{number}.png")
+    _, made = folder_pictures(FolderSettings([str(folder.parent / "other")], 0.5), 10, [(12, 20)])
+    assert torch.equal(made[0], FolderPictures(made.files, 10, [(12, 20)], crop=0.0, flip=0.0)[0])
 
 
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def test_for_validation_pictures_are_left_as_they_are(folder):
 
 def test_flattening_is_a_composite_on_one_of_27_colours():
     x = torch.rand(600, 4, 2, 3, generator=torch.Generator().manual_seed(0)) * 0.9
-    made = flatten_some(x, 0.5, torch.Generator().manual_seed(1))
+    made = FlattenedPictures([x], 0.5, 1)[0]
     flat = (made[:, 3] == 1).flatten(1).all(1)
     assert torch.equal(made[~flat], x[~flat]) and 240 < int(flat.sum()) < 360
     seen, source = made[flat], x[flat]
@@ -119,7 +121,7 @@ def test_flattening_is_a_composite_on_one_of_27_colours():
     assert (back - back[:, :, :1, :1]).abs().max() < 1e-4 and ((back * 2).round() / 2 - back).abs().max() < 1e-4
     assert len({tuple((b * 2).round().int().tolist()) for b in back[:, :, 0, 0]}) == 27
     for share, wanted in ((0.0, x), (1.0, None)):
-        made = flatten_some(x, share, torch.Generator().manual_seed(1))
+        made = FlattenedPictures([x], share, 1)[0]
         assert (made[:, 3] == 1).all() if wanted is None else torch.equal(made, wanted)
 
 
@@ -188,7 +190,7 @@ def test_folders_that_cannot_be_used(folder, tmp_path):
     with pytest.raises(InputError, match="held_out=64 is not a share of the pictures: use a number between 0 and 1"):
         split([folder], 64)
     with pytest.raises(InputError, match=r"flip=1.5 is not a share .* use 0 to 1"):
-        stream(folder, flip=1.5)
+        drawn(folder, 0, 1, (8, 8), flip=1.5)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "float tiff"])
@@ -204,7 +206,7 @@ def test_a_file_without_alpha(folder, kind):
     with pytest.raises(InputError, match=f"{path.name} has no alpha channel: give RGBA pictures, or opaque=true"):
         find_transparent(folder)
     assert find_transparent(folder, opaque=True)[-1] == path
-    made = FolderPictures((path,), crop=1.0, flatten=0.0, flip=0.0).pictures(0, 1, (24, 40))
+    made = FolderPictures((path,), 1, [(24, 40)], crop=1.0, flip=0.0)[0]
     assert (made[:, 3] == 1).all() and made[0, 2, 0, -1] == pytest.approx(39 / 255, abs=0.02)
 
 
@@ -217,7 +219,7 @@ def test_a_damaged_file_is_named(folder):
     whole = (folder / "a" / "0.png").read_bytes()
     (folder / "z.png").write_bytes(whole[: len(whole) - 40])
     with pytest.raises(InputError, match=r"z.png is damaged or cut off"):
-        FolderPictures((folder / "z.png",)).pictures(0, 1, (8, 8))
+        FolderPictures((folder / "z.png",), 1, [(8, 8)])[0]
     (folder / "z.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"z.png is not a picture in a known format"):
         split([folder])

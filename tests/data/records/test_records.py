@@ -24,7 +24,7 @@ def seeded(seed):
 
 
 def layered(folder, layers=1, **changes):
-    record = parse(layered_row(folder, 3, layers, **changes), lambda name: folder / name)
+    record = parse(layered_row(folder, 3, layers, **changes), folder)
     assert isinstance(record, LayeredRecord)
     return record
 
@@ -37,7 +37,7 @@ def true(pixels):
 
 def fault(values, task=""):
     with pytest.raises(InputError) as caught:
-        parse(values, Path, task)
+        parse(values, Path(), task)
     return str(caught.value)
 
 
@@ -64,17 +64,17 @@ def test_what_is_missing_takes_tasks_away(tmp_path, without, lost):
 def test_a_given_composite_stands_for_what_it_is_made_of(tmp_path):
     save(back(9), tmp_path / "flat.png")
     row = layered_row(tmp_path, 3, background=None, composite="flat.png", captions={"full": "a scene"})
-    tasks = parse(row, lambda name: tmp_path / name).tasks()
+    tasks = parse(row, tmp_path).tasks()
     matting = {name for name in TASKS if name.startswith("matting") and name != "matting_text"}
     assert set(tasks) == matting | {"foreground_to_full"}
     mask = {"id": 1, "composite": "a.png", "background": "b.png", "rough": "c.png"}
-    assert parse(mask, Path).tasks() == ("removal_auto", "removal_rough"), "a map is all that a removal needs"
+    assert parse(mask, Path()).tasks() == ("removal_auto", "removal_rough"), "a map is all that a removal needs"
 
 
 def test_layers_are_bounded_by_the_tasks(tmp_path):
     def tasks(count):
         row = {"id": 1, "foreground": [f"{k}.png" for k in range(count)], "background": "b.png"}
-        return set(parse(row | {"captions": {"background": "a place"}}, Path).tasks())
+        return set(parse(row | {"captions": {"background": "a place"}}, Path()).tasks())
 
     assert {"decompose_auto", "foreground_to_background"} <= tasks(7)
     assert "decompose_auto" not in tasks(8) and "foreground_to_background" in tasks(8)
@@ -82,7 +82,7 @@ def test_layers_are_bounded_by_the_tasks(tmp_path):
 
 
 def test_records_are_lazy_and_can_be_sent_to_processes(tmp_path):
-    record = parse({"id": 1, "foreground": "nowhere.png"}, lambda name: tmp_path / name)
+    record = parse({"id": 1, "foreground": "nowhere.png"}, tmp_path)
     assert pickle.loads(pickle.dumps(record)) == record
 
 
@@ -265,7 +265,7 @@ def test_no_halo_at_an_edge():
 
 
 def test_a_pair_serves_its_task(tmp_path):
-    record = parse(pair_row(tmp_path, 5), lambda name: tmp_path / name, "matting_rough")
+    record = parse(pair_row(tmp_path, 5), tmp_path, "matting_rough")
     assert isinstance(record, PairRecord) and record.tasks() == ("matting_rough",)
     example = record.example("matting_rough", seeded(0), SIZE)
     targets = example.truths
@@ -273,7 +273,7 @@ def test_a_pair_serves_its_task(tmp_path):
     assert near(targets[0], true(front(5))) and near(example.inputs[0], true(back(5)))
     assert set(example.inputs[1][0].unique().tolist()) == {0.0, 1.0}
     assert example.instruction in TASKS["matting_rough"].instructions
-    whole = parse(pair_row(tmp_path, 5, "Do  it."), lambda name: tmp_path / name, "matting_rough")
+    whole = parse(pair_row(tmp_path, 5, "Do  it."), tmp_path, "matting_rough")
     asked = whole.example("matting_rough", seeded(0), SIZE)
     assert asked.instruction == asked.prompt == "Do it." and example.prompt is None
 
@@ -281,7 +281,7 @@ def test_a_pair_serves_its_task(tmp_path):
 def test_the_prompt_of_a_text_pair_is_what_is_described(tmp_path):
     save(front(1), tmp_path / "a.png")
     row = {"id": 1, "prompt": "a disk", "input_images": [], "output_images": ["a.png"]}
-    record = parse(row, lambda name: tmp_path / name, "text_to_image")
+    record = parse(row, tmp_path, "text_to_image")
     asked = [record.example("text_to_image", seeded(s), (24, 24)) for s in range(30)]
     assert {e.instruction for e in asked} == {w.format(prompt="a disk") for w in TASKS["text_to_image"].instructions}
     assert {e.prompt for e in asked} == {"a disk"}
@@ -292,7 +292,7 @@ def test_a_pair_of_several_layers(tmp_path):
     for k in range(2):
         save(front(1, k), tmp_path / f"{k}.png")
     row = {"id": 1, "input_images": ["in.png"], "output_images": ["in.png", "0.png", "1.png"]}
-    record = parse(row, lambda name: tmp_path / name, "decompose_auto")
+    record = parse(row, tmp_path, "decompose_auto")
     example = record.example("decompose_auto", seeded(0), SIZE)
     targets = example.truths
     assert example.targets == (BG, FG, FG) and near(targets[2], true(front(1, 1)))

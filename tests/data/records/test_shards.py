@@ -21,7 +21,7 @@ from omnialpha.io import read_image
 
 def records(path, **settings):
     found = rows(DatasetSettings(str(path), **settings))
-    assert not [row.fault for row in found if row.fault]
+    assert not [row.reasons for row in found if row.reasons]
     return [row.record for row in found]
 
 
@@ -160,8 +160,8 @@ def test_shards_of_others(tmp_path):
     names = [str(part.handle).rpartition(".tar:")[2] for part in found[0].record.parts()]
     assert found[0].record.id == "part/x1" and names == [f"part/x1.{n}.png" for n in ("fg0", "fg1", "bg")]
     assert "text_to_image" in found[1].record.tasks()
-    assert found[2].fault == "the row is '{', not a JSON object."
-    assert "the key 'label' is unknown" in found[3].fault
+    assert found[2].reasons[0] == "the row is '{', not a JSON object."
+    assert "the key 'label' is unknown" in found[3].reasons[0]
 
 
 def test_what_is_no_shard(packed, tmp_path):
@@ -221,9 +221,9 @@ def test_faults_stay_with_their_rows(tmp_path):
     path = write_manifest(tmp_path / "a.jsonl", ['{"id": 1', "", {"id": 2, "foreground": 3}, {"id": 4, "alpha": "a"}])
     found = rows(DatasetSettings(str(path)))
     assert [(r.number, r.place) for r in found] == [(1, "a.jsonl:1"), (2, "a.jsonl:3"), (3, "a.jsonl:4")]
-    assert [bool(r.fault) for r in found] == [True, True, False] and found[
-        1
-    ].fault == "3 is no picture: write its path."
+    assert [bool(r.reasons) for r in found] == [True, True, False] and found[1].reasons == (
+        "3 is no picture: write its path.",
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def of(path: Path) -> torch.Tensor:
 
 
 def test_every_row_has_a_reader() -> None:
-    assert {row.layout for row in BENCHMARKS.values() if row.layout} == LAYOUTS.keys()
+    assert BENCHMARKS.keys() - {"suite"} == LAYOUTS.keys()
 
 
 MATTING: dict[str, Callable[[Path], Path]] = {

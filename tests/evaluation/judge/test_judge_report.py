@@ -19,7 +19,6 @@ def compared(
     samples: Sequence[str], several: bool = False, missing: Mapping[str, Sequence[str]] | None = None
 ) -> Comparison:
     return Comparison(
-        title="Comparison",
         names=NAMES,
         samples=samples,
         aspects=("overall", "quality"),
@@ -27,7 +26,6 @@ def compared(
         raters="vlm",
         several=several,
         ground="grey",
-        resolution="as made",
         pictures=lambda key: {"A": torch.rand(4, 8, 8), "B": torch.rand(4, 8, 8)},
     )
 

@@ -43,7 +43,7 @@ def maps(alpha: Tensor) -> dict[Role, Tensor]:
 
 def example(task: str, rgb: Tensor, alpha: Tensor) -> Example:
     """A request of any task about a scene of a given alpha."""
-    pictures = {Role.COMPOSITE: baselines.solid(rgb), Role.BACKGROUND: baselines.solid(rgb)}
+    pictures = {Role.COMPOSITE: rgba.opaque(rgb), Role.BACKGROUND: rgba.opaque(rgb)}
     pictures |= {Role.FOREGROUND: torch.cat([rgb, alpha[None]])}
     pictures |= {role: masks.as_picture(m) for role, m in maps(alpha).items()}
     row = TASKS[task]
@@ -162,11 +162,11 @@ def test_the_mean_colour_is_that_of_a_ring() -> None:
     rgb[0, :, :32], rgb[1] = 1.0, 0.25  # its left half is as near as its right one
     where = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     where[24:40, 24:40] = True
-    filled = classical.mean_colour(torch.where(where, 1.0, rgb), where)
+    filled = classical.mean_color(torch.where(where, 1.0, rgb), where)
     assert torch.equal(filled[:, ~where], rgb[:, ~where])
     assert torch.allclose(filled[:, 30, 30], torch.tensor([0.5, 0.25, 0.0]))
     everywhere = torch.ones_like(where)
-    assert torch.allclose(classical.mean_colour(rgb, everywhere)[:, 0, 0], torch.tensor([0.5, 0.25, 0.0]))
+    assert torch.allclose(classical.mean_color(rgb, everywhere)[:, 0, 0], torch.tensor([0.5, 0.25, 0.0]))
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_matte_and_what_is_filled_behind_it_recompose(name: str, task: str) ->
 
 def test_baselines() -> None:
     rgb, alpha = scene()
-    asked = TASKS["decompose_auto"].example(image=baselines.solid(rgb), layers=3)
+    asked = TASKS["decompose_auto"].example(image=rgba.opaque(rgb), layers=3)
     layers = BASELINES["unchanged"].make([asked], [0])[0]
     assert layers.shape[0] == 3 and torch.equal(layers[0, :3], rgb) and not layers[1:].any()
     assert torch.equal(answer("unchanged", "background_to_full", rgb, alpha)[0, :3], rgb)

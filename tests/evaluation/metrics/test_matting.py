@@ -12,8 +12,7 @@ from torch import Tensor
 
 from matting_oracle import GOLDEN, PREDICTED, TRIMAP, TRUE
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics.components import largest_component
-from omnialpha.evaluation.metrics.matting import METRICS, MODES, POINTWISE, REGIONS, measure, soft_iou
+from omnialpha.evaluation.metrics.matting import ALL, POINTWISE, REGIONS, largest_component, measure, soft_iou
 
 pytest.importorskip("cv2")
 CASES = sorted(PREDICTED)
@@ -23,8 +22,8 @@ def conn(p: Tensor, g: Tensor) -> float:
     return float(measure(p, g, names=["conn"])["conn"])
 
 
-def grad(p: Tensor, g: Tensor, mode: str = "dim") -> float:
-    return float(measure(p, g, mode=mode, names=["grad"])["grad"])
+def grad(p: Tensor, g: Tensor, name: str = "grad") -> float:
+    return float(measure(p, g, names=[name])[name])
 
 
 def soft(seed: int, shape: tuple[int, ...] = (21, 34), softness: float = 2.0, steps: int = 255) -> np.ndarray:
@@ -40,7 +39,7 @@ def soft(seed: int, shape: tuple[int, ...] = (21, 34), softness: float = 2.0, st
 @pytest.mark.parametrize(("case", "region"), GOLDEN)
 def test_equal_to_the_original_code(case: str, region: str) -> None:
     predicted, true, trimap = (m.double() / 255 for m in (PREDICTED[case], TRUE, TRIMAP))
-    figures = measure(predicted, true, trimap, region, names=METRICS)
+    figures = measure(predicted, true, trimap, region, names=ALL)
     wanted = GOLDEN[case, region]
     for name, figure in wanted.items():
         assert float(figures[name]) == pytest.approx(figure, rel=1e-4, abs=1e-12), name
@@ -59,49 +58,46 @@ def test_float32_is_enough() -> None:
             assert float(figures[name]) == pytest.approx(figure, rel=1e-4, abs=1e-12), (case, region, name)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("region", REGIONS)
-def test_a_batch_is_its_pictures_and_numpy_is_torch(mode: str, region: str) -> None:
+def test_a_batch_is_its_pictures_and_numpy_is_torch(region: str) -> None:
     predicted = torch.stack([PREDICTED[case] / 255 for case in CASES])
     true, trimap = ((m / 255).expand_as(predicted) for m in (TRUE, TRIMAP))
-    together = measure(predicted, true, trimap, region, mode, METRICS)
-    arrays = measure(predicted.numpy(), true.numpy(), trimap.numpy(), region, mode, METRICS)
+    together = measure(predicted, true, trimap, region, ALL)
+    arrays = measure(predicted.numpy(), true.numpy(), trimap.numpy(), region, ALL)
     for i in range(len(CASES)):
-        alone = measure(predicted[i], true[i], trimap[i], region, mode, METRICS)
-        assert all(torch.equal(together[name][i], alone[name]) for name in METRICS)
-    assert all(torch.equal(together[name], arrays[name]) for name in METRICS)
+        alone = measure(predicted[i], true[i], trimap[i], region, ALL)
+        assert all(torch.equal(together[name][i], alone[name]) for name in ALL)
+    assert all(torch.equal(together[name], arrays[name]) for name in ALL)
     assert all(f.shape == (len(CASES),) and f.dtype == torch.float64 for f in together.values())
 
 
 def test_any_array_of_the_right_values_will_do() -> None:
     mask = soft(0, steps=1)
-    wanted = measure(mask, mask * 0.5, names=METRICS)
+    wanted = measure(mask, mask * 0.5, names=ALL)
     frozen = mask.copy()
     frozen.setflags(write=False)
     for same in (mask.astype(np.uint8), mask.astype(bool), frozen, np.asfortranarray(mask), mask[::-1][::-1]):
-        assert measure(same, mask * 0.5, names=METRICS) == wanted
+        assert measure(same, mask * 0.5, names=ALL) == wanted
     half = torch.from_numpy(mask).bfloat16()
-    assert measure(half, half * 0.5, names=METRICS) == wanted
-    assert measure(torch.from_numpy(mask).long(), mask * 0.5, names=METRICS) == wanted
+    assert measure(half, half * 0.5, names=ALL) == wanted
+    assert measure(torch.from_numpy(mask).long(), mask * 0.5, names=ALL) == wanted
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_region_and_the_rest_add_up_to_the_whole(mode: str) -> None:
+def test_a_region_and_the_rest_add_up_to_the_whole() -> None:
     """Gradients and components are of the whole picture; a region only says what is counted."""
     p, g = soft(1), soft(2)
     band = np.where(soft(3, steps=1) > 0, 0.5, 1.0)
-    sums = ("sad", "grad", "conn")
-    parts = [measure(p, g, trimap, "unknown", mode, sums) for trimap in (band, 1.5 - band)]
-    for name, figure in measure(p, g, None, "whole", mode, sums).items():
+    sums = ("sad", "grad", "grad_aim", "conn")
+    parts = [measure(p, g, trimap, "unknown", sums) for trimap in (band, 1.5 - band)]
+    for name, figure in measure(p, g, None, "whole", sums).items():
         assert float(parts[0][name] + parts[1][name]) == pytest.approx(float(figure), rel=1e-6)
         assert float(parts[0][name]) > 0
 
 
 def test_nothing_is_lost_on_equal_mattes() -> None:
     for alpha in (soft(4), np.zeros((5, 6)), np.ones((1, 1)), np.full((2, 3), 0.5)):
-        for mode in MODES:
-            figures = measure(alpha, alpha, mode=mode, names=METRICS)
-            assert {name: float(figure) for name, figure in figures.items()} == dict.fromkeys(METRICS, 0.0)
+        figures = measure(alpha, alpha, names=ALL)
+        assert {name: float(figure) for name, figure in figures.items()} == dict.fromkeys(ALL, 0.0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -136,17 +132,17 @@ def test_grad_is_the_9x9_convolution(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_grad_of_mode_aim_is_scipys_gaussian_derivative(shape: tuple[int, int]) -> None:
+def test_grad_of_aim_is_scipys_gaussian_derivative(shape: tuple[int, int]) -> None:
     orders = ((1, 0), (0, 1))
     steep = [np.hypot(*(ndimage.gaussian_filter(alpha, 1.4, order) for order in orders)) for alpha in two(shape)]
-    assert grad(*two(shape), "aim") == pytest.approx(((steep[0] - steep[1]) ** 2).sum() / 10, rel=1e-9)
+    assert grad(*two(shape), "grad_aim") == pytest.approx(((steep[0] - steep[1]) ** 2).sum() / 10, rel=1e-9)
 
 
-def test_grad_does_not_see_contrast_but_in_mode_aim() -> None:
+def test_grad_does_not_see_contrast_but_that_of_aim_does() -> None:
     true = soft(7)
     faint = 0.4 + 0.1 * true
     assert grad(faint, true) == pytest.approx(0, abs=1e-20)
-    assert grad(faint, true, "aim") > 0.1
+    assert grad(faint, true, "grad_aim") > 0.1
     assert float(measure(faint, true)["mad"]) > 0.1
 
 
@@ -253,7 +249,6 @@ def test_mistakes_are_named() -> None:
     pair = alpha.expand(2, 4, 4)
     for message, call in {
         "'band'": lambda: measure(alpha, alpha, alpha, "band"),
-        "'matlab': use one of dim, aim": lambda: measure(alpha, alpha, mode="matlab"),
         "'sda': use some of sad, ": lambda: measure(alpha, alpha, names=["sda"]),
         "pass trimap=": lambda: measure(alpha, alpha, region="unknown"),
         "no unknown": lambda: measure(pair, pair, torch.stack([alpha * 0, alpha * 0 + 0.5]), "unknown"),
@@ -275,6 +270,6 @@ def test_without_opencv_the_pointwise_metrics_remain(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "cv2", None)
     alpha = soft(14)
     assert list(measure(alpha, alpha)) == list(POINTWISE)
-    for name in ("grad", "conn"):
+    for name in ("grad", "grad_aim", "conn"):
         with pytest.raises(InputError, match=r"omnialpha\[eval\]"):
             measure(alpha, alpha, names=[name])

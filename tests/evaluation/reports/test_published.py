@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import pytest
 
-from omnialpha.evaluation.reports import published
 from omnialpha.evaluation.reports.published import TABLES, Printed, Published, comparable
 
 Rows = Mapping[str, Mapping[str, Printed]]
@@ -30,7 +29,8 @@ def test_numbers_keep_their_digits() -> None:
 
 
 def test_tables_are_whole() -> None:
-    assert {one.place for one in TABLES if one.source == published.V1} == {f"table {k}" for k in (2, 3, 4, 5, 6)}
+    places = {one.place for one in TABLES if one.source.endswith("2511.20211v1")}
+    assert places == {f"table {k}" for k in (2, 3, 4, 5, 6)}
     for one in TABLES:
         keys = [column.key for column in one.columns]
         assert all(list(row) == keys for row in one.rows.values()), one.title

@@ -34,7 +34,7 @@ CONFIGS: dict[str, TaskConfig] = {
     "ObjectClear": TaskConfig(
         value="ObjectClear", fixed_prompt=("Take the thing " "out of the scene."), frames=1, slots=[Slot("mask", "m")]
     ),
-    "automatting": TaskConfig(value="automatting", fixed_prompt="Cut it " + "out.", frames=1),
+    "automatting": TaskConfig(value="automatting", fixed_prompt="Cut it " "out.", frames=1),
     "refmatting": TaskConfig(value="refmatting", fixed_prompt="Cut this out:", frames=1),
     "layerdecompose": TaskConfig(value="layerdecompose", fixed_prompt="Peel it.", frames=2),
 }
@@ -74,33 +74,17 @@ def test_the_published_structure() -> None:
     assert parse(DEMO, OMNIALPHA_TEXTS) == WANTED
 
 
-OTHERS = {
-    "a dictionary of dictionaries": 'X = {"auto_matting": {"fixed_prompt": "Cut."}}',
-    "a list of calls, told by a keyword": 'X = [Task(name="AutoMatting", fixed_prompt="Cut.")]',
-    "a list of calls, told by an argument": 'X = [Task("auto-matting", fixed_prompt="Cut.")]',
-    "a list of dictionaries": 'X = [{"fixed_prompt": "Cut.", "value": "automatting"}]',
-    "a keyword of a dict call": 'X = dict(automatting=dict(fixed_prompt="Cut."))',
-    "an item that is set": 'X["automatting"] = Task(fixed_prompt="Cut.")',
-    "a variable": 'automatting = Task(fixed_prompt="Cut.")',
-    "a class": 'class AutoMatting(Task):\n    fixed_prompt = "Cut."',
-    "an annotated class": 'class AutoMatting(Task):\n    fixed_prompt: str = "Cut."',
-    "a function": 'def make():\n    return {"automatting": Task(fixed_prompt="Cut.")}',
-    "said twice alike": 'X = {"automatting": T(fixed_prompt="Cut.")}\nY = {"automatting": T(fixed_prompt="Cut.")}',
-}
-
-
-@pytest.mark.parametrize("source", OTHERS.values(), ids=list(OTHERS))
-def test_other_structures(source: str) -> None:
+def test_a_text_that_is_said_twice_alike() -> None:
+    source = 'X = [T(value="automatting", fixed_prompt="Cut.")]\nY = [T(value="automatting", fixed_prompt="Cut.")]'
     assert parse(source, OMNIALPHA_TEXTS) == {"matting_auto": "Cut."}
 
 
 NOTHING = {
-    "two texts of a task": 'X = {"automatting": T(fixed_prompt="Cut.")}\nY = {"automatting": T(fixed_prompt="No.")}',
-    "two tasks at one distance": 'X = T("automatting", "t2i", fixed_prompt="Cut.")',
-    "no task": 'X = {"inpainting": T(fixed_prompt="Cut.")}',
-    "a name that only holds one": 'X = {"automatting_old": T(fixed_prompt="Cut.")}',
-    "another field": 'X = {"automatting": T(prompt="Cut.")}',
-    "no literal": 'X = {"automatting": T(fixed_prompt=f"Cut {x}.")}\nY = {"t2i": T(fixed_prompt=words())}',
+    "two texts of a task": 'X = T(value="automatting", fixed_prompt="1."), T(value="automatting", fixed_prompt="2.")',
+    "no task": 'X = [T(value="inpainting", fixed_prompt="Cut.")]',
+    "a name that only holds one": 'X = [T(value="automatting_old", fixed_prompt="Cut.")]',
+    "another field": 'X = [T(value="automatting", prompt="Cut.")]',
+    "no literal": 'X = T(value="automatting", fixed_prompt=f"Cut {x}."), T(value="t2i", fixed_prompt=words())',
 }
 
 
@@ -109,14 +93,9 @@ def test_what_is_doubtful_gives_none(source: str) -> None:
     assert parse(source, OMNIALPHA_TEXTS) == {}
 
 
-def test_the_nearest_name_counts() -> None:
-    source = 'automatting = {"refmatting": T(fixed_prompt="This:"), "x": T(fixed_prompt="Cut.")}'
-    assert parse(source, OMNIALPHA_TEXTS) == {"matting_text": "This: {prompt}", "matting_auto": "Cut."}
-
-
 def test_a_source_is_never_run(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    source = f'open({str(ran)!r}, "w")\nX = {{"automatting": T(fixed_prompt="Cut.", x=open({str(ran)!r}, "w"))}}'
+    source = f'open({str(ran)!r}, "w")\nX = T(value="automatting", fixed_prompt="Cut.", x=open({str(ran)!r}, "w"))'
     assert parse(source, OMNIALPHA_TEXTS) == {"matting_auto": "Cut."}
     assert not ran.exists()
 
@@ -130,7 +109,7 @@ def test_what_is_no_python(source: str) -> None:
 def test_fetching(server: Hub) -> None:
     assert fetch(OMNIALPHA_TEXTS) == WANTED
     assert "Authorization" not in server.gets("demo.py")[0]
-    server.files["demo.py"] = DEMO.replace('"automatting"', '"other"').encode()
+    server.files["demo.py"] = DEMO.replace('="automatting"', '="other"').encode()
     with pytest.raises(InputError, match="demo.py has no fixed_prompt of matting_auto"):
         fetch(OMNIALPHA_TEXTS)
     server.files["demo.py"] = b"\xff"

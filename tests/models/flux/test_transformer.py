@@ -18,12 +18,12 @@ from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.checking import check
 from omnialpha.models.checkpoints.folders import Parts, resolve
 from omnialpha.models.flux import transformer as flux
-from omnialpha.models.flux.sizes import read_sizes
 from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.flux.transformer import FluxTransformer
 from omnialpha.models.lora import adapters
 from omnialpha.models.lora.files import Factors, write
 from omnialpha.models.lora.names import unfused
+from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.transformer.positions import Layout, Positions
 from omnialpha.models.vae.alphavae import load_vae
 from released import write_vae
@@ -166,7 +166,7 @@ def test_whole_folder_is_accepted_and_measured(flux_folder: Path, transformer: F
     parts = resolve(flux_folder)
     check(parts)
     vae = load_vae(parts.vae, widen=True)
-    sizes = read_sizes(parts, vae)
+    sizes = ModelSizes.read(parts)
     for weights, module in ((sizes.transformer, transformer), (sizes.text, text), (sizes.vae, vae)):
         assert weights.total == sum(parameter.numel() for parameter in module.parameters())
     assert (sizes.layers, sizes.width, sizes.context, sizes.side) == (5, 32, TEXT_DIM, 16)

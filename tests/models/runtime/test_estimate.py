@@ -57,6 +57,12 @@ def example(name, side):
     return TASKS[name].example(**{k: given[k] for k in NEEDS[name]})
 
 
+def sizes_of(model):
+    """The sizes of a model in memory, before it is placed."""
+    text, dtype = model.text_encoder, str(model.transformer.dtype).removeprefix("torch.")
+    return ModelSizes.planned(model.vae, model.transformer, text.model, text.picture_pixels, dtype, tabulated=False)
+
+
 NEEDS = {
     "matting_auto": ("composite",),
     "decompose_auto": ("composite", "layers"),
@@ -108,7 +114,7 @@ def test_the_peak_of_each_stage(request, tiny_model, which, task, guided, batch,
     model = copy.deepcopy(tiny_model if which == "tiny" else request.getfixturevalue("nano"))
     torch.nn.Module.to(model, dtype)
     cond, held = measured(model, [example(task, model.native_size()[0])] * batch, guided)
-    sizes, layout = ModelSizes.of(model), cond.layouts[0]
+    sizes, layout = sizes_of(model), cond.layouts[0]
     words = cond.text.shape[1] - len(layout.inputs) * sizes.picture_tokens
     job = Job(sizes, layout, Placement(device="cpu"), 2, guided, batch, words)
     made = estimate(job)
@@ -228,12 +234,12 @@ def test_main_memory_counts_too(large):
 
 
 def test_a_run_on_this_machine_fits(tiny_model):
-    assert memory_warning(estimate(job(ModelSizes.of(tiny_model), Layout(((2, 2),)), device="cpu"))) == ""
+    assert memory_warning(estimate(job(sizes_of(tiny_model), Layout(((2, 2),)), device="cpu"))) == ""
 
 
 def test_the_size_of_the_picture_counts(tiny_model):
     """Measured of `matte` with nano, less the program's own .6 GB: 12, 24 and 64 MP raw, the same refined."""
-    sizes, layout = ModelSizes.of(tiny_model), Layout(((2, 2),), ((2, 2),))
+    sizes, layout = sizes_of(tiny_model), Layout(((2, 2),), ((2, 2),))
     held = {False: {12: 0.9, 24: 1.9, 64: 5.0}, True: {12: 1.9, 24: 3.6, 64: 9.0}}
     for refined, peaks in held.items():
         for megapixels, measured in peaks.items():
@@ -256,7 +262,7 @@ def test_full_size_work_beside_a_gpu_is_in_main_memory(large):
 
 
 def test_a_picture_that_is_too_large_is_warned_about(tiny_model):
-    sizes = ModelSizes.of(tiny_model)
+    sizes = sizes_of(tiny_model)
     made = estimate(replace(job(sizes, Layout(((2, 2),)), device="cpu"), pixels=10**8))
     need = made.peak_bytes
     assert memory_warning(made, need) == ""
@@ -303,7 +309,7 @@ def test_operations_are_those_that_are_counted(nano):
         with FlopCounterMode(display=False) as autoencoder:
             nano._encode([[nano.canvas(example_).fit(p) for p in example_.inputs]])
             nano.pictures(x, cond)
-    sizes, layout = ModelSizes.of(nano), cond.layouts[0]
+    sizes, layout = sizes_of(nano), cond.layouts[0]
     words = cond.text.shape[1] - len(layout.inputs) * sizes.picture_tokens
     one = Job(sizes, layout, Placement(device="cpu"), 1, False, instruction_tokens=words)
     assert 0.7 < estimating._branch(one) / step.get_total_flops() < 1.5
@@ -338,17 +344,14 @@ def test_folders_say_the_same_as_loaded_weights(tmp_path):
 
     parts = resolve(write_base(tmp_path))
     model = OmniAlpha.from_parts(parts)
-    read = ModelSizes.read(parts, model.vae, "float32", tabulated=False)
-    assert read == replace(ModelSizes.of(model), stored="bfloat16")  # as the card says
+    read = ModelSizes.read(parts, "float32", tabulated=False)
+    assert read == replace(sizes_of(model), stored="bfloat16")  # as the card says
     model.transformer.tabulate()
-    assert ModelSizes.read(parts, model.vae, "float32") == replace(ModelSizes.of(model), stored="bfloat16")
+    assert ModelSizes.read(parts, "float32") == replace(sizes_of(model), stored="bfloat16")
 
 
 def test_adapters_count(released_base, released_omnialpha):
-    from omnialpha.models.vae.alphavae import load_vae
-
     alone, adapted = resolve(released_base), resolve(released_omnialpha, base=released_base)
-    vae = load_vae(alone.vae, torch.float32)
-    less, more = (ModelSizes.read(parts, vae).transformer for parts in (alone, adapted))
+    less, more = (ModelSizes.read(parts).transformer for parts in (alone, adapted))
     factors = 3 * 8 * 2 * 4 * 32  # layers, modules, factors of rank 4 and width 32
     assert (more.total - less.total, more.group - less.group) == (factors, factors / 3)

@@ -135,7 +135,7 @@ def test_disk_holds_all_weights_but_those_at_work(model, whole, monkeypatch, tmp
 
 def test_disk_that_is_too_small_is_refused(model, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"needs 0\.0 GB in .* only 0\.0 GB are free .* make room"):
+    with pytest.raises(InputError, match=r"needs 0\.0 GB, but only 0\.0 GB are free .* make room"):
         place(model, Placement(device="cpu", offload="disk", folder=tmp_path))
     assert not hasattr(model.transformer, "_diffusers_hook")
 

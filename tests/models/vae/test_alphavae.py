@@ -397,7 +397,7 @@ def test_half_precision_files_and_shards(rgb, tmp_path, stored):
     wanted = fold(vae.state_dict())
     assert all(torch.equal(v, wanted[k].float()) for k, v in back.state_dict().items())
     sorted(tmp_path.glob("*.safetensors"))[1].unlink()
-    with pytest.raises(InputError, match="holds no diffusion_pytorch_model-00002-of-"):
+    with pytest.raises(InputError, match="lacks 1 of .* shards, the first is diffusion_pytorch_model-00002-of-"):
         AlphaVAE.load(tmp_path)
 
 
@@ -435,7 +435,7 @@ def test_uneven_channels_and_lacking_weights_are_refused(rgb, tmp_path):
         with pytest.raises(InputError, match=lost):
             AlphaVAE.load(folder)
     (folder / WEIGHTS).write_bytes((rgb[1] / WEIGHTS).read_bytes()[:1000])
-    with pytest.raises(OSError, match=f"{WEIGHTS} is damaged"):
+    with pytest.raises(InputError, match=f"{WEIGHTS} .* is cut short, damaged"):
         AlphaVAE.load(folder)
 
 
@@ -549,7 +549,7 @@ def test_folders_that_are_no_vae(rgb, tmp_path):
     with pytest.raises(InputError, match="no config.json"):
         AlphaVAE.load(tmp_path)
     (tmp_path / "config.json").write_bytes((rgb[1] / "config.json").read_bytes())
-    with pytest.raises(InputError, match=f"holds no {WEIGHTS}"):
+    with pytest.raises(InputError, match=f"has neither {WEIGHTS}"):
         AlphaVAE.load(tmp_path)
 
 

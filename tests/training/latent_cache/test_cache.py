@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from omnialpha.errors import InputError
 from omnialpha.training import run as runs
 from omnialpha.training.latent_cache import build_cache, cache
 from omnialpha.training.latent_cache.cache import CachedBatches
-from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings
+from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective
 
 RECIPE = {"sizes": [[16, 16], [16, 32]], "batch": 3, "seed": 7}
 TASKS = dict.fromkeys(("matting_text", "text_to_image", "decompose_auto"), 1.0)
@@ -60,7 +59,7 @@ def contents(folder):
 
 def trained(model, source, bank):
     torch.manual_seed(0)
-    made = LoraObjective(copy.deepcopy(model), source, bank, FlowLoss(), 2, LoraSettings(2))
+    made = SFTObjective(copy.deepcopy(model), source, bank, FlowLoss(), 2, lora=LoraSettings(2))
     for name, value in made.named_parameters():
         if "lora_B" in name:  # zero at first, which would leave A without gradients
             torch.nn.init.normal_(value, std=0.3)
@@ -80,15 +79,20 @@ def distance(slopes, wanted):
     return float((own - other).norm() / other.norm())
 
 
+class OnTheFly:
+    """The batches of a mixture, in a cache's order and without the same instructions."""
+
+    def __init__(self, cached, drawn):
+        self.cached, self.drawn, self.seed = cached, drawn, cached.seed
+
+    def __getitem__(self, index):
+        made, weight = self.drawn[self.cached.place(index)]
+        dropped = self.cached.dropped(index, len(made))
+        return [replace(e, instruction="") if d else e for e, d in zip(made, dropped, strict=True)], weight
+
+
 def on_the_fly(cached, bank):
-    """A mixture that encodes the batches which the cache gives, in its order and without the same instructions."""
-
-    def batch(index):
-        made = mixture(bank).batch(cached.place(index))
-        dropped = cached.dropped(index, len(made))
-        return [replace(e, instruction="") if d else e for e, d in zip(made, dropped, strict=True)]
-
-    return SimpleNamespace(batch=batch, weight=lambda index: 1.0, seed=cached.seed)
+    return OnTheFly(cached, mixture(bank))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -384,14 +388,11 @@ def test_batches_by_tokens(tmp_path, recipe, tiny_model, bank):
     changes = [*common, "prompt_dropout=0.0"]
     made = config.build(runs.SFTRecipe, config.load(recipe, changes))
     read = made.objective()
-    drawn = made.mixture(made.budget(tiny_model.card, tiny_model.vae))
+    drawn = made.mixture(tiny_model.card, tiny_model.vae)
     kinds = [{e.task for e in drawn.batch(index)} for index in range(4)]
     assert read.model.transformer.packs and max(map(len, kinds)) > 1
     for index in range(4):
-        place, seed = read.mixture.place, read.mixture.seed
-        own = {"batch": lambda i: drawn.batch(place(i)), "weight": lambda i: drawn.weight(place(i))}  # noqa: B023
-        source = SimpleNamespace(**own, seed=seed)
-        got, wanted = read.losses(read.mixture, index), read.losses(source, index)
+        got, wanted = read.losses(read.mixture, index), read.losses(OnTheFly(read.mixture, drawn), index)
         assert got.keys() == wanted.keys()
         for name, value in wanted.items():
             assert got[name].item() == pytest.approx(value.item(), rel=1e-5)

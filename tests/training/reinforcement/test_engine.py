@@ -58,14 +58,14 @@ def read(tmp_path, tiny_model_folder):
     return lambda *changes: runs.read(path, [f"start={tiny_model_folder}", f"fit.output={tmp_path}/run", *changes])
 
 
-@pytest.mark.parametrize("algorithm", ["grpo.updates=2", "nft.updates=2"])
+@pytest.mark.parametrize("algorithm", ["grpo.updates=2", pytest.param("nft.updates=2", marks=pytest.mark.slow)])
 def test_two_actors_equal_the_process_itself(read, tmp_path, algorithm):
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
     for engine in ("local", "ray"):
         recipe = read(algorithm, f"engine={engine}", f"fit.output={tmp_path}/{engine}")
-        fit(recipe.objective(), recipe.settings(), quiet=True)
+        fit(recipe.objective(), recipe.fit, quiet=True)
     states = [torch.utils._pytree.tree_leaves(checkpoint(tmp_path / engine)) for engine in ("local", "ray")]
     assert len(states[0]) == len(states[1]) > 20
     assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(*states, strict=True))
@@ -79,7 +79,7 @@ def test_what_an_actor_cannot_do_is_told_in_one_sentence(read, tiny_model_folder
     recipe = read("grpo.updates=1", f"start={tmp_path}/gone", "engine=local")
     objective.engine.make = recipe.objective
     with pytest.raises(InputError, match="gone' is neither bundled") as error:
-        fit(objective, read("grpo.updates=1").settings(), quiet=True)
+        fit(objective, read("grpo.updates=1").fit, quiet=True)
     assert "\n" not in str(error.value) and not (tmp_path / "run/checkpoint.pt").exists()
 
 

@@ -67,7 +67,7 @@ def read(tmp_path, tiny_model_folder):
 
 def train(recipe):
     objective = recipe.objective()
-    fit(objective, recipe.settings(), quiet=True)
+    fit(objective, recipe.fit, quiet=True)
     return objective
 
 
@@ -87,7 +87,7 @@ def assert_equal_runs(a, b):
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(read, tmp_path, name):
     """Three steps of `assert_resumes` are no multiple of two updates, so a rollout serves three here."""
     recipe = read(*(change.replace("updates=2", "updates=3") for change in ALGORITHMS[name]))
-    accumulate = recipe.settings().accumulate
+    accumulate = recipe.fit.accumulate
     moved = assert_resumes(recipe.objective, tmp_path, accumulate=accumulate, save_every=3, validate_every=3, lr=1e-2)
     trained = {key: step for key, step in moved.items() if ".trained." in key}
     assert sum(step > 1e-3 for step in trained.values()) > 0.8 * len(trained)
@@ -118,7 +118,7 @@ if how == "SIGTERM":
     objective.model.noise = killed_in_a_rollout
 else:
     Checkpoint.save = killed_after_a_checkpoint
-loop.fit(objective, recipe.settings(), quiet=True)
+loop.fit(objective, recipe.fit, quiet=True)
 sys.stdout.flush()
 os._exit(0)
 """
@@ -204,7 +204,7 @@ def test_the_exported_lora_is_the_trained_policy(read, tmp_path):
     with torch.no_grad(), objective.using("trained"):
         cond = model.condition([example])
         x, t = model.noise(cond), torch.tensor([0.4])
-        assert torch.equal(model.velocity(x, t, cond), objective.model.velocity(x, t, cond.fresh()))
+        torch.testing.assert_close(model.velocity(x, t, cond), objective.model.velocity(x, t, cond.fresh()))
 
 
 # ---- guards and bad input --------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_guard_ends_the_run_and_names_its_figure(read, tmp_path, figure):
         (("grpo.updates=1", "rollout.transition=cps", "grpo.normalise=true"), "normalise is for flow_sde, not cps"),
         (("grpo.updates=1", "rollout.group=1"), "rollout.group=1 leaves nothing to compare"),
         (("grpo.updates=1", "batch=2"), "give batch=1"),
-        (("grpo.updates=1", "lora.dropout=0.1"), "lora.dropout=0.1 makes another policy"),
+        (("grpo.updates=1", "lora.dropout=0.1"), "trains a LoRA, without dropout"),
         (("grpo.updates=1", "continued=true"), "give it as adapter"),
         (("grpo.updates=1", "rewards.alpa=1.0"), "the reward 'alpa' is not known"),
         (("grpo.updates=1", "guards.kl=[1.0, 0.0]"), "is no band"),
@@ -246,7 +246,7 @@ def test_mistakes_are_told_in_one_sentence(read, changes, words):
 def test_groups_that_processes_cannot_share(read, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match="groups=2 cannot be shared by 4 processes: use a multiple of 4"):
-        read("grpo.updates=1").settings()
+        read("grpo.updates=1")
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,21 +29,8 @@ from omnialpha.tasks import MAPS, TASKS, Role, check_map
 
 ORIENTATION = 274  # EXIF: from 5 on, height and width change places
 WORKERS = 8  # threads; most of the time is spent on waiting for the disk
+AT_ONCE = 16 * WORKERS  # rows between two reports of progress
 FLAT = (Role.BACKGROUND, Role.COMPOSITE, Role.FULL)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A row, why it is bad (nothing: it is good), and the size of its pictures where that is known."""
-
-    row: Row
-    reasons: tuple[str, ...] = ()
-    size: Size | None = None
-
-    @property
-    def record(self) -> Record:
-        assert self.row.record is not None, "only a good row has a record for sure"
-        return self.row.record
 
 
 @dataclass(frozen=True)
@@ -52,21 +38,21 @@ class DatasetReport:
     """What was found in one dataset. tasks: how many good rows serve each."""
 
     path: str
-    checked: tuple[Checked, ...]
+    rows: tuple[Row, ...]
     tasks: dict[str, int]
 
     @property
-    def bad(self) -> list[Checked]:
-        return [c for c in self.checked if c.reasons]
+    def bad(self) -> list[Row]:
+        return [row for row in self.rows if row.reasons]
 
     @property
-    def good(self) -> list[Checked]:
-        return [c for c in self.checked if not c.reasons]
+    def good(self) -> list[Row]:
+        return [row for row in self.rows if not row.reasons]
 
     def data(self) -> dict[str, Any]:
         """The report in plain types."""
-        bad = [{"row": c.row.number, "place": c.row.place, "id": c.row.ident, "reasons": c.reasons} for c in self.bad]
-        return {"source": self.path, "rows": len(self.checked), "good": len(self.good), "bad": bad, "tasks": self.tasks}
+        bad = [{"row": row.number, "place": row.place, "id": row.ident, "reasons": row.reasons} for row in self.bad]
+        return {"source": self.path, "rows": len(self.rows), "good": len(self.good), "bad": bad, "tasks": self.tasks}
 
 
 def examine(
@@ -77,29 +63,29 @@ def examine(
 ) -> DatasetReport:
     """Every row of a dataset. deep: all pictures are decoded, else their headers are read. watch: rows done, of all."""
     found = rows(settings, seed)
-    checked: list[Checked] = []
     with ThreadPoolExecutor(WORKERS) as pool:
-        for part in _batches(found, 16 * WORKERS):
-            checked += pool.map(lambda row: check(row, settings.tasks, deep), part)
-            watch(len(checked), len(found))
-    first: dict[str, str] = {}
-    for k, c in enumerate(checked):  # in the order of the rows, so that the first of two is the good one
-        before = first.setdefault(c.row.ident, c.row.place) if c.row.ident else c.row.place
-        if before != c.row.place:
-            checked[k] = replace(c, reasons=(*c.reasons, f"its id is that of {before}: give it one of its own."))
-    counts = Counter(name for c in checked if not c.reasons for name in served(c.record, settings.tasks))
-    return DatasetReport(settings.path, tuple(checked), {name: counts[name] for name in TASKS if counts[name]})
+        for first in range(0, len(found), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            found[part] = pool.map(lambda row: check(row, settings.tasks, deep), found[part])
+            watch(min(part.stop, len(found)), len(found))
+    first_place: dict[str, str] = {}
+    for k, row in enumerate(found):  # in the order of the rows, so that the first of two is the good one
+        before = first_place.setdefault(row.ident, row.place) if row.ident else row.place
+        if before != row.place:
+            found[k] = replace(row, reasons=(*row.reasons, f"its id is that of {before}: give it one of its own."))
+    counts = Counter(name for row in found if not row.reasons for name in row.tasks)
+    return DatasetReport(settings.path, tuple(found), {name: counts[name] for name in TASKS if counts[name]})
 
 
-def load(settings: DatasetSettings, seed: int = 0) -> list[Checked]:
+def load(settings: DatasetSettings, seed: int = 0) -> list[Row]:
     """The rows of a dataset that are trained on. InputError where one is bad and its settings do not skip it."""
     if settings.bad == "ignore":
-        return [Checked(row) for row in rows(settings, seed) if row.record]
+        return [row for row in rows(settings, seed) if row.record]
     report = examine(settings, seed)
     if report.bad and settings.bad == "stop":
         worst = report.bad[0]
         raise InputError(
-            f"{settings.path} has {len(report.bad)} bad row(s) of {len(report.checked)}, such as {worst.row.place}: "
+            f"{settings.path} has {len(report.bad)} bad row(s) of {len(report.rows)}, such as {worst.place}: "
             f'{worst.reasons[0]} `omnialpha data check` lists all, bad = "skip" leaves them out.'
         )
     if not report.good:
@@ -107,40 +93,37 @@ def load(settings: DatasetSettings, seed: int = 0) -> list[Checked]:
     return report.good
 
 
-def served(record: Record, tasks: Sequence[str]) -> list[str]:
-    """The tasks of a record, without those that are not among `tasks` if there are any."""
-    return [name for name in record.tasks() if not tasks or name in tasks]
-
-
-def check(row: Row, tasks: Sequence[str] = (), deep: bool = False) -> Checked:
+def check(row: Row, tasks: Sequence[str] = (), deep: bool = False) -> Row:
     """One row, but for what only the others can tell."""
     record = row.record
     if record is None:
-        return Checked(row, (row.fault,))
+        return row
     reasons: list[str] = []
     sizes: dict[str, Size] = {}
-    for part in record.parts():
+
+    def try_out(refuses: Callable[[], None]) -> None:
         try:
-            size, alpha = header(part.handle)
-            sizes[str(part.handle)] = size
-            if part.role is Role.FOREGROUND and not alpha:
-                raise InputError(f"{part.handle} has no alpha channel: a foreground needs one.")
-            if deep:
-                check_picture(part)
+            refuses()
         except InputError as error:
             reasons.append(str(error))
-    reasons += _refusals(lambda: check_sizes(sizes), record.check_words)
-    if not served(record, tasks):
+
+    for part in record.parts():
+        try_out(lambda part=part: _check_part(part, sizes, deep))  # type: ignore[misc]
+    try_out(lambda: check_sizes(sizes))
+    try_out(record.check_words)
+    if not row.tasks:
         reasons.append(_useless(record, tasks))
-    return Checked(row, tuple(reasons), next(iter(sizes.values()), None))
+    return replace(row, reasons=tuple(reasons), size=next(iter(sizes.values()), None))
 
 
-def _refusals(*checks: Callable[[], None]) -> Iterator[str]:
-    for one in checks:
-        try:
-            one()
-        except InputError as error:
-            yield str(error)
+def _check_part(part: RecordPart, sizes: dict[str, Size], deep: bool) -> None:
+    """InputError for a picture that is not what its role says. Its size goes into `sizes`."""
+    size, alpha = header(part.handle)
+    sizes[str(part.handle)] = size
+    if part.role is Role.FOREGROUND and not alpha:
+        raise InputError(f"{part.handle} has no alpha channel: a foreground needs one.")
+    if deep:
+        check_picture(part)
 
 
 def _useless(record: Record, tasks: Sequence[str]) -> str:
@@ -203,12 +186,6 @@ def _opened(handle: Handle) -> Iterator[IO[bytes]]:
             yield ContainerIO(file, handle.offset, handle.size)
     else:
         yield BytesIO(handle.read())
-
-
-def _batches(items: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def write_manifest(records: Iterable[Record], path: Path) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -20,40 +19,39 @@ from omnialpha.data.records.split import SHARE, held_out
 from omnialpha.errors import InputError
 from omnialpha.io import FORMATS, read_image
 
-SHARES = ("crop", "flip", "flatten")
-
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """Batch i depends on (settings, i) alone, and an epoch (batches of one size) sees every file once.
+    """Batches of pictures (B, 4, H, W) in [0, 1], straight alpha, of the size sizes[i mod their number].
 
-    crop: the share of pictures cut at random out of their files at native resolution; the others show the whole file,
-    scaled to cover the size and cut at the centre. flip: the share that is mirrored, left to right.
-    flatten: see `flatten_some`.
+    Batch i depends on (settings, i) alone, and an epoch (batches of one size) sees every file once.
+
+    Attributes:
+        crop: the share of pictures cut at random out of their files at native resolution; the others show the whole
+            file, scaled to cover the size and cut at the centre.
+        flip: the share that is mirrored, left to right.
     """
 
     files: tuple[Path, ...]
+    batch: int
+    sizes: Sequence[tuple[int, int]]
     seed: int = 0
     crop: float = 0.5
     flip: float = 0.5
-    flatten: float = 0.3
 
     def __post_init__(self) -> None:
         assert self.files and self.seed >= 0
-        for name in SHARES:
+        for name in ("crop", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)} is not a share of the pictures: use 0 to 1.")
 
-    def pictures(self, index: int, batch: int, size: tuple[int, int]) -> Tensor:
-        """(batch, 4, *size) float32 in [0, 1], straight alpha."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        draws = torch.rand(batch, 4, generator=generator).tolist()
-        made = [self._picture(self._file(index * batch + k), size, *draw) for k, draw in enumerate(draws)]
-        return flatten_some(torch.stack(made), self.flatten, generator)
-
-    def unchanged(self) -> Self:
-        """The same files, whole, neither flipped nor flattened: for validation."""
-        return replace(self, crop=0.0, flip=0.0, flatten=0.0)
+    def __getitem__(self, index: int) -> Tensor:
+        size = self.sizes[index % len(self.sizes)]
+        draws = torch.rand(self.batch, 4, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + index))
+        numbers = range(index * self.batch, (index + 1) * self.batch)
+        return torch.stack(
+            [self._picture(self._file(n), size, *d) for n, d in zip(numbers, draws.tolist(), strict=True)]
+        )
 
     def _file(self, number: int) -> Path:
         """The file of the picture `number` of the stream; numbers below 0 are epochs of their own."""
@@ -76,16 +74,6 @@ class FolderPictures:
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order in which an epoch sees the files."""
     return np.random.default_rng((seed, epoch % 2**32)).permutation(count)
-
-
-def flatten_some(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A share of the straight pictures (B, 4, H, W), composited on colours of {0, .5, 1}^3 and made opaque: pictures
-    without transparency are seen too [AlphaVAE, arXiv 2507.09308].
-    """
-    chosen = torch.rand(len(x), generator=generator) < share
-    colors = torch.randint(3, (len(x), 3, 1, 1), generator=generator) / 2
-    flat = torch.cat([rgba.flatten(x, colors.to(x)), torch.ones_like(x[:, 3:])], dim=1)
-    return torch.where(chosen.to(x.device)[:, None, None, None], flat, x)
 
 
 def scaled(x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -136,9 +124,8 @@ def find(folder: str | Path) -> list[Path]:
 def find_transparent(folder: str | Path, opaque: bool = False) -> list[Path]:
     """`find`, every file of which must have an alpha channel. opaque: those without are taken as opaque instead."""
     files = find(folder)
-    for file in () if opaque else files:
-        if not has_alpha(file):
-            raise InputError(f"{file} has no alpha channel: give RGBA pictures, or opaque=true to take it as opaque.")
+    if not opaque and (file := next((file for file in files if not has_alpha(file)), None)):
+        raise InputError(f"{file} has no alpha channel: give RGBA pictures, or opaque=true to take it as opaque.")
     return files
 
 

@@ -50,7 +50,7 @@ def _box(alpha: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _clicks(alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """One to three clicks on the subject, and often one or two beside it."""
+    """One to three clicks on the subject, and often one or two off it."""
     points: list[tuple[float, float, bool]] = []
     counts = (int(torch.randint(1, 4, (1,), generator=generator)), int(torch.randint(0, 3, (1,), generator=generator)))
     for places, count, wanted in ((alpha > 0.8 * alpha.max(), counts[0], True), (alpha < 0.02, counts[1], False)):

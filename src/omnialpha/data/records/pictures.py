@@ -37,7 +37,7 @@ Handle = Path | Blob
 
 
 def opened(handle: Handle) -> Path | BytesIO:
-    """What a picture is decoded from; mistakes in it are told by the handle's own name."""
+    """What a picture is decoded from; error messages name the handle."""
     if isinstance(handle, Path):
         return handle
     file = BytesIO(handle.read())
@@ -80,7 +80,7 @@ def _place(profiles: Tensor, length: int, generator: torch.Generator) -> int:
 
 @contextmanager
 def error_context(ident: str) -> Iterator[None]:
-    """A mistake is told with the record that it is in."""
+    """Put the record's id before the message of an InputError."""
     try:
         yield
     except InputError as error:

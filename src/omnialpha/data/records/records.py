@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -262,8 +263,21 @@ class LayeredRecord:
 Record = PairRecord | LayeredRecord
 
 
-def parse(values: Any, handle: Callable[[Any], Handle], task: str = "") -> Record:
-    """A row as a record. handle: makes one of a picture's name. InputError says what is wrong with the row."""
+def parse(values: Any, folder: Path | None, task: str = "") -> Record:
+    """A row as a record. InputError says what is wrong with the row.
+
+    Args:
+        folder: Where the paths of its pictures begin; None: it names none, as it has the files themselves.
+        task: What a pair is of.
+    """
+
+    def handle(value: Any) -> Handle:
+        if folder and isinstance(value, str) and value.strip():
+            return folder / value
+        if not hasattr(value, "read"):
+            raise InputError(f"{value!r} is no picture: write its path.")
+        return value  # type: ignore[no-any-return]
+
     if not isinstance(values, Mapping):
         raise InputError(f"the row is {str(values)[:40]!r}, not a JSON object.")
     kind: type[Record] = PairRecord if {INPUTS, OUTPUTS} & values.keys() else LayeredRecord

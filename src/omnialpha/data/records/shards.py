@@ -65,17 +65,13 @@ def index_path(shard: Path) -> Path:
 
 
 def read_index(shard: Path) -> dict[str, Any]:
-    """{"records": [{"key", "text", "members": {name: [offset, size]}}], ...}; kept beside the shard, or else in the
+    """{"records": [{"key", "text", "members": {name: [offset, size]}}], ...}; kept next to the shard, or else in the
     user's cache folder. InputError for what is no shard.
     """
     places = [index_path(shard), _cached(shard)]
     for place in places:
-        try:
-            index = json.loads(place.read_text())
-            fresh = place.stat().st_mtime_ns >= shard.stat().st_mtime_ns
-        except (OSError, ValueError):
-            continue
-        if fresh and isinstance(index, dict) and (index.get("version"), index.get("size")) == (VERSION, _size(shard)):
+        index = _stored_index(place, shard)
+        if index and place.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
             return index
     index = {"version": VERSION, "size": _size(shard), "records": _walk(shard)}
     for place in places:
@@ -86,6 +82,16 @@ def read_index(shard: Path) -> dict[str, Any]:
             continue
         break
     return index
+
+
+def _stored_index(place: Path, shard: Path) -> dict[str, Any]:
+    """What a file holds, if that is an index of a shard of this size; else nothing."""
+    try:
+        index = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(index, dict) and (index.get("version"), index.get("size")) == (VERSION, _size(shard))
+    return index if known else {}
 
 
 def _cached(shard: Path) -> Path:
@@ -112,7 +118,7 @@ def _walk(shard: Path) -> list[dict[str, Any]]:
                 key = f"{folder}/{stem}".lstrip("/")
                 entry = found.setdefault(key, {"key": key, "text": {}, "members": {}})
                 if name == "json":
-                    entry["text"] = _text(tar, info)
+                    entry["text"] = json_or_text(tar.extractfile(info).read())  # type: ignore[union-attr]
                 else:
                     entry["members"][name] = [info.offset_data, info.size]
         with shard.open("rb") as raw:  # tarfile takes an end within a header for that of the archive
@@ -124,15 +130,12 @@ def _walk(shard: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _text(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
-    """A record's JSON; where it is none the text itself, which is told as the row's mistake."""
-    file = tar.extractfile(info)
-    assert file is not None
-    data = file.read()
+def json_or_text(data: bytes | str) -> Any:
+    """The JSON of a row; where it is none the text itself, which becomes the row's mistake."""
     try:
         return json.loads(data)
     except ValueError:
-        return data.decode(errors="replace")
+        return data.decode(errors="replace") if isinstance(data, bytes) else data
 
 
 def rows(shard: Path) -> Iterator[tuple[str, Any]]:
@@ -206,7 +209,7 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     made = {shard.path: shard.digest for shard in shards}
     for path in sorted(folder.glob("shard-*.tar")):
-        if made.get(path) != _digest(path):
+        if made.get(path) != _stored_index(index_path(path), path).get("digest"):
             if not force:
                 raise InputError(f"{path} is of another packing: choose another folder, or replace it with --force.")
             for file in (path, index_path(path)):
@@ -238,15 +241,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)  # no time, no owner: the same bytes from every machine
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-def _digest(path: Path) -> str | None:
-    """What a shard was made of, by its index; None for a shard without one or with one of another size."""
-    try:
-        index = json.loads(index_path(path).read_text())
-    except (OSError, ValueError):
-        return None
-    return index.get("digest") if index.get("size") == _size(path) else None
 
 
 def _stat(handle: Handle) -> tuple[int, int]:

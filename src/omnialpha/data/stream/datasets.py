@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from omnialpha.data.records import shards
-from omnialpha.data.records.pictures import Handle
+from omnialpha.data.records.pictures import Size
 from omnialpha.data.records.records import INPUTS, OUTPUTS, Record, parse
 from omnialpha.errors import InputError
 from omnialpha.tasks import MAPS, Role
@@ -20,6 +19,7 @@ from omnialpha.tasks import task as find_task
 
 HF = "hf:"
 SEVERAL = (str(Role.FOREGROUND), INPUTS, OUTPUTS)
+Found = tuple[str, Any, Path | None]  # of a row its place, its values, and the folder that its paths begin in
 PICTURES = (*SEVERAL, str(Role.BACKGROUND), str(Role.COMPOSITE), *map(str, MAPS))
 
 
@@ -31,8 +31,8 @@ class DatasetSettings:
     in a manifest begin; its own folder if left out. task: what pairs are of. tasks: the only ones that its records are
     used for. columns: other names of keys, such as {"captions.foreground" = "text"}; the rest is then not read.
     starts, ends: the part of its rows, as in a slice. sample: so many rows, or a share below 1, drawn by the seed.
-    weight: how often it is drawn beside the others; by size where no dataset has one, `repeat` times its size.
-    bad: what to do about rows that `omnialpha data check` tells of: stop before training, skip them, or do not look.
+    weight: how often it is drawn, relative to the others; by size where no dataset has one, `repeat` times its size.
+    bad: what to do about rows that `omnialpha data check` reports: stop before training, skip them, or do not look.
     """
 
     path: str
@@ -60,21 +60,31 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as found. number: from 1, over the whole dataset. place: for people, such as rows.jsonl:12."""
+    """A row of a dataset.
+
+    Attributes:
+        number: from 1, over the whole dataset.
+        place: for people, such as rows.jsonl:12.
+        tasks: that the dataset's settings let its record serve.
+        reasons: why it is bad; none: it is good, as far as it has been looked at.
+        size: (height, width) of its pictures, where that is known.
+    """
 
     number: int
     place: str
     ident: str = ""
     record: Record | None = None
-    fault: str = ""
+    tasks: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    size: Size | None = None
 
 
 def rows(settings: DatasetSettings, seed: int = 0) -> list[Row]:
     """The rows of a dataset, in its order, that its settings leave. No picture is opened.
 
-    InputError for a source that cannot be read as a whole; the mistake of a row is its own `fault`.
+    InputError for a source that cannot be read as a whole; the mistake of a row is one of its own `reasons`.
     """
-    found: list[tuple[str, Any, Callable[[Any], Handle]]] = []
+    found: list[Found] = []
     if settings.path.startswith(HF):
         found += _hugging_face(settings)
     else:
@@ -90,14 +100,16 @@ def rows(settings: DatasetSettings, seed: int = 0) -> list[Row]:
     return [_row(n + 1, *found[n], settings) for n in numbers]
 
 
-def _row(number: int, place: str, values: Any, handle: Callable[[Any], Handle], settings: DatasetSettings) -> Row:
+def _row(number: int, place: str, values: Any, folder: Path | None, settings: DatasetSettings) -> Row:
     if settings.columns and isinstance(values, dict) and not settings.path.startswith(HF):
         values = renamed(values, settings.columns)
     ident = str(values.get("id", "")) if isinstance(values, dict) else ""
     try:
-        return Row(number, place, ident, parse(values, handle, settings.task))
+        record = parse(values, folder, settings.task)
     except InputError as error:
-        return Row(number, place, ident, fault=str(error))
+        return Row(number, place, ident, reasons=(str(error),))
+    tasks = tuple(name for name in record.tasks() if not settings.tasks or name in settings.tasks)
+    return Row(number, place, ident, record, tasks)
 
 
 def renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
@@ -129,38 +141,20 @@ def sources(path: str) -> list[Path]:
     return files
 
 
-def _manifest(file: Path, root: str) -> Iterator[tuple[str, Any, Callable[[Any], Handle]]]:
+def _manifest(file: Path, root: str) -> Iterator[Found]:
     folder = Path(root).expanduser() if root else file.parent
-
-    def handle(name: Any) -> Handle:
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{name!r} is no picture: write its path.")
-        return folder / name
-
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read ({error}): give a JSONL file in UTF-8.") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield f"{file.name}:{number}", _json(line), handle
+            yield f"{file.name}:{number}", shards.json_or_text(line), folder
 
 
-def _json(line: str) -> Any:
-    """The row of a line; a line that is no JSON stays text, which is told as the row's mistake."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line
-
-
-def _shard(file: Path) -> Iterator[tuple[str, Any, Callable[[Any], Handle]]]:
+def _shard(file: Path) -> Iterator[Found]:
     for key, values in shards.rows(file):
-        yield f"{file.name}:{key}", values, _itself
-
-
-def _itself(handle: Any) -> Handle:
-    return handle  # type: ignore[no-any-return]
+        yield f"{file.name}:{key}", values, None
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------------
@@ -205,7 +199,7 @@ def _table(source: str) -> Any:
     return found.with_format("arrow")
 
 
-def _hugging_face(settings: DatasetSettings) -> Iterator[tuple[str, Any, Callable[[Any], Handle]]]:
+def _hugging_face(settings: DatasetSettings) -> Iterator[Found]:
     table = _table(settings.path)
     columns = settings.columns or {name: name for name in table.column_names}
     for key, column in columns.items():
@@ -222,7 +216,7 @@ def _hugging_face(settings: DatasetSettings) -> Iterator[tuple[str, Any, Callabl
                 cell = Cell(settings.path, number, columns[key])
                 several = [Cell(settings.path, number, columns[key], k) for k in range(max(count, 0))]
                 values[key] = cell if count < 0 else several
-        yield f"row {number}", values, _itself
+        yield f"row {number}", values, None
 
 
 def _lengths(table: Any, column: str) -> list[int | None]:

@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omnialpha.data.records.check import Checked, header, load, served
+from omnialpha.data.records.check import header, load
 from omnialpha.data.records.pictures import Size
 from omnialpha.data.records.records import PairRecord, Record
 from omnialpha.data.stream.batches import BLOCK, BatchDataset, Budget, SampleShape
-from omnialpha.data.stream.datasets import DatasetSettings
+from omnialpha.data.stream.datasets import DatasetSettings, Row
 from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS, Example
 from omnialpha.tasks import task as find_task
@@ -34,8 +34,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class RecordGroup:
-    """Rows of a dataset that serve the same tasks with as many pictures, at the same sizes: any of them can stand
-    beside any other in a draw. weight: of each row.
+    """Rows of a dataset that serve the same tasks with as many pictures, at the same sizes: any of them can be
+    in a draw with any other. weight: of each row.
     """
 
     records: tuple[Record, ...]
@@ -47,17 +47,6 @@ class RecordGroup:
     @property
     def total(self) -> float:
         return self.weight * len(self.records)
-
-
-class SampleRequest(NamedTuple):
-    """One sample to draw: from which row of which source, with which seed."""
-
-    task: str
-    place: int
-    row: int
-    seed: int
-    dropped: bool
-    size: Size
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class Stream(BatchDataset):
         self.check()
 
     def draw(self, numbers: Sequence[int]) -> list[Example]:
-        return [self._example(job) for number in numbers for job in self._jobs(number)]
+        return [example for number in numbers for example in self._examples(number)]
 
     def shape(self, number: int) -> SampleShape:
         task, place, _ = self.plan(number)
@@ -104,6 +93,10 @@ class Stream(BatchDataset):
             for name in (name for name in source.tasks if name in wanted and source.total):
                 for size in source.sizes:
                     yield self._shape(name, place, size)
+
+    def identities(self) -> set[tuple[str, str]]:
+        """Id and first picture of every record."""
+        return {(one.id, str(one.parts()[0].handle)) for source in self.sources for one in source.records}
 
     def plan(self, index: int) -> tuple[str, int, int]:
         """Of a draw: its task, the number of its source, and how many draws that source has given before."""
@@ -146,26 +139,27 @@ class Stream(BatchDataset):
             return SampleShape(task, size, len(record.inputs), len(record.outputs))
         return SampleShape.of(find_task(task), size, record.layers)
 
-    def _jobs(self, number: int) -> list[SampleRequest]:
+    def _examples(self, number: int) -> Iterator[Example]:
+        """The samples of a draw."""
         task, place, turn = self.plan(number)
         size, generator = self._begin(number, place)
         seeds = torch.randint(1 << 62, (self.batch_size,), generator=generator).tolist()
         dropped = (torch.rand(self.batch_size, generator=generator) < self.prompt_dropout).tolist()
-        rows = range(turn * self.batch_size, (turn + 1) * self.batch_size)
-        return [SampleRequest(task, place, *sample, size) for sample in zip(rows, seeds, dropped, strict=True)]
+        for k, (seed, drop) in enumerate(zip(seeds, dropped, strict=True)):
+            made = self._example(task, place, turn * self.batch_size + k, seed, size)
+            yield replace(made, instruction="") if drop else made
 
-    def _example(self, job: SampleRequest) -> Example:
-        source = self.sources[job.place]
+    def _example(self, task: str, place: int, row: int, seed: int, size: Size) -> Example:
+        """Of a row, or of the first after it that can be read, where those that cannot are skipped."""
+        source = self.sources[place]
         for tried in range(len(source.records)):
-            record = self.row(job.place, job.row + tried)
             try:
-                made = record.example(job.task, torch.Generator().manual_seed(job.seed), job.size)
-                return replace(made, instruction="") if job.dropped else made
+                return self.row(place, row + tried).example(task, torch.Generator().manual_seed(seed), size)
             except InputError as error:
                 if not source.skip:
                     raise
                 warnings.warn(f"skipped: {error}", stacklevel=2)
-        raise InputError(f"no row of {len(source.records)} serves {job.task}: see `omnialpha data check --deep`.")
+        raise InputError(f"no row of {len(source.records)} serves {task}: see `omnialpha data check --deep`.")
 
     @cached_property
     def _blocks(self) -> dict[int, tuple[NDArray[np.int64], ...]]:
@@ -258,19 +252,17 @@ def open_stream(
     if not settings.datasets:
         raise InputError("the recipe has no [[datasets]]: give one.")
     loaded = [load(one, seed) for one in settings.datasets]
+    weights = weigh(settings, [len(rows) for rows in loaded])
     sources: list[RecordGroup] = []
-    for one, checked, weight in zip(settings.datasets, loaded, weigh(settings, loaded), strict=True):
+    for one, rows, weight in zip(settings.datasets, loaded, weights, strict=True):
         groups: dict[tuple[tuple[str, ...], int, int, tuple[Size, ...]], list[Record]] = {}
-        for c in checked:
-            names = tuple(served(c.record, one.tasks))
-            if names:
-                inputs = (
-                    len(c.record.inputs) if isinstance(c.record, PairRecord) else 0
-                )  # of one task, and yet not as many
-                key = (names, c.record.layers, inputs, _bucket(c, sizes, settings.buckets))
-                groups.setdefault(key, []).append(c.record)
+        for row in (row for row in rows if row.tasks):
+            assert row.record
+            inputs = len(row.record.inputs) if isinstance(row.record, PairRecord) else 0  # of one task not as many
+            key = (row.tasks, row.record.layers, inputs, _bucket(row, sizes, settings.buckets))
+            groups.setdefault(key, []).append(row.record)
         sources += [
-            RecordGroup(tuple(records), names, bucket, weight / len(checked), one.bad == "skip")
+            RecordGroup(tuple(records), names, bucket, weight / len(rows), one.bad == "skip")
             for (names, _, _, bucket), records in groups.items()
         ]
     able = {name for source in sources for name in source.tasks if source.total}
@@ -279,13 +271,13 @@ def open_stream(
     return Stream(tuple(sources), tasks, sizes, batch_size, seed, prompt_dropout, stages, batches_a_step, budget)
 
 
-def weigh(settings: StreamSettings, loaded: Sequence[Sequence[Checked]]) -> list[float]:
-    """The weight of each dataset: as given, or by its size. InputError where some are given and others not."""
+def weigh(settings: StreamSettings, counts: Sequence[int]) -> list[float]:
+    """The weight of each dataset: as given, or by its rows. InputError where some are given and others not."""
     given = [one.weight for one in settings.datasets if one.weight is not None]
     if settings.temperature <= 0:
         raise InputError(f"temperature={settings.temperature} is out of range: use a number above 0.")
     if not given:
-        sizes = [len(rows) * one.repeat for one, rows in zip(settings.datasets, loaded, strict=True)]
+        sizes = [count * one.repeat for one, count in zip(settings.datasets, counts, strict=True)]
         return [size ** (1 / settings.temperature) for size in sizes]
     if len(given) < len(settings.datasets):
         raise InputError(f"{len(given)} of {len(settings.datasets)} datasets have a weight: give all one, or none.")
@@ -296,11 +288,12 @@ def weigh(settings: StreamSettings, loaded: Sequence[Sequence[Checked]]) -> list
     return given
 
 
-def _bucket(checked: Checked, sizes: Sequence[Size], how: str) -> tuple[Size, ...]:
+def _bucket(row: Row, sizes: Sequence[Size], how: str) -> tuple[Size, ...]:
     """The sizes that a row is shown at; several of one shape stay a choice."""
     shapes = {height / width for height, width in sizes}
     if how == "any" or len(shapes) == 1:
         return tuple(sizes)
-    height, width = checked.size or header(checked.record.parts()[0].handle)[0]
+    assert row.record
+    height, width = row.size or header(row.record.parts()[0].handle)[0]
     near = min(sorted(shapes), key=lambda shape: abs(np.log(shape * width / height)))
     return tuple(size for size in sizes if size[0] / size[1] == near)

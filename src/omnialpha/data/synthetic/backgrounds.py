@@ -8,15 +8,25 @@ import numpy as np
 from numpy.random import Generator
 
 from omnialpha.data.synthetic.colors import NAMES
-from omnialpha.data.synthetic.shapes import Array, blend, contrasting, grid, lit, noise, pick, smoothstep, tint, warp
+from omnialpha.data.synthetic.shapes import (
+    Array,
+    axes,
+    blend,
+    contrasting,
+    grid,
+    lit,
+    noise,
+    pick,
+    smoothstep,
+    tint,
+    warp,
+)
 
 Picture = tuple[Array, str]
 
 
 def _axis(rng: Generator, n: int) -> Array:
-    x, y = grid(n)
-    angle = rng.uniform(0, 2 * np.pi)
-    return (x * np.cos(angle) + y * np.sin(angle)).astype(np.float32)
+    return axes(n, rng.uniform(0, 2 * np.pi))[0].astype(np.float32)
 
 
 def _pair(rng: Generator) -> tuple[str, str, Array, Array]:
@@ -29,7 +39,7 @@ def _gradient(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     x, y = grid(n)
     ramp = smoothstep(-1, 1, _axis(rng, n)) if rng.random() < 0.7 else smoothstep(0, 1.3, np.hypot(x, y))
-    return blend(np.broadcast_to(first, (n, n, 3)), second, ramp), f"a smooth gradient from {a} to {b}"
+    return blend(first, second, ramp), f"a smooth gradient from {a} to {b}"
 
 
 def _plain(rng: Generator, n: int) -> Picture:
@@ -43,21 +53,18 @@ def _texture(rng: Generator, n: int) -> Picture:
     field = noise(rng, n, rng.uniform(2, 12), 5, rng.uniform(0.4, 0.75))
     if rng.random() < 0.4:
         field = np.abs(2 * field - 1)  # ridges
-    return blend(np.broadcast_to(first, (n, n, 3)), second, field), pick(
-        rng, (f"a rough {a} and {b} texture", f"a {a} surface mottled with {b}", f"{a} and {b} marble")
-    )
+    captions = (f"a rough {a} and {b} texture", f"a {a} surface mottled with {b}", f"{a} and {b} marble")
+    return blend(first, second, field), pick(rng, captions)
 
 
 def _tiles(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
-    x, y = grid(n)
-    angle, skew = (0, 0) if rng.random() < 0.5 else (rng.uniform(0, 3.1), rng.uniform(-0.4, 0.4))
-    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle + skew) - x * np.sin(angle + skew)
+    u, v = axes(n, *((0, 0) if rng.random() < 0.5 else (rng.uniform(0, 3.1), rng.uniform(-0.4, 0.4))))
     f = rng.uniform(1.5, 5)
     edge = n / (2 * f)  # pixels in a tile
     pu, pv = (np.clip((np.abs((w * f / 2) % 1 - 0.5) - 0.25) * 2 * edge + 0.5, 0, 1) for w in (u, v))
     weight = pu + pv - 2 * pu * pv
-    rgb = blend(np.broadcast_to(first, (n, n, 3)), second, weight) * (0.9 + 0.2 * noise(rng, n, 8))[..., None]
+    rgb = blend(first, second, weight) * (0.9 + 0.2 * noise(rng, n, 8))[..., None]
     return rgb, pick(rng, (f"a {a} and {b} checkerboard", f"a tiled floor in {a} and {b}"))
 
 
@@ -66,16 +73,13 @@ def _stripes(rng: Generator, n: int) -> Picture:
     f = rng.uniform(1.5, 6)
     saw = np.abs((_axis(rng, n) * f) % 1 - 0.5)
     weight = np.clip((rng.uniform(0.15, 0.3) - saw) * n / (2 * f) + 0.5, 0, 1)
-    return blend(np.broadcast_to(first, (n, n, 3)), second, weight), pick(
-        rng, (f"{a} and {b} stripes", f"a {a} wallpaper with {b} stripes")
-    )
+    return blend(first, second, weight), pick(rng, (f"{a} and {b} stripes", f"a {a} wallpaper with {b} stripes"))
 
 
 def _shapes(rng: Generator, n: int) -> Picture:
     a, b, first, second = _pair(rng)
     x, y = grid(n)
-    rgb = np.broadcast_to(first, (n, n, 3))
-    soft = rng.uniform(0.05, 0.5)
+    rgb, soft = first, rng.uniform(0.05, 0.5)
     for _ in range(int(rng.integers(3, 9))):
         cx, cy, r = *rng.uniform(-1, 1, 2), rng.uniform(0.2, 0.6)
         inside = smoothstep(r, r * (1 - soft), np.hypot(x - cx, (y - cy) * rng.uniform(0.6, 1.6)))
@@ -86,15 +90,13 @@ def _shapes(rng: Generator, n: int) -> Picture:
 def _horizon(rng: Generator, n: int) -> Picture:
     x, y = grid(n)
     sky = pick(rng, ("light blue", "light blue", "blue", "orange", "pink", "grey", "dark blue", "white"))
-    below = pick(
-        rng, ("green hills", "dark green hills", "beige dunes", "brown mountains", "white snow", "blue sea", "teal sea")
-    )
+    lands = ("green hills", "dark green hills", "beige dunes", "brown mountains", "white snow", "blue sea", "teal sea")
+    below = pick(rng, lands)
     ground = tint(rng, below.rsplit(" ", 1)[0])
     line = rng.uniform(-0.3, 0.5)
     top = tint(rng, sky)
     clouds = smoothstep(0.5, 0.9, noise(rng, n, 2.5, 5)) * rng.uniform(0, 0.8)
-    rgb = blend(blend(np.broadcast_to(top, (n, n, 3)), np.ones(3, np.float32), 0.5 * smoothstep(-1, line, y)),
-                np.ones(3, np.float32), clouds)  # fmt: skip
+    rgb = blend(blend(top, 1.0, 0.5 * smoothstep(-1, line, y)), 1.0, clouds)
     if below.endswith("sea"):
         glitter = noise(rng, n, 4)[:, :1] * 0.5 + noise(rng, n, 24, 2) * 0.5
         water = lit(ground, 0.75 + 0.5 * glitter)
@@ -165,9 +167,9 @@ def _bricks(rng: Generator, n: int) -> Picture:
 
 
 def _blurred(rng: Generator, n: int) -> Picture:
-    names = [pick(rng, NAMES)]
-    names.append(contrasting(rng, names[0]))
-    rgb = np.broadcast_to(tint(rng, names[0]), (n, n, 3))
+    first = pick(rng, NAMES)
+    names = [first, contrasting(rng, first)]
+    rgb = tint(rng, first)
     for name in (names[1], *(pick(rng, NAMES) for _ in range(2))):
         patches = smoothstep(0.35, 0.8, noise(rng, n, rng.uniform(2, 6), 2, 0.3))
         rgb = blend(rgb, tint(rng, name), patches * rng.uniform(0.5, 1))

@@ -30,26 +30,18 @@ def compose(
     places = torch.randint(len(bank.background_captions), (count,), generator=generator)
     centers, scales = _placements(count, objects, generator, apart)
     flat = bank.foregrounds[picks.flatten().to(device)].float() / 255
-    matrices = _affine(centers.flatten(0, 1), scales.flatten(), size, generator).to(device)
-    layers = rgba.unpremultiply(_warp(rgba.premultiply(flat), matrices, size).clamp(0, 1), eps=1 / 512)
+    matrices = _affine(centers.flatten(0, 1), scales.flatten(), size, generator)
+    layers = rgba.unpremultiply(_warp(rgba.premultiply(flat), matrices, size, "zeros").clamp(0, 1), eps=1 / 512)
     layers = layers.unflatten(0, (count, objects))
     background = _background(bank.backgrounds[places.to(device)].float() / 255, size, generator)
-    composite = rgba.recompose([background, *layers.unbind(1)])
-    composite[:, 3] = 1.0
-    return [
-        Scene(
-            layers[b],
-            background[b],
-            composite[b],
-            tuple(
-                _worded(bank.captions[int(picks[b, k])], place(centers[b, k]) if objects > 1 else "", generator)
-                for k in range(objects)
-            ),
-            _article(bank.background_captions[int(places[b])]),
-            items=tuple(picks[b].tolist()),
-        )
-        for b in range(count)
-    ]
+    composite = rgba.opaque(rgba.recompose([background, *layers.unbind(1)]))
+    scenes = []
+    for b, items in enumerate(picks.tolist()):
+        where = [place(center) if objects > 1 else "" for center in centers[b]]
+        captions = tuple(_worded(bank.captions[i], at, generator) for i, at in zip(items, where, strict=True))
+        behind = _article(bank.background_captions[int(places[b])])
+        scenes.append(Scene(layers[b], background[b], composite[b], captions, behind, items=tuple(items)))
+    return scenes
 
 
 def _placements(count: int, objects: int, generator: torch.Generator, apart: bool) -> tuple[Tensor, Tensor]:
@@ -86,10 +78,10 @@ def _affine(centers: Tensor, scales: Tensor, size: tuple[int, int], generator: t
     return torch.cat([rows, shift], dim=-1)
 
 
-def _warp(pictures: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resample with zeros outside. Shrinking beyond 2x is rare here, so bilinear without a pyramid is enough."""
-    grid = F.affine_grid(matrices, [len(pictures), pictures.shape[1], *size], align_corners=False)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+def _warp(pictures: Tensor, matrices: Tensor, size: tuple[int, int], outside: str) -> Tensor:
+    """Resample. Shrinking beyond 2x is rare here, so bilinear without a pyramid is enough."""
+    grid = F.affine_grid(matrices.to(pictures.device), [len(pictures), pictures.shape[1], *size], align_corners=False)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
 def _background(pictures: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -102,9 +94,7 @@ def _background(pictures: Tensor, size: tuple[int, int], generator: torch.Genera
     aspect = min(size[1] / size[0], 1.0), min(size[0] / size[1], 1.0)
     matrices = torch.zeros(n, 2, 3)
     matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, :, 2] = zoom * mirror * aspect[0], zoom * aspect[1], shift
-    grid = F.affine_grid(matrices.to(pictures.device), [n, 3, *size], align_corners=False)
-    rgb = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False) * gain
-    return torch.cat([rgb.clamp(0, 1), torch.ones_like(rgb[:, :1])], dim=1)
+    return rgba.opaque((_warp(pictures, matrices, size, "reflection") * gain).clamp(0, 1))
 
 
 def _worded(caption: Caption, where: str, generator: torch.Generator) -> Caption:

@@ -1,4 +1,4 @@
-"""Procedural drawing: outlines, textures and soft layers, each a function of a numpy Generator.
+"""Procedural drawing: outlines, textures and shading, each a function of a numpy Generator.
 
 Colour and alpha are drawn apart: colour fills the whole square and alpha cuts it. So an antialiased or blurred edge
 never mixes with black, and the colour under alpha 0 is the object's own.
@@ -58,11 +58,15 @@ def smoothstep(low: float, high: float, value: Array) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def blend(a: Array, b: Array, weight: Array | float) -> Array:
-    """a where weight is 0, b where it is 1; weight (n, n) or a number."""
-    w = np.asarray(weight, np.float32)
-    w = w[..., None] if w.ndim == 2 else w
-    return (a + (b - a) * w).astype(np.float32)
+def axes(n: int, angle: float, skew: float = 0) -> tuple[Array, Array]:
+    """Coordinates (n, n) along a direction and across it; skew: by how much the other axis leans."""
+    x, y = grid(n)
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle + skew) - x * np.sin(angle + skew)
+
+
+def blend(a: Array, b: Array | float, weight: Array | float) -> Array:
+    """Colours (n, n, 3): a where weight (n, n) is 0, b where it is 1; a and b may be one colour (3,)."""
+    return (a + (b - a) * np.asarray(weight, np.float32)[..., None]).astype(np.float32)
 
 
 def lit(color: Array, light: Array) -> Array:
@@ -121,10 +125,6 @@ def polar(radius: NDArray[np.float64]) -> NDArray[np.float64]:
     """Closed curve (m, 2) with these radii at equal angles, the first one upwards."""
     angle = np.linspace(0, 2 * np.pi, len(radius), endpoint=False) - np.pi / 2
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
-
-
-def _circle(rng: Generator) -> Outline:
-    return [(polar(np.ones(72)), 1)]
 
 
 def _polygon(sides: int) -> Callable[[Generator], Outline]:
@@ -202,7 +202,7 @@ def _house(rng: Generator) -> Outline:
 
 # name -> (outline, largest rotation in radians)
 OUTLINES: dict[str, tuple[Callable[[Generator], Outline], float]] = {
-    "circle": (_circle, 3.1),
+    "circle": (_polygon(72), 3.1),
     "square": (_polygon(4), 3.1),
     "triangle": (_polygon(3), 3.1),
     "hexagon": (_polygon(6), 3.1),
@@ -249,9 +249,8 @@ def rasterize(outline: Outline, n: int) -> Array:
 
 def _pattern(rng: Generator, n: int, kind: str) -> Array:
     """Weight (n, n) of the second colour, antialiased; on average well below one half."""
-    x, y = grid(n)
     angle, f = rng.uniform(0, np.pi), rng.uniform(1.5, 4)
-    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    u, v = axes(n, angle)
     shift = rng.uniform(0, 1, 2)
     pixel = 2 * f / n  # one pixel in periods
     saw_u, saw_v = np.abs((u * f + shift[0]) % 1 - 0.5), np.abs((v * f + shift[1]) % 1 - 0.5)
@@ -299,9 +298,8 @@ def textured(
 def relief(rng: Generator, rgb: Array, alpha: Array) -> Array:
     """Light a colour field: a slope across the square, or a bevel that follows alpha's edge."""
     n = len(alpha)
-    x, y = grid(n)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.14)
-    light = np.cos(angle) * x + np.sin(angle) * y
+    light, _ = axes(n, angle)
     if rng.random() < 0.5:
         height = ndimage.gaussian_filter(alpha, n * rng.uniform(0.02, 0.06), truncate=2)
         slope_y, slope_x = np.gradient(height)

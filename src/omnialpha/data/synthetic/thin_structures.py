@@ -16,6 +16,7 @@ from omnialpha.data.synthetic.shapes import (
     SUPERSAMPLE,
     Array,
     Drawn,
+    axes,
     describe,
     grid,
     lit,
@@ -34,7 +35,7 @@ Paths = NDArray[np.float64]  # (k strands, m points from root to tip, 2) in [-1,
 def strands(paths: Paths, width: NDArray[np.float64], colors: Array, base: Array, n: int) -> tuple[Array, Array]:
     """Colour (n, n, 3) and alpha (n, n) of tapering strands; width (k,) of the root in pixels, colors (k, 3) in [0, 1].
 
-    The taper ends far below one pixel, which is what makes a tip soft. Gaps between strands hold `base`.
+    The taper ends far below one pixel, which gives tips partial alpha. Gaps between strands hold `base`.
     """
     side = n * SUPERSAMPLE
     along = np.gradient(paths, axis=1)
@@ -169,10 +170,8 @@ def _branches(rng: Generator, n: int) -> Drawn:
 
 def _net(rng: Generator, n: int) -> Drawn:
     name = pick(rng, ("white", "black", "red", "blue", "green", "beige", "brown", "grey", "yellow", "pink"))
-    x, y = grid(n)
     angle, f, bend = rng.uniform(0, 3.1), rng.uniform(3, 6), 0.25 * (noise(rng, n, 2, 2) - 0.5)
-    u, v = x * np.cos(angle) + y * np.sin(angle) + bend, y * np.cos(angle) - x * np.sin(angle) + bend
-    saw = np.minimum(np.abs((u * f) % 1 - 0.5), np.abs((v * f) % 1 - 0.5))
+    saw = np.minimum(*(np.abs(((axis + bend) * f) % 1 - 0.5) for axis in axes(n, angle)))
     half = rng.uniform(0.06, 0.13)
     threads = np.clip((half - saw) * n / (2 * f) + 0.5, 0, 1)
     outline = OUTLINES[pick(rng, ("square", "circle", "blob"))][0](rng)

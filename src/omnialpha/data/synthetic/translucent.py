@@ -17,6 +17,7 @@ from omnialpha.data.synthetic.shapes import (
     Drawn,
     Outline,
     article,
+    axes,
     blend,
     describe,
     grid,
@@ -39,10 +40,6 @@ WORDS = (
     "NEWS", "PLAY", "Milk", "BOOK", "2024", "YES", "Star", "TAXI", "Soap", "EXIT", "MAP", "Idea", "Rose", "BANK",
     "FREE", "Hi!", "ZOO", "Tea", "100%", "NEW", "Wood", "FISH", "Rain", "SUN", "Moon",
 )  # fmt: skip
-
-
-def flat(color: Array, n: int) -> Array:
-    return np.broadcast_to(color, (n, n, 3)).astype(np.float32)
 
 
 def frame(n: int) -> Array:
@@ -122,7 +119,7 @@ def _glass(rng: Generator, n: int) -> Drawn:
     spot = np.exp(-(((((x - cx) + lean * (y - cy)) / across) ** 2 + ((y - cy) / along) ** 2) ** 2))
     shine = np.clip(0.85 * spot + 0.6 * rim * smoothstep(0.1, 0.7, -x - y), 0, 1)
     alpha = mask * np.clip(body + 0.28 * rim + 0.5 * shine, 0, 0.9)
-    rgb = blend(flat(tint(rng, name), n), np.ones(3, np.float32), np.clip(0.85 * shine + 0.1 * rim, 0, 1))
+    rgb = blend(tint(rng, name), 1.0, np.clip(0.85 * shine + 0.1 * rim, 0, 1))
     what = "[glass {k}]" if kind == "ball" else "glass [{k}]"
     forms = (f"{{c}} {what}", f"see-through {{c}} {what}", "transparent {c} [{k}]", "[{k}] of {c} glass")
     return rgb, alpha, describe(rng, forms, name, an=True, k=kind)
@@ -137,10 +134,10 @@ def _bubble(rng: Generator, n: int) -> Drawn:
     angle = rng.uniform(-2.6, -0.6)
     spot = np.exp(-((x - 0.5 * np.cos(angle)) ** 2 + (y - 0.5 * np.sin(angle)) ** 2) / rng.uniform(0.01, 0.03))
     swirl = 0.5 + 0.5 * np.sin(np.arctan2(y, x) * 2 + 5 * noise(rng, n, 2, 2))
-    rgb = blend(flat(tint(rng, name), n), tint(rng, pick(rng, VIVID)), 0.3 * swirl)
+    rgb = blend(tint(rng, name), tint(rng, pick(rng, VIVID)), 0.3 * swirl)
     alpha = inside * np.clip(rng.uniform(0.06, 0.16) + 0.55 * rim + 0.7 * spot, 0, 0.95)
     forms = ("{c} [bubble]", "{c} soap [bubble]", "transparent [bubble] with {c} reflections")
-    return blend(rgb, np.ones(3, np.float32), 0.9 * spot), alpha, describe(rng, forms, name, an=True)
+    return blend(rgb, 1.0, 0.9 * spot), alpha, describe(rng, forms, name, an=True)
 
 
 FLAMES = {  # core, middle and edge
@@ -167,7 +164,7 @@ def _flame(rng: Generator, n: int) -> Drawn:
     alpha = smoothstep(0.0, rng.uniform(0.4, 0.7), heat) * smoothstep(0, 0.06, up) * frame(n)
     core, middle, edge = (np.array(c, np.float32) for c in FLAMES[name])
     hot = smoothstep(0.7, 1.2, heat - 0.4 * up + 0.2)
-    rgb = blend(blend(flat(edge, n), middle, smoothstep(0.05, 0.5, heat)), core, hot)
+    rgb = blend(blend(edge, middle, smoothstep(0.05, 0.5, heat)), core, hot)
     return rgb, alpha, describe(rng, ("{c} [flame]", "burning {c} [flame]", "{c} [fire]"), name, an=True)
 
 
@@ -175,11 +172,10 @@ def _shadow(rng: Generator, n: int) -> Drawn:
     if rng.random() < 0.3:  # what an object casts
         alpha = _blurred(rng, n, pick(rng, OUTLINES), rng.uniform(0.03, 0.09))
     else:
-        x, y = grid(n)
         angle, squash = rng.uniform(-0.6, 0.6), rng.uniform(0.3, 1)
-        u, v = x * np.cos(angle) + y * np.sin(angle), (y * np.cos(angle) - x * np.sin(angle)) / squash
-        alpha = smoothstep(MARGIN, rng.uniform(-0.3, 0.6), np.hypot(u, v))
-    rgb = flat(np.full(3, rng.uniform(0, 0.06), np.float32), n)
+        u, v = axes(n, angle)
+        alpha = smoothstep(MARGIN, rng.uniform(-0.3, 0.6), np.hypot(u, v / squash))
+    rgb = np.full((n, n, 3), rng.uniform(0, 0.06), np.float32)
     forms = ("a soft {c} [shadow]", "a blurred {c} [shadow]", "a {c} drop [shadow]")
     caption = describe(rng, forms, "black")
     return rgb, alpha * np.float32(rng.uniform(0.3, 0.8)), caption
@@ -205,9 +201,8 @@ def _blur(rng: Generator, n: int) -> Drawn:
 
 
 def _fade(rng: Generator, n: int) -> Drawn:
-    x, y = grid(n)
-    angle = rng.uniform(0, 6.3)
-    ramp = smoothstep(-rng.uniform(0.5, 1), rng.uniform(0.3, 1), np.cos(angle) * x + np.sin(angle) * y)
+    along, _ = axes(n, rng.uniform(0, 6.3))
+    ramp = smoothstep(-rng.uniform(0.5, 1), rng.uniform(0.3, 1), along)
     kind = pick(rng, ROUND)
     outline, turn = OUTLINES[kind]
     rgb, caption = textured(rng, n, kind)
@@ -223,16 +218,14 @@ def _glow(rng: Generator, n: int) -> Drawn:
     rays = 1 + rng.uniform(0, 0.6) * np.cos(spokes * np.arctan2(y, x) + rng.uniform(0, 6.3)) * np.clip(r, 0, 1)
     falloff = np.exp(-((r / rng.uniform(0.4, 0.65)) ** rng.uniform(1, 2)) / rays)
     alpha = falloff * smoothstep(1.0, 0.6, r) * rng.uniform(0.7, 1)
-    rgb = blend(flat(tint(rng, name), n), np.ones(3, np.float32), 0.8 * smoothstep(0.35, 0.0, r))
+    rgb = blend(tint(rng, name), 1.0, 0.8 * smoothstep(0.35, 0.0, r))
     return rgb, alpha, describe(rng, ("{c} [glow]", "soft {c} [glow]", "{c} [light flare]"), name, an=True)
 
 
 def _veil(rng: Generator, n: int) -> Drawn:
     name = pick(rng, VIVID)
-    x, y = grid(n)
-    angle = rng.uniform(0, 3.1)
-    phase = (x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(5, 12) + 6 * (noise(rng, n, 2, 2) - 0.5)
-    folds = 0.5 + 0.5 * np.sin(phase)
+    along, _ = axes(n, rng.uniform(0, 3.1))
+    folds = 0.5 + 0.5 * np.sin(along * rng.uniform(5, 12) + 6 * (noise(rng, n, 2, 2) - 0.5))
     mask = rasterize(place(rng, OUTLINES["blob"][0](rng), 3.1), n)
     forms = ("sheer {c} [fabric]", "a translucent {c} [veil]", "a piece of see-through {c} [cloth]")
     caption = describe(rng, forms, name)
@@ -244,8 +237,7 @@ def _paint(rng: Generator, n: int) -> Drawn:
     x, y = grid(n)
     edge = noise(rng, n, 4, 5, 0.6) - 0.5
     if rng.random() < 0.5:  # a dry brush: streaks along the stroke
-        angle = rng.uniform(-0.7, 0.7)
-        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        u, v = axes(n, rng.uniform(-0.7, 0.7))
         streaks = warp(noise(rng, n, 14, 3)[:, :1] + np.zeros((n, n), np.float32), 0 * x, v - y)
         body = smoothstep(0.0, 0.15, rng.uniform(0.3, 0.6) - np.abs(v) + 0.2 * edge)
         dry = smoothstep(-0.3, 0.2, streaks - 0.25 - 0.45 * u + edge * 0.4)

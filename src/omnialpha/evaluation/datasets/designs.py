@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import torch
 from PIL import Image
 
 from omnialpha.data.records import folders
+from omnialpha.data.records.pictures import Handle
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.parquet_datasets import Held, find_tables, table_rows
-from omnialpha.evaluation.datasets.samples import Flattened, Sample
+from omnialpha.evaluation.datasets.folder_datasets import existing
+from omnialpha.evaluation.datasets.parquet_datasets import find_tables, table_rows
+from omnialpha.evaluation.datasets.samples import MadePicture, Sample, flattened, png
 from omnialpha.evaluation.metrics.crello import top_groups
 from omnialpha.tasks import MAX_LAYERS, Role
 
@@ -28,16 +31,21 @@ COMPOSITES = ("composite", "image", "base")  # names that an exported composite 
 COLUMNS = ("id", "canvas_width", "canvas_height", "left", "top", "width", "height", "image")
 OPTIONAL = ("angle", "opacity")
 
+Design = tuple[str, Handle | None, tuple[Handle, ...]]  # its name, its composite if there is one, its layers
 
-def designs(folder: Path, task: str) -> Iterator[Sample]:
+
+def crello(data: str, task: str) -> Iterator[Sample]:
     """Of data/test-*.parquet (version 5 of the table), or of folders NAME/00.png, 01.png, ... of one size, back to
     front, beside which composite.png may lie. A design of one layer or of more than a task makes is left out.
     """
+    folder = existing(data, "Crello")
     tables = find_tables(folder)
-    return _of_tables(tables, task) if tables else _of_folders(folder, task)
+    for key, composite, layers in _of_tables(tables) if tables else _of_folders(folder):
+        if 2 <= len(layers) <= MAX_LAYERS + 1:
+            yield Sample(key, task, {Role.COMPOSITE: composite or flattened(layers)}, layers)
 
 
-def _of_folders(folder: Path, task: str) -> Iterator[Sample]:
+def _of_folders(folder: Path) -> Iterator[Design]:
     places = sorted({path.parent for path in folders.find(folder)} - {folder})
     if not places:
         raise InputError(
@@ -46,22 +54,17 @@ def _of_folders(folder: Path, task: str) -> Iterator[Sample]:
     for place in places:
         pictures = {path.stem.casefold(): path for path in folders.find(place)}
         given = next((pictures.pop(name) for name in COMPOSITES if name in pictures), None)
-        layers = tuple(path for _, path in sorted(pictures.items()))
-        if 2 <= len(layers) <= MAX_LAYERS + 1:
-            key = place.relative_to(folder).as_posix()
-            yield Sample(key, task, {Role.COMPOSITE: (given or Flattened(layers),)}, layers)
+        yield place.relative_to(folder).as_posix(), given, tuple(path for _, path in sorted(pictures.items()))
 
 
-def _of_tables(tables: Sequence[Path], task: str) -> Iterator[Sample]:
+def _of_tables(tables: Sequence[Path]) -> Iterator[Design]:
     for table, design in table_rows(tables, "version 5 of Crello", COLUMNS, OPTIONAL):
         if min(design["canvas_width"], design["canvas_height"]) < 100:  # classes of version 4, not pixels
             raise InputError(f"{table} counts its canvas in classes, not pixels: give version 5 of Crello.")
-        layers = layered(design)
-        if 2 <= len(layers) <= MAX_LAYERS + 1:
-            yield Sample(str(design["id"]), task, {Role.COMPOSITE: (Flattened(layers),)}, layers)
+        yield str(design["id"]), None, layered(design)
 
 
-def layered(design: Mapping[str, Any]) -> tuple[Held, ...]:
+def layered(design: Mapping[str, Any]) -> tuple[MadePicture, ...]:
     """The layers of a row of the table, back to front; the backmost one covers the canvas."""
     scale = SHORT_SIDE / min(design["canvas_width"], design["canvas_height"])
     size = (int(design["canvas_width"] * scale), int(design["canvas_height"] * scale))
@@ -76,7 +79,7 @@ def layered(design: Mapping[str, Any]) -> tuple[Held, ...]:
             merged[-1].alpha_composite(seen[k])
     if not merged or alpha(merged[0]).min() < 255:
         merged.insert(0, Image.new("RGBA", size, (255, 255, 255, 255)))
-    return tuple(Held(f"{design['id']}:{place}", _png(picture)) for place, picture in enumerate(merged))
+    return tuple(MadePicture(f"{design['id']}:{place}", partial(png, image)) for place, image in enumerate(merged))
 
 
 def draw(design: Mapping[str, Any], k: int, size: tuple[int, int], scale: float) -> Image.Image:
@@ -100,9 +103,3 @@ def draw(design: Mapping[str, Any], k: int, size: tuple[int, int], scale: float)
 
 def alpha(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.getchannel("A"))
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()

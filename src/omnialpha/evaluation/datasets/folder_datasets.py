@@ -5,7 +5,7 @@ Names of folders and files are compared without regard to letter case and format
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,105 +13,98 @@ from omnialpha import masks
 from omnialpha.data.records import folders
 from omnialpha.data.records.pictures import Handle, read, subject_mask
 from omnialpha.errors import InputError
-from omnialpha.evaluation.datasets.samples import Sample, digest, png
-from omnialpha.files import sha256
+from omnialpha.evaluation.datasets.samples import MadePicture, Sample, png_of
 from omnialpha.tasks import Role
 from omnialpha.tasks import task as find_task
 
-MARKS = ("", "_m", "_mask")  # what a mask's name may end in beside that of its picture
+MARKS = ("", "_m", "_mask")  # what a mask's name may end in after that of its picture
 SHOWN = 6  # names of a folder that a sentence lists
-RIM = 0.02  # of the shorter side: how far the unknown band of a drawn trimap reaches beyond what is soft
+RIM = 0.02  # of the shorter side: how far the unknown band of a drawn trimap reaches beyond what is translucent
 
 
 @dataclass(frozen=True)
 class Files:
     """A picture, its truth and its maps bear one name in several folders, which may have folders in them.
 
-    roots: where these may lie in what was given. of: the names that each may have. truth: of which target. drawn: where
-    there are no trimaps, they are drawn from the true mattes.
+    roots, names: see `find_folders`. truth: of which target. drawn: where there are no trimaps, they are drawn from the
+    true mattes.
     """
 
     title: str
     roots: tuple[str, ...]
-    of: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, tuple[str, ...]]
     truth: Role
     drawn: bool = False
 
     def __call__(self, data: str, task: str) -> Iterator[Sample]:
-        row, folder = find_task(task), existing(data, self.title)
-        needed = dict.fromkeys(["composite", "truth", *(k for r in row.inputs if not self._draws(k := _kind(r)))])
-        places = [place for root in self.roots if (place := inside(folder, root))]
-        found = next((f for place in places if needed.keys() <= (f := self._folders(place)).keys()), None)
-        if found is None:
-            held = self._folders(places[0]) if places else {}
-            lacking = " and ".join(" or ".join(f"{n}/" for n in self.of[kind]) for kind in needed if kind not in held)
-            raise unlike(folder, self.title, lacking)
-        pictures = {kind: by_name(found[kind]) for kind in found}
+        kinds = {role: self._kind(role) for role in find_task(task).inputs}
+        needed = ["composite", "truth", *(kind for kind in kinds.values() if not (self.drawn and kind == "trimap"))]
+        found = find_folders(data, self.title, self.roots, self.names, dict.fromkeys(needed))[1]
+        pictures = {kind: by_name(folder) for kind, folder in found.items()}
         if lost := sorted(pictures["truth"].keys() - pictures["composite"].keys()):
-            raise partial(found["composite"], lost, found["truth"], len(pictures["truth"]))
-        for kind in [kind for kind in found if kind in needed or self._draws(kind)]:
+            raise incomplete(found["composite"], lost, found["truth"], len(pictures["truth"]))
+        for kind in [kind for kind in found if kind in needed or (self.drawn and kind == "trimap")]:
             if lost := [name for name in pictures["composite"] if _of(pictures[kind], name) is None]:
-                raise partial(found[kind], lost, found["composite"], len(pictures["composite"]))
+                raise incomplete(found[kind], lost, found["composite"], len(pictures["composite"]))
         for name, path in pictures["composite"].items():
-            true = _of(pictures["truth"], name)
-            trimap: Handle | None = _of(pictures.get("trimap", {}), name)
-            if trimap is None and true is not None and self.drawn:
-                trimap = DrawnTrimap(true)
-            given = {role: trimap if role is Role.TRIMAP else _of(pictures[_kind(role)], name) for role in row.inputs}
-            inputs = {role: (handle or path,) for role, handle in given.items()}
-            truths = tuple(true if role is self.truth else None for role in row.targets)
+            of: dict[str, Handle | None] = {kind: _of(paths, name) for kind, paths in pictures.items()}
+            true = of["truth"]
+            if of.setdefault("trimap", None) is None and isinstance(true, Path) and self.drawn:
+                of["trimap"] = drawn_trimap(true)
+            inputs = {role: of[kind] or path for role, kind in kinds.items()}
+            truths = tuple(true if role is self.truth else None for role in find_task(task).targets)
             key = path.relative_to(found["composite"]).with_suffix("").as_posix()
-            yield Sample(key, task, inputs, truths, trimap=trimap, grey=self.truth is Role.FOREGROUND)
+            yield Sample(key, task, inputs, truths, trimap=of["trimap"], grey=self.truth is Role.FOREGROUND)
 
-    def _folders(self, root: Path) -> dict[str, Path]:
-        found = {kind: next((f for n in names if (f := inside(root, n))), None) for kind, names in self.of.items()}
-        return {kind: folder for kind, folder in found.items() if folder is not None}
-
-    def _draws(self, kind: str) -> bool:
-        return self.drawn and kind == "trimap"
-
-
-@dataclass(frozen=True)
-class DrawnTrimap:
-    """A trimap from the file of a true matte: unknown where that is soft, and `RIM` of the shorter side around it."""
-
-    matte: Path
-
-    suffix = ".png"
-
-    def read(self) -> bytes:
-        alpha = subject_mask(read(self.matte), Role.ALPHA)
-        return png(masks.as_picture(masks.trimap(alpha, RIM * min(alpha.shape))))
-
-    def digest(self) -> str:
-        return sha256(f"trimap {RIM} {digest(self.matte)}")
-
-    def __str__(self) -> str:
-        return f"the trimap drawn from {self.matte}"
-
-
-def _kind(role: Role) -> str:
-    """In `Files.of`."""
-    return "composite" if role is Role.COMPOSITE else "trimap" if role is Role.TRIMAP else "mask"
+    def _kind(self, role: Role) -> str:
+        return str(role) if str(role) in self.names else "mask"
 
 
 def _of(pictures: Mapping[str, Path], name: str) -> Path | None:
     return next((pictures[name + mark] for mark in MARKS if name + mark in pictures), None)
 
 
-def by_name(folder: Path) -> dict[str, Path]:
-    """The pictures below a folder by their paths without formats, in small letters."""
-    return {path.relative_to(folder).with_suffix("").as_posix().casefold(): path for path in folders.find(folder)}
+def drawn_trimap(matte: Path) -> MadePicture:
+    """A trimap from the file of a true matte: unknown where that is translucent, and `RIM` of the shorter side around
+    it.
+    """
+
+    def make() -> bytes:
+        alpha = subject_mask(read(matte), Role.ALPHA)
+        return png_of(masks.as_picture(masks.trimap(alpha, RIM * min(alpha.shape))))
+
+    return MadePicture(f"the trimap drawn from {matte}", make, (matte,), f"trimap {RIM}")
 
 
-def inside(folder: Path, name: str) -> Path | None:
-    """The folder of that path below another one, whatever its letter case; `.` is that folder itself."""
-    for part in Path(name).parts:
-        below = [path for path in sorted(folder.iterdir()) if path.name.casefold() == part.casefold()]
-        if not (found := next((path for path in below if path.is_dir()), None)):
-            return None
-        folder = found
-    return folder
+def matting(
+    title: str, roots: tuple[str, ...], *picture: str, truth: tuple[str, ...] = ("mask",), trimap: tuple[str, ...] = (),
+    drawn: bool = False,
+) -> Files:  # fmt: skip
+    names = {"composite": picture, "truth": truth, "trimap": (*trimap, "trimap", "trimaps")}
+    return Files(title, roots, names, Role.FOREGROUND, drawn)
+
+
+def removal(title: str, roots: tuple[str, ...], *picture: str) -> Files:
+    of = ("object_mask", "mask", "masks")
+    names = {"composite": picture, "truth": ("gt", "bg", "background"), "mask": of}
+    return Files(title, roots, names, Role.BACKGROUND)
+
+
+def find_folders(
+    data: str, title: str, roots: Sequence[str], names: Mapping[str, Sequence[str]], needed: Iterable[str] = ()
+) -> tuple[Path, dict[str, Path]]:
+    """The first of `roots` below `data` that holds all needed kinds of folders, and those that it holds by kind.
+
+    names: of folders by kind, of which the first that is there counts. InputError for data laid out in another way.
+    """
+    folder = existing(data, title)
+    places = [place for root in roots if (place := inside(folder, root))]
+    held = [{kind: path for kind, of in names.items() if (path := inside(place, *of))} for place in places]
+    for place, found in zip(places, held, strict=True):
+        if all(kind in found for kind in needed):
+            return place, found
+    missing = [kind for kind in needed if not held or kind not in held[0]]
+    raise unlike(folder, title, " and ".join(" or ".join(f"{name}/" for name in names[kind]) for kind in missing))
 
 
 def existing(data: str, title: str) -> Path:
@@ -121,31 +114,21 @@ def existing(data: str, title: str) -> Path:
     return folder
 
 
-def unlike(folder: Path, title: str, expected: str) -> InputError:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
-    held = ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]) or "nothing"
-    return InputError(f"{folder} is not laid out as {title}: it lacks {expected} and holds {held}; give its folder.")
+def inside(folder: Path, *names: str) -> Path | None:
+    """The first of these folders below another one, whatever its letter case; `.` is that folder itself."""
+    for name in names:
+        found: Path | None = folder
+        for part in Path(name).parts:
+            below = sorted(found.iterdir()) if found else []
+            found = next((p for p in below if p.name.casefold() == part.casefold() and p.is_dir()), None)
+        if found:
+            return found
+    return None
 
 
-def partial(folder: Path, lost: Sequence[str], other: Path, count: int) -> InputError:
-    return InputError(
-        f"{folder} lacks {len(lost)} of the {count} pictures in {other.name}, the first is {lost[0]}: copy it again."
-    )
-
-
-def matting(
-    title: str, roots: tuple[str, ...], *picture: str, truth: tuple[str, ...] = ("mask",), trimap: tuple[str, ...] = (),
-    drawn: bool = False,
-) -> Files:  # fmt: skip
-    of = {"composite": picture, "truth": truth, "trimap": (*trimap, "trimap", "trimaps")}
-    return Files(title, roots, of, Role.FOREGROUND, drawn)
-
-
-def removal(title: str, roots: tuple[str, ...], *picture: str) -> Files:
-    masks = ("object_mask", "mask", "masks")
-    return Files(
-        title, roots, {"composite": picture, "truth": ("gt", "bg", "background"), "mask": masks}, Role.BACKGROUND
-    )
+def by_name(folder: Path) -> dict[str, Path]:
+    """The pictures below a folder by their paths without formats, in small letters."""
+    return {path.relative_to(folder).with_suffix("").as_posix().casefold(): path for path in folders.find(folder)}
 
 
 def listed(path: Path, title: str) -> list[str]:
@@ -153,3 +136,15 @@ def listed(path: Path, title: str) -> list[str]:
     if not path.is_file():
         raise unlike(path.parent, title, path.name)
     return [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]
+
+
+def unlike(folder: Path, title: str, expected: str) -> InputError:
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
+    held = ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]) or "nothing"
+    return InputError(f"{folder} is not laid out as {title}: it lacks {expected} and holds {held}; give its folder.")
+
+
+def incomplete(folder: Path, lost: Sequence[str], other: Path, count: int) -> InputError:
+    return InputError(
+        f"{folder} lacks {len(lost)} of the {count} pictures in {other.name}, the first is {lost[0]}: copy it again."
+    )

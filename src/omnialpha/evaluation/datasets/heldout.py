@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from omnialpha.errors import InputError
 from omnialpha.tasks import TASKS, Example, Role
 
 SIDE = 128  # pixels a side of a bank's pictures, as in the recipes
-SPARE = 1.25  # scenes drawn for one that is kept; see `_usable`
+SPARE = 1.25  # scenes drawn for one that is kept
 # Names that take no article
 MASS = (
     "watercolour", "smoke", "mist", "snow", "hair", "fur", "grass", "confetti", "fire", "cloth", "fabric", "lace",
@@ -38,55 +38,44 @@ class HeldOutSource:
     about: str
 
 
+def _stacked(of: Callable[[Scene], Tensor | None]) -> cached_property[Tensor]:
+    """Of all scenes, (n, ..., H, W), stacked on first use."""
+
+    def stack(held: HeldOutScenes) -> Tensor:
+        return torch.stack([picture for scene in held.scenes if (picture := of(scene)) is not None])
+
+    return cached_property(stack)
+
+
 @dataclass(frozen=True)
 class HeldOutScenes:
     """Scenes of as many layers and one size, each with its subject, that one's trimap and rough map, and captions that
-    are worded as in training and know name, colour and place. Its properties are of all scenes: (n, ..., H, W).
+    are worded as in training and know name, colour and place.
+
+    Attributes:
+        layers: (n, K, 4, H, W), back to front.
+        background, composite: (n, 4, H, W).
+        target: the layer that is asked for, (n, 4, H, W); `other` is the one that is not, in scenes of two.
+        trimap: (n, H, W) in {0, .5, 1}; `rough` in {0, 1}.
     """
 
     scenes: tuple[Scene, ...]
 
+    layers = _stacked(lambda scene: scene.layers)
+    background = _stacked(lambda scene: scene.background)
+    composite = _stacked(lambda scene: scene.composite)
+    target = _stacked(lambda scene: scene.layers[scene.about[0]])
+    other = _stacked(lambda scene: scene.layers[1 - scene.about[0]])
+    trimap = _stacked(lambda scene: scene.maps[Role.TRIMAP][0])
+    rough = _stacked(lambda scene: scene.maps[Role.ROUGH][0])
+
     def __len__(self) -> int:
         return len(self.scenes)
 
-    @cached_property
-    def layers(self) -> Tensor:
-        """(n, K, 4, H, W), back to front."""
-        return torch.stack([scene.layers for scene in self.scenes])
-
-    @cached_property
-    def background(self) -> Tensor:
-        return torch.stack([_known(scene.background) for scene in self.scenes])
-
-    @cached_property
-    def composite(self) -> Tensor:
-        return torch.stack([_known(scene.composite) for scene in self.scenes])
-
-    @cached_property
-    def target(self) -> Tensor:
-        """The layer that is asked for, (n, 4, H, W)."""
-        return torch.stack([scene.layers[scene.about[0]] for scene in self.scenes])
-
-    @cached_property
-    def other(self) -> Tensor:
-        """The layer that is not, in scenes of two (n, 4, H, W)."""
-        return torch.stack([scene.layers[1 - scene.about[0]] for scene in self.scenes])
-
-    @cached_property
-    def trimap(self) -> Tensor:
-        """(n, H, W) in {0, .5, 1}"""
-        return torch.stack([scene.maps[Role.TRIMAP][0] for scene in self.scenes])
-
-    @cached_property
-    def rough(self) -> Tensor:
-        """(n, H, W) in {0, 1}"""
-        return torch.stack([scene.maps[Role.ROUGH][0] for scene in self.scenes])
-
     def examples(self, task: str, prompts: Sequence[str | None] | None = None) -> list[Example]:
         """One request of a task for every scene, with its truths; the wordings of its instruction take turns."""
-        said = prompts or [None] * len(self)
-        pairs = enumerate(zip(self.scenes, said, strict=True))
-        return [to_example(scene, TASKS[task], wording=b, prompt=prompt) for b, (scene, prompt) in pairs]
+        pairs = zip(self.scenes, prompts or [None] * len(self), strict=True)
+        return [to_example(scene, TASKS[task], wording=b, prompt=prompt) for b, (scene, prompt) in enumerate(pairs)]
 
     def phrases(self, pattern: str) -> list[tuple[str, str]]:
         """(asked, other) of each two-object scene, worded by {name}, {color}, {place}; "" is the composed caption."""
@@ -97,15 +86,14 @@ class HeldOutScenes:
         ]
 
 
-def _known(picture: Tensor | None) -> Tensor:
-    assert picture is not None
-    return picture
-
-
 def _phrase(pattern: str, caption: Caption) -> str:
+    """With an article, but for plurals and what MASS names."""
     if not pattern:
         return caption.text
-    return _with_article(pattern.format(name=caption.name, color=caption.color, place=caption.place))
+    words = pattern.format(name=caption.name, color=caption.color, place=caption.place)
+    first, last = words.split()[0], words.split(" at the ")[0].split()[-1]
+    plural = last.endswith("s") and not last.endswith("ss")
+    return words if first in ("a", "an", "the") or last in MASS or plural else article(words)
 
 
 def open_source(folder: str | Path | None = None, side: int = SIDE) -> HeldOutSource:
@@ -130,7 +118,9 @@ def draw(source: HeldOutSource, n: int, size: tuple[int, int], seed: int, object
         subject = len(kept) % objects
         alpha = scene.layers[subject, 3]
         maps = {role: map_of(role, alpha, generator) for role in (Role.TRIMAP, Role.ROUGH)}
-        if len(kept) < n and _usable(alpha, *maps.values()):
+        # a subject that is there, and that leaves some sure background in both maps: else there is nothing to compare
+        usable = float(alpha.max()) > 0.1 and all(bool((values == 0).any()) for values in maps.values())
+        if len(kept) < n and usable:
             captions = tuple(
                 caption._replace(color=source.colors[item], place=caption.place or _place(layer[3]))
                 for caption, item, layer in zip(scene.captions, scene.items, scene.layers, strict=True)
@@ -141,20 +131,9 @@ def draw(source: HeldOutSource, n: int, size: tuple[int, int], seed: int, object
     return HeldOutScenes(tuple(kept))
 
 
-def _usable(alpha: Tensor, trimap: Tensor, rough: Tensor) -> bool:
-    """A subject that is there, and that leaves some sure background in both maps: else there is nothing to compare."""
-    return float(alpha.max()) > 0.1 and bool((trimap == 0).any()) and bool((rough == 0).any())
-
-
 def _place(alpha: Tensor) -> str:
     """The word for the middle of the box around alpha (H, W)."""
     seen = alpha > alpha.max() / 10
     spans = [seen.any(dim=d).nonzero().flatten().float() for d in (0, 1)]  # columns, then rows
     middle = [(s[0] + s[-1] + 1) / length - 1 for s, length in zip(spans, alpha.shape[::-1], strict=True)]
     return scenes.place(torch.stack(middle))
-
-
-def _with_article(words: str) -> str:
-    first, last = words.split()[0], words.split(" at the ")[0].split()[-1]
-    plural = last.endswith("s") and not last.endswith("ss")
-    return words if first in ("a", "an", "the") or last in MASS or plural else article(words)

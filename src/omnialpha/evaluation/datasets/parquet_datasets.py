@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
-from omnialpha.files import sha256
-
-
-@dataclass(frozen=True)
-class Held:
-    """A picture as the bytes of a file that is none."""
-
-    name: str
-    data: bytes
-
-    suffix = ".img"  # its bytes tell its format
-
-    def read(self) -> bytes:
-        return self.data
-
-    def digest(self) -> str:
-        return sha256(self.data)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def find_tables(folder: Path) -> list[Path]:

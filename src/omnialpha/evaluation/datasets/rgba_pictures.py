@@ -10,9 +10,11 @@ from pathlib import Path
 from omnialpha import rgba
 from omnialpha.data.records.folders import find, has_alpha
 from omnialpha.errors import InputError
+from omnialpha.evaluation.datasets.samples import sized
 from omnialpha.evaluation.metrics.image import SSIM_WINDOW
 from omnialpha.files import sha256
 from omnialpha.io import read_image
+from omnialpha.limits import by
 from omnialpha.tasks import Example, Role
 
 TASK = "reconstruction"
@@ -25,8 +27,7 @@ class RGBAPicture:
 
     Args:
         path: its file.
-        key: its path below the folder, with `/`.
-        category: the first part of that.
+        key: its path below the folder, with `/`; `category` is its first part.
         targets: one picture, or one composite for each of BACKGROUNDS from an autoencoder for RGB.
         smallest: side in px that every metric takes.
     """
@@ -38,8 +39,7 @@ class RGBAPicture:
     smallest: int = SSIM_WINDOW
 
     def identity(self, longer: int | None) -> str:
-        content = sha256(self.path)
-        return sha256(json.dumps([self.key, content, longer]))
+        return sha256(json.dumps([self.key, sha256(self.path), longer]))
 
     def load(self, longer: int | None) -> Example:
         if not has_alpha(self.path):
@@ -47,18 +47,14 @@ class RGBAPicture:
                 f"{self.path} has no alpha channel: leave it out, or pass over such files with --skip-bad."
             )
         picture = read_image(self.path).rgba
-        if longer:
-            scale = longer / max(picture.shape[1:])
-            height, width = (max(1, round(side * scale)) for side in picture.shape[1:])
-            picture = rgba.resize(picture, (height, width))
-        height, width = int(picture.shape[1]), int(picture.shape[2])
-        if min(height, width) < self.smallest:
+        size = sized(picture.shape, longer)
+        if min(size) < self.smallest:
             raise InputError(
-                f"{self.path} would be measured at {width}x{height}, but needs sides of {self.smallest} px: "
-                "use another size."
+                f"{self.path} would be measured at {by(size)}, but needs sides of {self.smallest} px: use another size."
             )
+        picture = rgba.resize(picture, size)
         truths = (picture, *[None] * (len(self.targets) - 1))
-        return Example(TASK, (Role.FULL,), (picture,), "", self.targets, (height, width), truths=truths)
+        return Example(TASK, (Role.FULL,), (picture,), "", self.targets, size, truths=truths)
 
 
 def rgba_pictures(data: str | Path, task: str = TASK) -> Iterator[RGBAPicture]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -34,7 +33,7 @@ class Sample:
 
     key: str
     task: str
-    inputs: Mapping[Role, tuple[Handle, ...]] = field(default_factory=dict)
+    inputs: Mapping[Role, Handle] = field(default_factory=dict)
     truths: tuple[Handle | None, ...] = ()
     prompt: str = ""
     category: str = ""
@@ -61,29 +60,26 @@ class Sample:
         """Of all pictures."""
         if self.record:
             return [part.handle for part in self.record.parts()]
-        given = [handle for row in self.inputs.values() for handle in row]
-        return given + [h for h in (*self.truths, self.trimap) if h is not None]
+        return [*self.inputs.values(), *(h for h in (*self.truths, self.trimap) if h is not None)]
 
     def request(self) -> PredictionRequest:
         """What `predictions` keeps of it; pictures that lie in no file of their own have no path."""
-        row, targets = find_task(self.task), self.targets
+        given, true = list(self.inputs.items()), list(self.truths)
         if self.record:
-            parts = [
-                (p.role, p.handle, p.role in row.inputs and not p.name.startswith("out")) for p in self.record.parts()
-            ]
-            given = [(role, handle) for role, handle, is_input in parts if is_input]
-            rest = [(role, handle) for role, handle, is_input in parts if not is_input]
-            true = [next((rest.pop(k)[1] for k, (r, _) in enumerate(rest) if r is role), None) for role in targets]
-        else:
-            given = [(role, handle) for role, handles in self.inputs.items() for handle in handles]
-            true = list(self.truths)
+            row = find_task(self.task)
+            rest: list[tuple[Role | None, Handle]] = []
+            for name, role, handle in self.record.parts():
+                is_input = role in row.inputs and not name.startswith("out")
+                (given if is_input else rest).append((role, handle))  # type: ignore[arg-type]
+            true = [next((rest.pop(k)[1] for k, (r, _) in enumerate(rest) if r is role), None) for role in self.targets]
         inputs: dict[str, list[str]] = {}
         for role, handle in given:
             if isinstance(handle, Path):
                 inputs.setdefault(str(role), []).append(str(handle.absolute()))
         truths = [str(handle.absolute()) if isinstance(handle, Path) else "" for handle in true]
+        targets = [*map(str, self.targets)]
         return PredictionRequest(
-            self.key, self.task, self.instruction, self.prompt, self.category, inputs, truths, [*map(str, targets)]
+            self.key, self.task, self.instruction, self.prompt, self.category, inputs, truths, targets
         )
 
     def identity(self, longer: int | None) -> str:
@@ -92,44 +88,33 @@ class Sample:
         return sha256(json.dumps(content))
 
     def load(self, longer: int | None = None) -> Example:
-        """The example, with its truths.
+        """The example, with its truths. longer: the larger side in px, to which all pictures are resized.
 
-        Args:
-            longer: of the larger side in px, to which all pictures are resized.
-
-        Raises:
-            InputError: for pictures that are not what they should be.
+        InputError for pictures that are not what they should be.
         """
-        return self._of_files(longer) if self.record is None else self._of_record(self.record, longer)
+        if self.record:
+            size = sized(read(self.handles[0]).shape, longer)
+            example = self.record.example(self.task, generator(self.key), size)
+        else:
+            example = self._of_files(longer)
+        return replace(example, instruction=self.instruction, prompt=" ".join(self.prompt.split()) or None)
 
     def _of_files(self, longer: int | None) -> Example:
-        inputs = [(role, handle) for role, handles in self.inputs.items() for handle in handles]
-        truths = [handle for handle in self.truths if handle is not None]
-        others = truths + [h for h in [self.trimap] if h is not None]
-        roles = [role for role, _ in inputs] + [None] * len(truths) + [Role.TRIMAP]
-        pictures = read_all([handle for _, handle in inputs] + others, roles[: len(inputs) + len(others)])
-        size = sized(shape(pictures[0]), longer) if pictures else (longer or BLANK, longer or BLANK)
+        known = [handle for handle in self.truths if handle is not None]
+        roles = [*self.inputs, *[None] * len(known), *([Role.TRIMAP] if self.trimap else [])]
+        pictures = read_all(self.handles, roles)
+        size = sized(pictures[0].shape, longer) if pictures else (longer or BLANK, longer or BLANK)
         resized = iter([rgba.resize(picture, size) for picture in pictures])
-        given: dict[Role, list[Tensor]] = {}
-        for role, _ in inputs:
-            given.setdefault(role, []).append(levels(next(resized), role))
+        given = {role: [levels(next(resized), role)] for role in self.inputs}
         true = [None if handle is None else next(resized) for handle in self.truths]
-        trimap = None if self.trimap is None else (subject_mask(next(resized), Role.TRIMAP) * 2).round() / 2
+        trimap = (subject_mask(next(resized), Role.TRIMAP) * 2).round() / 2 if self.trimap else None
         row = find_task(self.task)
         layers = len(self.truths) if row.many in row.targets else None
         example = row.example(given, prompt=self.prompt if row.text else None, layers=layers, size=size)
         if self.grey:
-            colour = example.inputs[0][:3]
-            true = [None if t is None else torch.cat([colour, subject_mask(t, Role.ALPHA)[None]]) for t in true]
-        return self._asking(replace(example, truths=tuple(true), trimap=trimap))
-
-    def _of_record(self, record: Record, longer: int | None) -> Example:
-        size = sized(shape(read(self.handles[0])), longer)
-        return self._asking(record.example(self.task, generator(self.key), size))
-
-    def _asking(self, example: Example) -> Example:
-        """In the words that `asked` keeps."""
-        return replace(example, instruction=self.instruction, prompt=" ".join(self.prompt.split()) or None)
+            color = example.inputs[0][:3]
+            true = [None if t is None else torch.cat([color, subject_mask(t, Role.ALPHA)[None]]) for t in true]
+        return replace(example, truths=tuple(true), trimap=trimap)
 
 
 def of_record(record: Record, task: str, key: str) -> Sample:
@@ -148,55 +133,64 @@ def generator(key: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(sha256(key)[:8], 16))
 
 
-def shape(picture: Tensor) -> Size:
-    """(height, width)"""
-    return int(picture.shape[-2]), int(picture.shape[-1])
-
-
-def sized(size: Size, longer: int | None) -> Size:
-    """(height, width) with this longer side, and no side below 1."""
-    if longer is None:
-        return size
-    scale = longer / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def sized(shape: torch.Size, longer: int | None) -> Size:
+    """(height, width) of pictures (..., H, W) with this longer side, and no side below 1; None: their own."""
+    height, width = int(shape[-2]), int(shape[-1])
+    scale = 1 if longer is None else longer / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 # ---- pictures that are made of others -------------------------------------------------------------------------------
 
 
-def digest(handle: Handle) -> str:
-    """Of a picture's file, or of what it is made from."""
-    made = getattr(handle, "digest", None)
-    if made is not None:
-        return str(made())
-    try:
-        data = handle.read_bytes() if hasattr(handle, "read_bytes") else handle.read()
-    except OSError as error:
-        raise InputError(f"{handle} cannot be read ({error.strerror or error}): check the data set.") from error
-    return sha256(data)
-
-
 @dataclass(frozen=True)
-class Flattened:
-    """Layers of one size, back to front, on white: the composite that a data set does not keep as a file."""
+class MadePicture:
+    """A picture that lies in no file of its own. name: what a mistake in it is called by. make: gives the bytes of its
+    file. sources, recipe: of what it is made and how, the same for the same picture; () where only the bytes say that.
+    """
 
-    layers: tuple[Handle, ...]
+    name: str
+    make: Callable[[], bytes]
+    sources: tuple[Handle, ...] = ()
+    recipe: str = ""
 
     suffix = ".png"
 
     def read(self) -> bytes:
-        return png(rgba.opaque(rgba.flatten(rgba.recompose(read_all(self.layers)))))
+        return self.make()
 
     def digest(self) -> str:
-        return sha256(*map(digest, self.layers))
+        return sha256(self.recipe, *map(digest, self.sources)) if self.sources else sha256(self.make())
 
     def __str__(self) -> str:
-        return f"{self.layers[0]} and what lies before it"
+        return self.name
 
 
-def png(picture: Tensor) -> bytes:
+def digest(handle: Handle) -> str:
+    """Of a picture's file, or of what it is made from."""
+    if isinstance(handle, MadePicture):
+        return handle.digest()
+    try:
+        return sha256(handle if isinstance(handle, Path) else handle.read())
+    except OSError as error:
+        raise InputError(f"{handle} cannot be read ({error.strerror or error}): check the data set.") from error
+
+
+def flattened(layers: tuple[Handle, ...]) -> MadePicture:
+    """Layers of one size, back to front, on white: the composite that a data set does not keep as a file."""
+
+    def make() -> bytes:
+        return png_of(rgba.opaque(rgba.flatten(rgba.recompose(read_all(layers)))))
+
+    return MadePicture(f"{layers[0]} and what lies before it", make, layers, "flattened")
+
+
+def png_of(picture: Tensor) -> bytes:
     """(3 or 4, H, W) in [0, 1] as a file of 8 bits."""
+    return png(Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()))
+
+
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return file.getvalue()

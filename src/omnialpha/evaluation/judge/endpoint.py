@@ -24,6 +24,7 @@ LENGTH = 500  # characters that are kept of a text from outside
 CONNECT = 10.0  # seconds
 REFUSED = {301, 302, 303, 307, 308, 401, 402, 403, 404, 405}  # statuses that every other question would get too
 RETRIES = "x-stainless-retry-count"  # the header in which the client says which attempt a request is
+EXAMPLE = "use one such as http://localhost:8000/v1."
 
 
 class Malformed(ValueError):
@@ -64,23 +65,16 @@ class Endpoint:
             parts = urlsplit(self.url)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            raise InputError(
-                "the address of the judge cannot be read: use one such as http://localhost:8000/v1."
-            ) from None
+            raise InputError(f"the address of the judge cannot be read: {EXAMPLE}") from None
         if "@" in parts.netloc or parts.query:
             raise InputError("the address of the judge holds a name, a password or a query: give the key by itself.")
         if not good:
-            raise InputError(f"{self.url!r} is no address of a judge: use one such as http://localhost:8000/v1.")
+            raise InputError(f"{self.url!r} is no address of a judge: {EXAMPLE}")
         if not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
             raise InputError("the key has spaces, line ends or letters outside ASCII: store it again.")
         if not (self.tries >= 1 and self.timeout > 0):
-            raise InputError(
-                f"tries={self.tries}, timeout={self.timeout:g}: use at least 1 try and more than 0 seconds."
-            )
-
-    @property
-    def host(self) -> str:
-        return str(urlsplit(self.url).hostname)
+            limits = f"tries={self.tries}, timeout={self.timeout:g}"
+            raise InputError(f"{limits}: use at least 1 try and more than 0 seconds.")
 
     def client(self) -> openai.AsyncOpenAI:
         """The client, an asynchronous context manager. Only the key given here is sent, none of the environment's.
@@ -122,7 +116,6 @@ class Endpoint:
             Unanswered: no answer in the asked form after all tries.
             InputError: the endpoint is not there, or would refuse every other question too.
         """
-        import httpx2
         import openai
 
         talk: Any = list(messages)
@@ -139,27 +132,28 @@ class Endpoint:
                 why = self.clean(str(error))
                 reply = [{"role": "assistant", "content": error.said}, {"role": "user", "content": reminder}]
                 talk = [*messages, *(reply if error.said else ())]
-            except openai.APIStatusError as error:
-                why = f"status {error.status_code}: {self.clean(error.response.text)}"
-                if error.status_code in REFUSED:
-                    raise InputError(f"{self.host} refuses: {why}") from None
-                raise Unanswered(f"{why} (tries: {used + _tries(error)})") from None
-            except openai.APIConnectionError as error:  # timeouts too
-                cause = error.__cause__
-                if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-                    why = self.clean(str(cause)) or "no connection"
-                    raise InputError(
-                        f"{self.host} cannot be reached ({why}): start it, or check its address."
-                    ) from None
-                why = f"the connection broke ({type(cause).__name__})"
-                why = f"no answer within {self.timeout:g} s" if isinstance(error, openai.APITimeoutError) else why
-                raise Unanswered(f"{why} (tries: {used + _tries(error)})") from None
+            except (openai.APIStatusError, openai.APIConnectionError) as error:  # timeouts too
+                used += 1 + int(error.request.headers.get(RETRIES, 0))
+                raise Unanswered(f"{self._failure(error)} (tries: {used})") from None
         raise Unanswered(f"{why} (tries: {used})")
 
+    def _failure(self, error: openai.APIStatusError | openai.APIConnectionError) -> str:
+        """Why a question has no answer; InputError where no other would have one."""
+        import httpx2
+        import openai
 
-def _tries(error: openai.APIError) -> int:
-    """How often the client has asked before it gave up."""
-    return 1 + int(error.request.headers.get(RETRIES, 0))
+        host, cause = urlsplit(self.url).hostname, error.__cause__
+        if isinstance(error, openai.APIStatusError):
+            why = f"status {error.status_code}: {self.clean(error.response.text)}"
+            if error.status_code in REFUSED:
+                raise InputError(f"{host} refuses: {why}") from None
+            return why
+        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+            why = self.clean(str(cause)) or "no connection"
+            raise InputError(f"{host} cannot be reached ({why}): start it, or check its address.") from None
+        if isinstance(error, openai.APITimeoutError):
+            return f"no answer within {self.timeout:g} s"
+        return f"the connection broke ({type(cause).__name__})"
 
 
 def content(body: bytes) -> str:

@@ -7,7 +7,6 @@ for it, so that a run that was stopped goes on and nothing is asked twice.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, Message, Unanswered
 from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, ComparedPair, RenderedPicture, check_ground
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
-from omnialpha.evaluation.reports.report import Row, append_row, read_rows
+from omnialpha.evaluation.reports.report import Row, append_row, data_uri, read_rows
 from omnialpha.files import sha256
 
 if TYPE_CHECKING:
@@ -38,10 +37,7 @@ a tie. The pictures follow, each after its name."""
 FORM = """Answer with one JSON object and nothing else: \
 {"reason": "one or two sentences", "verdict": "A" or "B" or "tie"}"""
 REMINDER = "That is not the form that was asked for. " + FORM
-TRANSPARENT = {
-    "checkerboard": "Where a result is transparent, a grey and white checkerboard shows, which is not a part of it.",
-    "": "Where a result is transparent, plain {ground} shows, which is not a part of it.",
-}
+SHOWS = "Where a result is transparent, {} shows, which is not a part of it."
 
 THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
@@ -60,22 +56,20 @@ class Question:
     def key(self, model: str) -> str:
         """The same for the same model, order, words and pictures, and for nothing else."""
         pictures = [(label, shown.digest) for label, shown in self.pictures]
-        content = json.dumps([model, SIDES.index(self.first), self.text, FORM, pictures])
-        return sha256(content)
+        return sha256(json.dumps([model, SIDES.index(self.first), self.text, FORM, pictures]))
 
     def messages(self) -> list[Message]:
         parts: list[Message] = [{"type": "text", "text": self.text}]
         for label, shown in self.pictures:
-            uri = "data:image/png;base64," + base64.b64encode(shown.png()).decode()
-            parts += [{"type": "text", "text": label}, {"type": "image_url", "image_url": {"url": uri}}]
+            uri = {"url": data_uri(shown.pixels)}
+            parts += [{"type": "text", "text": label}, {"type": "image_url", "image_url": uri}]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": FORM}]}]
 
     def answer(self, row: Row) -> Answer:
         """A row that was kept, in terms of the sides."""
-        if row.get("error"):
-            return Answer(self.sample, self.aspect, self.first, "", error=row["error"])
-        sides = {"A": self.first, "B": SIDES[1 - SIDES.index(self.first)], TIE: TIE}
-        return Answer(self.sample, self.aspect, self.first, sides[row["choice"]], reason=row["reason"])
+        sides = {"A": self.first, "B": SIDES[1 - SIDES.index(self.first)], TIE: TIE, "": ""}
+        verdict, error = sides[row.get("choice", "")], row.get("error", "")
+        return Answer(self.sample, self.aspect, self.first, verdict, reason=row.get("reason", ""), error=error)
 
 
 def questions(pair: ComparedPair, aspects: Sequence[str], ground: str) -> list[Question]:
@@ -83,7 +77,7 @@ def questions(pair: ComparedPair, aspects: Sequence[str], ground: str) -> list[Q
     asks: list[Question] = []
     asked, (given, made) = pair.request, pair.shown(ground)
     request = f"The request: {asked.instruction}" + (f"\nThe text: {asked.prompt}" if asked.prompt else "")
-    seen = TRANSPARENT.get(ground, TRANSPARENT[""]).format(ground=ground)
+    seen = SHOWS.format("a grey and white checkerboard" if ground == "checkerboard" else f"plain {ground}")
     for aspect in (name for name in aspects if pair.applies(name)):
         text = ASK.format(question=ASPECTS[aspect].question, request=request, ground=seen)
         for order in (SIDES, SIDES[::-1]):
@@ -165,7 +159,7 @@ class Judge:
         self, pairs: Sequence[ComparedPair], path: Path, on_answer: Callable[[Answer, bool], object]
     ) -> list[Answer]:
         rows, queue = read_rows(path), iter(enumerate(pairs))
-        made: dict[int, list[Answer]] = {place: [] for place in range(len(pairs))}
+        made: list[list[Answer]] = [[] for _ in pairs]
 
         async def work() -> None:
             for place, pair in queue:
@@ -186,7 +180,7 @@ class Judge:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-        return [answer for answers in made.values() for answer in answers]
+        return [answer for answers in made for answer in answers]
 
     async def _answer(self, client: openai.AsyncOpenAI, question: Question) -> Row:
         row: Row = {"sample": question.sample, "aspect": question.aspect, "first": question.first}

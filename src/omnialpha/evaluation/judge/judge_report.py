@@ -15,11 +15,14 @@ from omnialpha.evaluation.judge import verdicts
 from omnialpha.evaluation.judge.judge import Judge
 from omnialpha.evaluation.judge.pairs import ASPECTS, SIDE, SIDES, WORDING, Pairs
 from omnialpha.evaluation.judge.study import Study
-from omnialpha.evaluation.judge.verdicts import TIE, Answer, Interval
+from omnialpha.evaluation.judge.verdicts import TIE, Answer
 from omnialpha.evaluation.reports.report import FILES, Case, Column, Report, Row, Table
 
 CASES = 3  # of each kind
 VALUES = {"A": 1, TIE: 0, "B": -1}
+ASPECT, N = Column("aspect", "aspect"), Column("n", "n", 0)
+
+Groups = Mapping[str, verdicts.Groups]  # aspect -> sample -> answers without errors
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Comparison:
     by the side that lacks them; pictures: of a sample, by what they are.
     """
 
-    title: str
     names: Mapping[str, str]
     samples: Sequence[str]
     aspects: Sequence[str]
@@ -38,51 +40,34 @@ class Comparison:
     raters: str
     several: bool
     ground: str
-    resolution: str
     pictures: Callable[[str], Mapping[str, Tensor]]
-    seed: int = 0
     wording: str = WORDING
 
 
-def of_judge(judge: Judge, pairs: Pairs, seed: int = 0) -> Comparison:
+def of_judge(judge: Judge, pairs: Pairs) -> Comparison:
+    by_key = {pair.request.key: pair for pair in pairs.pairs}
+
     def pictures(key: str) -> dict[str, Tensor]:
-        pair = next(pair for pair in pairs.pairs if pair.request.key == key)
+        pair = by_key[key]
         made = {f"{side}: {label}": pixels for side in SIDES for label, pixels in pair.made(side).items()}
         return pair.given() | made
 
+    who = judge.endpoint.model
+    return Comparison(pairs.names, list(by_key), judge.aspects, pairs.missing, who, False, judge.ground, pictures)
+
+
+def of_study(study: Study, folder: Path, people: int) -> Comparison:
     return Comparison(
-        title="Comparison by a judge",
-        names=pairs.names,
-        samples=[pair.request.key for pair in pairs.pairs],
-        aspects=judge.aspects,
-        missing=pairs.missing,
-        raters=judge.endpoint.model,
-        several=False,
-        ground=judge.ground,
-        resolution=f"as made, shown with a longer side of at most {SIDE} px",
-        pictures=pictures,
-        seed=seed,
+        study.names,
+        [sample.key for sample in study.samples],
+        study.aspects,
+        study.missing,
+        f"{people} people" if people > 1 else "1 person",
+        True,
+        study.ground,
+        lambda key: study.pictures(folder, key),
+        study.wording,
     )
-
-
-def of_study(study: Study, folder: Path, people: int, seed: int = 0) -> Comparison:
-    return Comparison(
-        title="Comparison by people",
-        names=study.names,
-        samples=[sample.key for sample in study.samples],
-        aspects=study.aspects,
-        missing=study.missing,
-        raters=f"{people} people" if people > 1 else "1 person",
-        several=True,
-        ground=study.ground,
-        resolution=f"as made, shown with a longer side of at most {SIDE} px",
-        pictures=lambda key: study.pictures(folder, key),
-        seed=seed,
-        wording=study.wording,
-    )
-
-
-Groups = dict[str, dict[str, list[Answer]]]  # aspect -> sample -> answers without errors
 
 
 def report(compared: Comparison, answers: Sequence[Answer], against: Sequence[Path] = ()) -> Report:
@@ -96,15 +81,15 @@ def report(compared: Comparison, answers: Sequence[Answer], against: Sequence[Pa
     rows = _rows(compared, groups, failed)
     n = len({sample for samples in groups.values() for sample in samples})
     return Report(
-        title=compared.title,
+        title=f"Comparison by {'people' if compared.several else 'a judge'}",
         header={
             "A": compared.names["A"],
             "B": compared.names["B"],
             "n": f"{n} of {len(compared.samples)} samples",
             "model": compared.raters,
-            "resolution": compared.resolution,
+            "resolution": f"as made, shown with a longer side of at most {SIDE} px",
             "region": f"whole picture, transparency on {compared.ground}",
-            "seed": f"{compared.seed} (intervals)",
+            "seed": "0 (intervals)",
             "device": "people" if compared.several else "an endpoint, temperature 0",
             "wording": compared.wording,
         },
@@ -117,106 +102,74 @@ def report(compared: Comparison, answers: Sequence[Answer], against: Sequence[Pa
     )
 
 
-def _summary(
-    compared: Comparison, aspect: str, samples: Mapping[str, Sequence[Answer]], answers: Sequence[Answer]
-) -> Row:
+def _summary(compared: Comparison, aspect: str, samples: verdicts.Groups, answers: Sequence[Answer]) -> Row:
     """Every figure of an aspect, shares in [0, 1]; NAME, NAME_low and NAME_high."""
-    combined = [verdicts.combine([a.verdict for a in group]) for group in samples.values()]
-    shares = verdicts.rates(combined, compared.seed)
-    figures: dict[str, Interval | None] = {
-        "a_wins": shares["A"],
-        "ties": shares[TIE],
-        "b_wins": shares["B"],
-        "score": shares["score"],
-        "consistency": verdicts.consistency(samples, compared.seed),
-        "order_bias": verdicts.order_bias(samples, compared.seed),
-    }
+    shares = verdicts.rates([verdicts.combine([a.verdict for a in group]) for group in samples.values()])
+    figures = {"a_wins": shares["A"], "ties": shares[TIE], "b_wins": shares["B"], "score": shares["score"]}
+    uncertain = {"consistency": verdicts.consistency(samples), "order_bias": verdicts.order_bias(samples)}
     row: Row = {"aspect": aspect, "n": len(samples)}
-    for name, figure in figures.items():
-        row |= {
-            name: figure and figure.value,
-            f"{name}_low": figure and figure.low,
-            f"{name}_high": figure and figure.high,
-        }
-    asked = [answer for answer in answers if answer.aspect == aspect]
-    row |= {"answers": len(asked), "errors": sum(bool(answer.error) for answer in asked)}
+    for name, figure in (figures | uncertain).items():
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), figure or [None] * 3, strict=True))
+    errors = [bool(answer.error) for answer in answers if answer.aspect == aspect]
+    row |= {"answers": len(errors), "errors": sum(errors)}
     return row | ({"kappa": verdicts.mean_kappa(samples)} if compared.several else {})
 
 
 def _tables(compared: Comparison, summary: Sequence[Row]) -> list[Table]:
-    def figure(row: Row, name: str, sign: str = "") -> str | None:
-        if row[name] is None:
-            return None
-        value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-        return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
-
-    shown = [
-        {**row, "aspect": ASPECTS[row["aspect"]].title}
-        | {name: figure(row, name) for name in ("a_wins", "ties", "b_wins", "score", "consistency")}
-        | {"order_bias": figure(row, "order_bias", "+")}
-        for row in summary
-    ]
-    aspect, n = Column("aspect", "aspect"), Column("n", "n", 0)
+    people = compared.several
     wins = (
         Column("a_wins", f"A better, % ({compared.names['A']})"),
         Column("ties", "tie, %"),
         Column("b_wins", f"B better, % ({compared.names['B']})"),
         Column("score", "A with half of the ties, %"),
     )
-    side = "left" if compared.several else "first"
     order = (
-        Column("consistency", "all answers equal, %" if compared.several else "same verdict in both orders, %"),
-        Column("order_bias", f"{side} chosen, % above half"),
-        *([Column("kappa", "mean kappa over pairs of people", 2)] if compared.several else []),
-        Column("answers", "answers", 0),
-        Column("errors", "errors", 0),
+        Column("consistency", "all answers equal, %" if people else "same verdict in both orders, %"),
+        Column("order_bias", f"{'left' if people else 'first'} chosen, % above half"),
     )
-    return [Table("Preference", (aspect, n, *wins), shown), Table("Order and agreement", (aspect, n, *order), shown)]
+    shown = [row | {"aspect": ASPECTS[row["aspect"]].title} for row in summary]
+    for row in shown:
+        for name in (column.key for column in (*wins, *order) if row[column.key] is not None):
+            sign = "+" if name == "order_bias" else ""
+            value, low, high = (f"{100 * row[key]:{sign}.1f}" for key in (name, f"{name}_low", f"{name}_high"))
+            row[name] = f"{value} ({low} to {high})"
+    kappa = [Column("kappa", "mean kappa over pairs of people", 2)] if people else []
+    counts = (Column("answers", "answers", 0), Column("errors", "errors", 0))
+    return [
+        Table("Preference", (ASPECT, N, *wins), shown),
+        Table("Order and agreement", (ASPECT, N, *order, *kappa, *counts), shown),
+    ]
 
 
 def _rows(compared: Comparison, groups: Groups, failed: Sequence[Answer]) -> list[Row]:
     """A row a sample and aspect; no verdict where an answer is an error."""
     errors = {(answer.sample, answer.aspect): answer.error for answer in reversed(failed)}
     made = []
-    for key in compared.samples:
-        for aspect in compared.aspects:
-            group, error = groups.get(aspect, {}).get(key, []), errors.get((key, aspect), "")
-            if group or error:
-                verdict = verdicts.combine([answer.verdict for answer in group]) if group else None
-                content = "; ".join(_in_words(answer) for answer in group)
-                made.append({"sample": key, "aspect": aspect, "verdict": verdict, "answers": content, "error": error})
+    for key, aspect in ((key, aspect) for key in compared.samples for aspect in compared.aspects):
+        group, error = groups.get(aspect, {}).get(key, []), errors.get((key, aspect), "")
+        if group or error:
+            verdict = verdicts.combine([answer.verdict for answer in group]) if group else None
+            content = "; ".join(map(str, group))
+            made.append({"sample": key, "aspect": aspect, "verdict": verdict, "answers": content, "error": error})
     return made
 
 
-def _in_words(answer: Answer) -> str:
-    """In words: what was first, what was chosen, and why."""
-    who = f"{answer.rater}: " if answer.rater else ""
-    why = f" ({answer.reason})" if answer.reason else ""
-    return f"{who}{answer.first} first, {answer.verdict}{why}"
-
-
 def _notes(compared: Comparison, answers: Sequence[Answer], failed: Sequence[Answer], groups: Groups) -> list[str]:
-    rule = "a verdict is what more than half of the people say" if compared.several else "a verdict counts where both "
-    rule += "" if compared.several else "orders agree"
+    people = "a verdict is what more than half of the people say"
     notes = [
-        f"{rule}, otherwise it is a tie",
+        f"{people if compared.several else 'a verdict counts where both orders agree'}, otherwise it is a tie",
         f"in brackets: {verdicts.LEVEL:.0%} bootstrap intervals over samples, {verdicts.RESAMPLES:,} resamples",
         "above half: of the answers that chose a side; 0: the order does not matter, 50: always the first, -50: never",
     ]
     if compared.several:
-        raters = list(dict.fromkeys(answer.rater for answer in answers))
-        counts = [f"{rater} {sum(answer.rater == rater for answer in answers)}" for rater in raters]
-        notes.append(f"answers by: {', '.join(counts)}")
-    for side in SIDES:
-        lacks = compared.missing.get(side, ())
-        if lacks:
-            more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
-            notes.append(f"{side} lacks {len(lacks)} samples, left out: {', '.join(lacks[:5])}{more}")
+        raters = [answer.rater for answer in answers]
+        notes.append(f"answers by: {', '.join(f'{one} {raters.count(one)}' for one in dict.fromkeys(raters))}")
+    for side, lacks in ((side, lacks) for side in SIDES if (lacks := compared.missing.get(side))):
+        more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
+        notes.append(f"{side} lacks {len(lacks)} samples, left out: {', '.join(lacks[:5])}{more}")
     if failed:
-        first = f"{failed[0].sample}, {failed[0].aspect}: {failed[0].error}"
-        notes.append(
-            f"{len(failed)} of {len(answers)} answers are errors, and their samples count nowhere; first {first}"
-        )
+        errors = f"{len(failed)} of {len(answers)} answers are errors, and their samples count nowhere"
+        notes.append(f"{errors}; first {failed[0].sample}, {failed[0].aspect}: {failed[0].error}")
     unasked = [ASPECTS[aspect].title for aspect in compared.aspects if aspect not in groups]
     return notes + ([f"without a verdict: {', '.join(unasked)}"] if unasked else [])
 
@@ -233,32 +186,23 @@ def _agreement(compared: Comparison, rows: Sequence[Row], against: Sequence[Path
         for aspect in compared.aspects:
             common = [key for key in ours if key in theirs and key[1] == aspect]
             pair = [ours[key] for key in common], [theirs[key] for key in common]
-            same = sum(a == b for a, b in zip(*pair, strict=True))
-            row = {"aspect": ASPECTS[aspect].title, "with": raters, "n": len(common), "kappa": verdicts.kappa(*pair)}
-            made.append(row | {"same": 100 * same / len(common) if common else None})
-    columns = (
-        Column("aspect", "aspect"),
-        Column("with", "with"),
-        Column("n", "n", 0),
-        Column("same", "same verdict, %", 1),
-        Column("kappa", "Cohen's kappa", 2),
-    )
-    return [Table("Agreement with other reports", columns, made)] if made else []
+            same = 100 * sum(a == b for a, b in zip(*pair, strict=True)) / len(common) if common else None
+            row = {"aspect": ASPECTS[aspect].title, "with": raters, "n": len(common), "same": same}
+            made.append(row | {"kappa": verdicts.kappa(*pair)})
+    figures = (Column("same", "same verdict, %", 1), Column("kappa", "Cohen's kappa", 2))
+    return [Table("Agreement with other reports", (ASPECT, Column("with", "with"), N, *figures), made)] if made else []
 
 
 def _read_report(folder: Path, names: Mapping[str, str]) -> tuple[str, dict[tuple[str, str], str]]:
     """Who answered, and the verdicts by sample and aspect."""
     path = folder / FILES["json"]
     if not path.is_file():
-        raise InputError(
-            f"{folder} holds no {path.name}: give a folder that `eval judge` or `study-report` has written."
-        )
+        wanted = "give a folder that `eval judge` or `study-report` has written."
+        raise InputError(f"{folder} holds no {path.name}: {wanted}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        header = content["header"]
-        sides = {side: header[side] for side in SIDES}
+        sides, raters = {side: content["header"][side] for side in SIDES}, str(content["header"]["model"])
         made = {(row["sample"], row["aspect"]): row["verdict"] for row in content["rows"] if row["verdict"] in VALUES}
-        raters = str(header["model"])
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path} is no report of a comparison: give one of `eval judge` or `study-report`.") from None
     if sides != dict(names):
@@ -273,8 +217,7 @@ def _cases(compared: Comparison, groups: Groups) -> list[Case]:
     """The clearest for either side, and those on which answers differ most; each sample once."""
     spread, value = {}, {}
     for key in compared.samples:
-        given = [[VALUES[answer.verdict] for answer in groups[aspect].get(key, [])] for aspect in groups]
-        given = [values for values in given if values]
+        given = [[VALUES[answer.verdict] for answer in samples[key]] for samples in groups.values() if key in samples]
         if given:
             value[key] = sum(map(fmean, given)) / len(given)
             spread[key] = sum(pvariance(values) for values in given) / len(given)
@@ -286,8 +229,6 @@ def _cases(compared: Comparison, groups: Groups) -> list[Case]:
     made: dict[str, Case] = {}
     for kind, keys in kinds:
         for key in [key for key in keys if key not in made][:CASES]:
-            said = [
-                f"{ASPECTS[a].title}: {'; '.join(map(_in_words, groups[a][key]))}" for a in groups if key in groups[a]
-            ]
+            said = [f"{ASPECTS[a].title}: {'; '.join(map(str, of[key]))}" for a, of in groups.items() if key in of]
             made[key] = Case(f"{key} ({kind})", ". ".join(said), compared.pictures(key))
     return list(made.values())

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import filecmp
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.evaluation.methods import predictions
 from omnialpha.evaluation.methods.predictions import PredictionRequest
+from omnialpha.evaluation.reports.report import numbered, shrink, to_bytes
 from omnialpha.files import sha256
 from omnialpha.io import read_image
 
@@ -25,10 +25,10 @@ SIDES = ("A", "B")
 SIDE = 768  # px of the longer side that is shown at most
 CELL = 16  # px of a square of the checkerboard
 GROUNDS = {"checkerboard": None, "white": 1.0, "grey": 0.5, "black": 0.0}
+AGAIN = "give two runs of one benchmark."
 
 
-@dataclass(frozen=True)
-class Aspect:
+class Aspect(NamedTuple):
     """needs: what a sample must have to be asked about it: "prompt", "inputs" or nothing."""
 
     title: str
@@ -65,10 +65,14 @@ ASPECTS: dict[str, Aspect] = {
 
 def aspects(names: Sequence[str]) -> tuple[str, ...]:
     """Names of ASPECTS, in its order; none: all of them. InputError for one that there is not."""
-    for name in names:
-        if name not in ASPECTS:
-            raise InputError(f"aspect {name!r} is not known: use {', '.join(ASPECTS)}.")
+    if strange := [name for name in names if name not in ASPECTS]:
+        raise InputError(f"aspect {strange[0]!r} is not known: use {', '.join(ASPECTS)}.")
     return tuple(name for name in ASPECTS if name in names or not names)
+
+
+def check_ground(ground: str) -> None:
+    if ground not in GROUNDS:
+        raise InputError(f"ground {ground!r} is not known: use {', '.join(GROUNDS)}.")
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,6 @@ class RenderedPicture:
     @cached_property
     def digest(self) -> str:
         return sha256(repr(self.pixels.shape), self.pixels.tobytes())
-
-    def png(self) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(self.pixels).save(file, "PNG")
-        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -102,26 +101,30 @@ class ComparedPair:
     def given(self) -> dict[str, Tensor]:
         """The pictures that were given, RGBA (4, H, W) in [0, 1], by their label."""
         named = [(role, path) for role, paths in self.request.inputs.items() for path in paths]
-        return {
-            _numbered(role, [r for r, _ in named], k): read_image(path).rgba for k, (role, path) in enumerate(named)
-        }
+        labels = numbered([role for role, _ in named])
+        return {label: read_image(path).rgba for label, (_, path) in zip(labels, named, strict=True)}
 
     def made(self, side: str) -> dict[str, Tensor]:
         """What a side made, RGBA (4, H, W) in [0, 1], by its label, back to front."""
-        roles = self.request.targets
-        layers = predictions.read(self.folders[side] / predictions.PREDICTIONS, self.request.key, len(roles), None)
-        return {_numbered(role, roles, k): layers[k] for k, role in enumerate(roles)}
+        labels = numbered(self.request.targets)
+        layers = predictions.read(self.folders[side] / predictions.PREDICTIONS, self.request.key, len(labels), None)
+        return dict(zip(labels, layers, strict=True))
 
-    def shown(self, ground: str, side: int = SIDE) -> tuple[list[RenderedPicture], dict[str, list[RenderedPicture]]]:
-        """What was given, and what each side made of it, on the ground and no larger than `side` px."""
-        given = [RenderedPicture(label, flat(pixels, ground, side)) for label, pixels in self.given().items()]
-        made = {s: [RenderedPicture(label, flat(p, ground, side)) for label, p in self.made(s).items()] for s in SIDES}
-        return given, made
+    def shown(self, ground: str) -> tuple[list[RenderedPicture], dict[str, list[RenderedPicture]]]:
+        """What was given, and what each side made of it, on the ground and no larger than SIDE px."""
+
+        def render(pictures: Mapping[str, Tensor]) -> list[RenderedPicture]:
+            return [RenderedPicture(label, flat(pixels, ground, SIDE)) for label, pixels in pictures.items()]
+
+        return render(self.given()), {side: render(self.made(side)) for side in SIDES}
 
 
-def _numbered(role: str, roles: Sequence[str], place: int) -> str:
-    """The role, with its number where there are several of it."""
-    return f"{role} {list(roles[: place + 1]).count(role)}" if list(roles).count(role) > 1 else str(role)
+def flat(pixels: Tensor, ground: str, side: int) -> np.ndarray:
+    """RGBA (4, H, W) in [0, 1] -> uint8 (H, W, 3) on the ground, made smaller where it is larger than `side` px."""
+    small, shade = shrink(pixels, side), GROUNDS[ground]
+    height, width = small.shape[-2:]
+    back = rgba.checkerboard(height, width, CELL) if shade is None else torch.full((3, height, width), shade)
+    return to_bytes(rgba.flatten(small, back))
 
 
 @dataclass(frozen=True)
@@ -147,54 +150,39 @@ def match(a: Path, b: Path, limit: int | None = None) -> Pairs:
         raise InputError(f"limit={limit} is out of range: use 1 or more.")
     folders = dict(zip(SIDES, (a, b), strict=True))
     requests = {side: predictions.read_requests(folder) for side, folder in folders.items()}
+
+    def has(side: str, key: str) -> bool:
+        request = requests[side].get(key)
+        return request is not None and predictions.exists(folders[side], key, len(request.targets))
+
     keys = list(dict.fromkeys((*requests["A"], *requests["B"])))
-    missing = {side: [k for k in keys if not _has(folders[side], requests[side].get(k))] for side in SIDES}
+    missing = {side: [key for key in keys if not has(side, key)] for side in SIDES}
     lacking = {*missing["A"], *missing["B"]}
     common = [key for key in keys if key not in lacking][:limit]
     for key in common:
         _same(requests["A"][key], requests["B"][key])
     if not common:
-        raise InputError(f"{a} and {b} have pictures of no sample in common: give two runs of one benchmark.")
+        raise InputError(f"{a} and {b} have pictures of no sample in common: {AGAIN}")
     names = {side: folder.resolve().name for side, folder in folders.items()}
-    if len(set(names.values())) == 1:
+    if names["A"] == names["B"]:
         names = {side: str(folder) for side, folder in folders.items()}
     return Pairs(names, [ComparedPair(requests["A"][key], folders) for key in common], missing)
-
-
-def _has(folder: Path, request: PredictionRequest | None) -> bool:
-    return request is not None and predictions.exists(folder, request.key, len(request.targets))
 
 
 def _same(a: PredictionRequest, b: PredictionRequest) -> None:
     """InputError unless both are the same request, on the same pictures."""
     for name in ("task", "instruction", "prompt", "targets"):
-        if getattr(a, name) != getattr(b, name):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        if ours != theirs:
             raise InputError(
-                f"sample {a.key} is not the same on both sides: its {name} is {getattr(a, name)!r} and "
-                f"{getattr(b, name)!r}; give two runs of one benchmark."
+                f"sample {a.key} is not the same on both sides: its {name} is {ours!r} and {theirs!r}; {AGAIN}"
             )
     if {role: len(paths) for role, paths in a.inputs.items()} != {role: len(paths) for role, paths in b.inputs.items()}:
-        raise InputError(f"sample {a.key} was given other pictures on each side: give two runs of one benchmark.")
+        raise InputError(f"sample {a.key} was given other pictures on each side: {AGAIN}")
     for first, second in ((p, q) for role in a.inputs for p, q in zip(a.inputs[role], b.inputs[role], strict=True)):
-        for path in (first, second):
-            if not Path(path).is_file():
-                raise InputError(
-                    f"{path}, a picture that sample {a.key} was given, is no file: put it back, or unpack it."
-                )
+        if lost := [path for path in (first, second) if not Path(path).is_file()]:
+            raise InputError(
+                f"{lost[0]}, a picture that sample {a.key} was given, is no file: put it back, or unpack it."
+            )
         if first != second and not filecmp.cmp(first, second, shallow=False):
             raise InputError(f"{first} and {second} differ, so sample {a.key} is not the same on both sides.")
-
-
-def flat(pixels: Tensor, ground: str, side: int) -> np.ndarray:
-    """RGBA (4, H, W) in [0, 1] -> uint8 (H, W, 3) on the ground, made smaller where it is larger than `side` px."""
-    scale = min(1.0, side / max(pixels.shape[-2:]))
-    height, width = (max(1, round(length * scale)) for length in pixels.shape[-2:])
-    small, shade = rgba.resize(pixels.float(), (height, width)), GROUNDS[ground]
-    back = rgba.checkerboard(height, width, CELL) if shade is None else torch.full((3, height, width), shade)
-    rgb = rgba.flatten(small, back).clamp(0, 1)
-    return np.ascontiguousarray((rgb * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def check_ground(ground: str) -> None:
-    if ground not in GROUNDS:
-        raise InputError(f"ground {ground!r} is not known: use {', '.join(GROUNDS)}.")

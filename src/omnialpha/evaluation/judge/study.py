@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, ComparedPair, Pairs, RenderedPicture, check_ground
+from omnialpha.evaluation.judge.pairs import ASPECTS, SIDES, WORDING, Pairs, RenderedPicture, check_ground
 from omnialpha.evaluation.judge.verdicts import TIE, Answer
+from omnialpha.evaluation.reports.report import png
 from omnialpha.files import atomic_write, sha256
 from omnialpha.io import read_image
 from omnialpha.templates import render
@@ -56,10 +56,10 @@ class Study:
     def pictures(self, folder: Path, key: str) -> dict[str, Tensor]:
         """What was shown of a sample, by what it was."""
         sample = next(s for s in self.samples if s.key == key)
-        sides = [[(f"{side}: {label}", file) for label, file, *_ in sample.results[sample.order.index(side)]]
-                 for side in SIDES]  # fmt: skip
-        files = [*((label, file) for label, file, *_ in sample.given), *chain(*sides)]
-        return {label: read_image(folder / PAGE / file).rgba for label, file in files}
+        files = {label: file for label, file, *_ in sample.given}
+        for side in SIDES:
+            files |= {f"{side}: {label}": file for label, file, *_ in sample.results[sample.order.index(side)]}
+        return {label: read_image(folder / PAGE / file).rgba for label, file in files.items()}
 
 
 def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "checkerboard", seed: int = 0) -> Study:
@@ -69,16 +69,26 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
     """
     check_ground(ground)
     generator = np.random.default_rng(seed)
-    files: dict[str, RenderedPicture] = {}
-    samples, shown = [], []
+    files: dict[str, RenderedPicture] = {}  # by their name below PAGE
+
+    def listed(pictures: Sequence[RenderedPicture]) -> Listed:
+        names = [f"{PICTURES}/{one.digest[:20]}.png" for one in pictures]
+        files.update(zip(names, pictures, strict=True))
+        return [(p.label, name, p.pixels.shape[1], p.pixels.shape[0]) for name, p in zip(names, pictures, strict=True)]
+
+    samples: list[StudySample] = []
+    shown: list[dict[str, Any]] = []  # to annotators: nothing in it may tell which side a result is of
     for number, pair in enumerate(pairs.pairs, start=1):
         order = SIDES if generator.random() < 0.5 else SIDES[::-1]
         asked = tuple(name for name in aspects if pair.applies(name))
         if asked:
             given, made = pair.shown(ground)
-            results = [_listed(made[side], files) for side in order]
-            samples.append(StudySample(f"s{number:04}", pair.request.key, asked, order, _listed(given, files), results))
-            shown.append(_for_page(samples[-1], pair))
+            request, results = pair.request, [listed(made[side]) for side in order]
+            sample = StudySample(f"s{number:04}", request.key, asked, order, listed(given), results)
+            lines = [request.instruction] + ([request.prompt] if request.prompt not in request.instruction else [])
+            text = "\n".join(line for line in lines if line)
+            samples.append(sample)
+            shown.append({"id": sample.id, "text": text, "aspects": asked, "given": sample.given, "results": results})
     if not samples:
         raise InputError(f"no sample can be asked about {', '.join(aspects)}: ask about overall or quality too.")
     data: dict[str, Any] = {"samples": shown, "questions": {name: ASPECTS[name].question for name in aspects}}
@@ -86,39 +96,13 @@ def build(pairs: Pairs, folder: Path, aspects: Sequence[str], ground: str = "che
     if (folder / STUDY).is_file() and read(folder).id != name:
         raise InputError(f"{folder} holds another study, whose answers would be lost: choose another folder.")
     study = Study(name, pairs.names, aspects, ground, WORDING, pairs.missing, samples)
-    _write(folder, study, page(TITLE, {"study": name} | data), files)
-    return study
-
-
-def page(title: str, data: dict[str, Any]) -> str:
-    """One HTML page with its script and no outside resources. data: what study.js reads, see `build`."""
-    return render("study.html", title=title, data=data | {"format": FORMAT, "version": VERSION})
-
-
-def _listed(pictures: Sequence[RenderedPicture], files: dict[str, RenderedPicture]) -> Listed:
-    made = []
-    for one in pictures:
-        file = f"{PICTURES}/{one.digest[:20]}.png"
-        files[file] = one
-        made.append((one.label, file, one.pixels.shape[1], one.pixels.shape[0]))
-    return made
-
-
-def _for_page(sample: StudySample, pair: ComparedPair) -> dict[str, Any]:
-    """Nothing here may tell which side a result is of."""
-    asked = pair.request
-    lines = [asked.instruction] + ([asked.prompt] if asked.prompt not in asked.instruction else [])
-    text = "\n".join(line for line in lines if line)
-    stored = {"id": sample.id, "text": text, "aspects": sample.aspects}
-    return stored | {"given": sample.given, "results": sample.results}
-
-
-def _write(folder: Path, study: Study, html: str, files: Mapping[str, RenderedPicture]) -> None:
     (folder / PAGE / PICTURES).mkdir(parents=True, exist_ok=True)
-    for name, shown in files.items():
-        atomic_write(folder / PAGE / name, shown.png())
-    atomic_write(folder / PAGE / "index.html", html.encode())
+    for file, picture in files.items():
+        atomic_write(folder / PAGE / file, png(picture.pixels))
+    data = {"study": name} | data | {"format": FORMAT, "version": VERSION}
+    atomic_write(folder / PAGE / "index.html", render("study.html", title=TITLE, data=data).encode())
     atomic_write(folder / STUDY, (json.dumps(asdict(study), indent=1, ensure_ascii=False) + "\n").encode())
+    return study
 
 
 # ---- what comes back ------------------------------------------------------------------------------------------------
@@ -146,8 +130,7 @@ def read_answers(study: Study, files: Sequence[Path]) -> list[Answer]:
     seen: dict[str, Path] = {}
     for path in files:
         annotator, stored = _read_result(study, path)
-        name = annotator.casefold()
-        if name in seen:
+        if (name := annotator.casefold()) in seen:
             raise InputError(f"{seen[name]} and {path} are both by {annotator!r}: leave one of them out.")
         seen[name] = path
         answers += _answers(study, path, annotator, stored)
@@ -160,8 +143,8 @@ def _read_result(study: Study, path: Path) -> tuple[str, list[Any]]:
         raise InputError(f"there is no file {path}: give the files that annotators saved from the page.")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        good = stored["format"] == FORMAT and stored["version"] == VERSION and isinstance(stored["answers"], list)
-        annotator, name = stored["annotator"], stored["study"]
+        annotator, name, answers = stored["annotator"], stored["study"], stored["answers"]
+        good = (stored["format"], stored["version"]) == (FORMAT, VERSION) and isinstance(answers, list)
         good = good and isinstance(annotator, str) and bool(annotator.strip())
     except (ValueError, TypeError, KeyError):
         good = False
@@ -169,9 +152,9 @@ def _read_result(study: Study, path: Path) -> tuple[str, list[Any]]:
         raise InputError(f"{path} is no result of a study, or of another version: save it from the page again.")
     if name != study.id:
         raise InputError(f"{path} answers study {name!r}, but this one is {study.id}: give its own folder.")
-    if not stored["answers"]:
+    if not answers:
         raise InputError(f"{path} holds no answers: leave it out.")
-    return annotator, stored["answers"]
+    return annotator, answers
 
 
 def _answers(study: Study, path: Path, annotator: str, stored: Sequence[Any]) -> list[Answer]:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,14 +34,21 @@ class Answer:
     reason: str = ""
     error: str = ""
 
+    def __str__(self) -> str:
+        """What was first, what was chosen, and why."""
+        who, why = f"{self.rater}: " if self.rater else "", f" ({self.reason})" if self.reason else ""
+        return f"{who}{self.first} first, {self.verdict}{why}"
 
-@dataclass(frozen=True)
-class Interval:
+
+class Interval(NamedTuple):
     """A figure and its interval."""
 
     value: float
     low: float
     high: float
+
+
+Groups = Mapping[str, Sequence[Answer]]  # answers by sample
 
 
 def combine(verdicts: Sequence[str]) -> str:
@@ -63,37 +71,32 @@ def by_sample(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
 def rates(verdicts: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """The share of each of VERDICTS, and as "score" that of A where a tie counts as half."""
     assert verdicts, "no verdicts"
-    given = np.array([[verdict == name for name in VERDICTS] for verdict in verdicts], dtype=float)
-    columns = dict(zip(VERDICTS, given.T, strict=True))
+    columns = {name: np.array([verdict == name for verdict in verdicts], dtype=float) for name in VERDICTS}
     columns["score"] = columns[A] + columns[TIE] / 2
-    ones = np.ones(len(verdicts))
-    return {name: ratio(column, ones, seed) for name, column in columns.items()}
+    return {name: ratio(column, np.ones(len(verdicts)), seed) for name, column in columns.items()}
 
 
-def order_bias(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Interval | None:
+def order_bias(groups: Groups) -> Interval | None:
     """The share of answers for what was shown first, of those that chose a side, minus half; None if none did.
 
     0: the order does not matter, .5: always the first, -.5: always the second.
     """
     chosen = [[a for a in group if a.verdict != TIE] for group in groups.values()]
-    firsts = np.array([sum(a.verdict == a.first for a in group) for group in chosen], dtype=float)
-    sizes = np.array([len(group) for group in chosen], dtype=float)
-    if not sizes.sum():
+    if not any(chosen):
         return None
-    share = ratio(firsts, sizes, seed)
-    return Interval(share.value - 0.5, share.low - 0.5, share.high - 0.5)
+    share = ratio(
+        np.array([sum(a.verdict == a.first for a in group) for group in chosen]), np.array([*map(len, chosen)])
+    )
+    return Interval(*(figure - 0.5 for figure in share))
 
 
-def consistency(groups: Mapping[str, Sequence[Answer]], seed: int = 0) -> Interval | None:
+def consistency(groups: Groups) -> Interval | None:
     """The share of samples, of those answered more than once, about which all answers are the same."""
-    several = [group for group in groups.values() if len(group) > 1]
-    if not several:
-        return None
-    same = np.array([len({a.verdict for a in group}) == 1 for group in several], dtype=float)
-    return ratio(same, np.ones(len(several)), seed)
+    same = [len({a.verdict for a in group}) == 1 for group in groups.values() if len(group) > 1]
+    return ratio(np.array(same, dtype=float), np.ones(len(same))) if same else None
 
 
-def ratio(parts: np.ndarray, wholes: np.ndarray, seed: int) -> Interval:
+def ratio(parts: np.ndarray, wholes: np.ndarray, seed: int = 0) -> Interval:
     """sum(parts) / sum(wholes) over samples (n,), with its interval; resamples without any whole say nothing."""
     generator, n, drawn = np.random.default_rng(seed), len(parts), []
     step = max(1, CHUNK // n)
@@ -118,7 +121,7 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
     return None if expected == 1 else (observed - expected) / (1 - expected)
 
 
-def mean_kappa(groups: Mapping[str, Sequence[Answer]]) -> float | None:
+def mean_kappa(groups: Groups) -> float | None:
     """The mean of kappa over the pairs of raters that have one; each pair is compared where both answered."""
     said: dict[str, dict[str, str]] = defaultdict(dict)
     for sample, group in groups.items():
@@ -127,6 +130,6 @@ def mean_kappa(groups: Mapping[str, Sequence[Answer]]) -> float | None:
     figures = []
     for ours, theirs in combinations(said.values(), 2):
         common = [sample for sample in ours if sample in theirs]
-        figure = kappa([ours[s] for s in common], [theirs[s] for s in common])
-        figures += [] if figure is None else [figure]
-    return sum(figures) / len(figures) if figures else None
+        figures.append(kappa([ours[s] for s in common], [theirs[s] for s in common]))
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) / len(known) if known else None

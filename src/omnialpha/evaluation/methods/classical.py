@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnialpha import kernels, masks
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics.components import opencv
+from omnialpha.evaluation.metrics.matting import opencv
 
 FRAME = 0.08  # of each side: what a centred rectangle leaves out; of .02 to .15 the best on procedural scenes
 ROUNDS = 5  # of GrabCut's estimation
@@ -25,13 +25,10 @@ KERNEL = 10  # pixels, the radius of large-kernel matting's windows; pymatting's
 RING = 0.05  # of the shorter side: how wide a hole's surroundings are
 
 
-# ---- mattes ---------------------------------------------------------------------------------------------------------
-
-
-def grabcut_rectangle(rgb: Tensor, frame: float = FRAME) -> Tensor:
-    """OpenCV GrabCut told only that a border of `frame` is background: binary alpha (H, W)."""
+def grabcut_rectangle(rgb: Tensor) -> Tensor:
+    """OpenCV GrabCut that knows only that a border of FRAME is background: binary alpha (H, W)."""
     height, width = rgb.shape[-2:]
-    top, left = max(1, round(height * frame)), max(1, round(width * frame))
+    top, left = max(1, round(height * FRAME)), max(1, round(width * FRAME))
     guess = torch.zeros(height, width)
     guess[top : height - top, left : width - left] = 0.5
     return grabcut_trimap(rgb, guess)
@@ -76,34 +73,30 @@ def solve(kind: str, rgb: Tensor, trimap: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(alpha)).float().clamp(0, 1)
 
 
-# ---- fillings -------------------------------------------------------------------------------------------------------
-
-
-def telea(rgb: Tensor, hole: Tensor, radius: float = RADIUS) -> Tensor:
+def telea(rgb: Tensor, hole: Tensor) -> Tensor:
     """OpenCV's fast marching inpainting (Telea 2004) of hole (H, W) bool, in 8 bits: (3, H, W), unchanged elsewhere."""
-    return _inpaint("INPAINT_TELEA", rgb, hole, radius)
+    return _inpaint("INPAINT_TELEA", rgb, hole)
 
 
-def navier_stokes(rgb: Tensor, hole: Tensor, radius: float = RADIUS) -> Tensor:
+def navier_stokes(rgb: Tensor, hole: Tensor) -> Tensor:
     """OpenCV's inpainting by fluid dynamics (Bertalmio et al. 2001), as `telea`."""
-    return _inpaint("INPAINT_NS", rgb, hole, radius)
+    return _inpaint("INPAINT_NS", rgb, hole)
 
 
-def mean_colour(rgb: Tensor, hole: Tensor) -> Tensor:
+def mean_color(rgb: Tensor, hole: Tensor) -> Tensor:
     """hole (H, W) bool filled with the mean colour of a ring around it; of all where it reaches everywhere."""
     around = masks.dilate(hole, max(1.0, RING * min(hole.shape))) & ~hole
-    colour = rgb[:, around if bool(around.any()) else torch.ones_like(hole)].mean(dim=1)
-    return torch.where(hole, colour[:, None, None], rgb)
+    color = rgb[:, around if bool(around.any()) else torch.ones_like(hole)].mean(dim=1)
+    return torch.where(hole, color[:, None, None], rgb)
 
 
-def _inpaint(how: str, rgb: Tensor, hole: Tensor, radius: float) -> Tensor:
-    cv2 = opencv()
-    hole = hole.bool().cpu()
+def _inpaint(how: str, rgb: Tensor, hole: Tensor) -> Tensor:
+    cv2, hole = opencv(), hole.bool().cpu()
     if bool(hole.all()):
         raise InputError(
             "the hole covers the whole picture, so there is nothing to fill it from: leave some of it out."
         )
-    filled = cv2.inpaint(_bytes(rgb), hole.numpy().astype(np.uint8), radius, getattr(cv2, how))
+    filled = cv2.inpaint(_bytes(rgb), hole.numpy().astype(np.uint8), RADIUS, getattr(cv2, how))
     return torch.where(hole, torch.from_numpy(filled).permute(2, 0, 1).float() / 255, rgb.cpu())
 
 

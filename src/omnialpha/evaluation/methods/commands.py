@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from omnialpha import rgba
-from omnialpha.data.records.folders import has_alpha
 from omnialpha.errors import InputError
-from omnialpha.evaluation.methods.baselines import with_colour
+from omnialpha.evaluation.methods.baselines import with_color
 from omnialpha.evaluation.methods.method import Method
+from omnialpha.evaluation.methods.predictions import read_matte
 from omnialpha.files import sha256
 from omnialpha.io import FORMATS, read_image, write_image
+from omnialpha.limits import by
 from omnialpha.tasks import CATEGORIES, TASKS, Example, Role
 
 TIMEOUT = 600.0  # seconds for one example
@@ -64,34 +65,36 @@ class Program:
         row = TASKS[task]
         if self.only and self.only not in (row.name, row.category):
             return False
-        files = {field for field in FILES if field in self.fields}
         taken = {field for field, roles in FILES.items() if any(role in roles for role in row.inputs)}
-        return files == taken and ("prompt" in self.fields) == (row.text is not None)
+        return taken == self.fields & FILES.keys() and ("prompt" in self.fields) == (row.text is not None)
 
     def answer(self, example: Example, seed: int) -> Tensor:
         """(m, 4, H, W) of one example."""
-        with TemporaryDirectory(prefix="omnialpha-") as folder:
-            values = self._values(example, seed, Path(folder))
+        with TemporaryDirectory(prefix="omnialpha-") as place:
+            folder, several = Path(place), len(example.targets) > 1
+            output = folder / (OUTPUT if several else f"{OUTPUT}.png")
+            if several:
+                output.mkdir()
+            values = {field: say(example, seed) for field, say in WORDS.items() if field in self.fields}
+            values |= self._write_inputs(example, folder) | {OUTPUT: str(output)}
             self._run([FIELD.sub(lambda found: values[found[1]], word) for word in self.words])
-            return self._read(Path(values[OUTPUT]), example)
+            paths = [output]
+            if several:
+                paths = sorted(path for path in output.iterdir() if path.suffix.lower() in FORMATS)
+            if len(paths) != (wanted := len(example.targets)):
+                raise InputError(f"{self.name} wrote {len(paths)} pictures into its {{output}} folder, not {wanted}.")
+            return torch.stack([self._layer(p, role, example) for p, role in zip(paths, example.targets, strict=True)])
 
-    def _values(self, example: Example, seed: int, folder: Path) -> dict[str, str]:
-        """What stands for each field; pictures are written."""
-        values = {field: say(example, seed) for field, say in WORDS.items() if field in self.fields}
-        for field, roles in FILES.items():
-            if field in self.fields:
-                found = [p for p, role in zip(example.inputs, example.roles, strict=True) if role in roles]
-                if len(found) != 1:
-                    raise InputError(
-                        f"{{{field}}} of {self.name} is one picture, but {example.task} gives {len(found)}."
-                    )
-                write_image(folder / f"{field}.png", found[0])
-                values[field] = str(folder / f"{field}.png")
-        several = len(example.targets) > 1
-        output = folder / (OUTPUT if several else f"{OUTPUT}.png")
-        if several:
-            output.mkdir()
-        return values | {OUTPUT: str(output)}
+    def _write_inputs(self, example: Example, folder: Path) -> dict[str, str]:
+        """The path that stands for each field of a picture."""
+        values = {}
+        for field in self.fields & FILES.keys():
+            found = [p for p, role in zip(example.inputs, example.roles, strict=True) if role in FILES[field]]
+            if len(found) != 1:
+                raise InputError(f"{{{field}}} of {self.name} is one picture, but {example.task} gives {len(found)}.")
+            values[field] = str(folder / f"{field}.png")
+            write_image(values[field], found[0])
+        return values
 
     def _run(self, words: Sequence[str]) -> None:
         with TemporaryFile() as said:  # a file: a pipe would stay open as long as any child of the program lives
@@ -117,48 +120,34 @@ class Program:
                 last = f": {lines[-1][:200]}" if lines else " and said nothing on standard error"
                 raise InputError(f"{self.name} ended with exit code {code}{last}")
 
-    def _read(self, output: Path, example: Example) -> Tensor:
-        if output.is_dir():
-            paths = sorted(path for path in output.iterdir() if path.suffix.lower() in FORMATS)
-            if len(paths) != len(example.targets):
-                wanted = len(example.targets)
-                raise InputError(f"{self.name} wrote {len(paths)} pictures into its {{output}} folder, not {wanted}.")
-        else:
-            paths = [output]
-        return torch.stack(
-            [self._layer(path, role, example) for path, role in zip(paths, example.targets, strict=True)]
-        )
-
     def _layer(self, path: Path, role: Role, example: Example) -> Tensor:
         """A foreground from RGBA, or from a grey picture that is its alpha; other layers as they are."""
         if not path.is_file():
             raise InputError(f"{self.name} wrote no file to {{output}} ({path.name}): mend its command.")
         picture = read_image(path).rgba
-        height, width = picture.shape[-2:]
-        if (height, width) != example.size:
-            wanted = f"{example.size[1]}x{example.size[0]}"
-            raise InputError(f"{self.name} answers {width}x{height} px, not {wanted} px as asked: mend its command.")
-        if role is not Role.FOREGROUND or has_alpha(path):
+        if picture.shape[1:] != example.size:
+            sizes = f"{by(picture.shape[1:])} px, not {by(example.size)} px"
+            raise InputError(f"{self.name} answers {sizes} as asked: mend its command.")
+        matte = read_matte(path) if role is Role.FOREGROUND else None
+        if matte is None:
             return picture
-        if not torch.equal(picture[:1].expand(3, -1, -1), picture[:3]):
-            raise InputError(f"{self.name} answers a colour picture without alpha: let it write RGBA or a grey alpha.")
-        source = next((p for p, r in zip(example.inputs, example.roles, strict=True) if r is Role.COMPOSITE), None)
+        source = example.given(Role.COMPOSITE)
         if source is None:
-            return torch.cat([torch.ones_like(picture[:3]), picture[:1]])
-        return with_colour(rgba.flatten(source), picture[0])
+            return torch.cat([torch.ones_like(picture[:3]), matte])
+        return with_color(rgba.flatten(source), matte[0])
 
 
-def of_command(command: str, timeout: float = TIMEOUT, only: str = "", name: str | None = None) -> Method:
+def of_command(command: str, timeout: float = TIMEOUT, only: str = "") -> Method:
     """A program by its command line, `cmd {input} {output}`; further fields are FIELDS.
 
-    It does the tasks whose pictures and text are its fields, of `only` (a task or category) if that is given, which may
-    also stand in front: `matting=cmd {input} {output}`.
+    It does the tasks whose pictures and text are its fields: of the task or category that stands in front, as in
+    `matting=cmd {input} {output}`, else of `only`, if that is given.
 
     Foregrounds come back as RGBA or as grey alphas, whose colours pymatting estimates. InputError for a command that
     cannot work, and where a run fails.
     """
     stated, command = split_only(command)
-    only = only or stated
+    only = stated or only
     if only and only not in (*TASKS, *CATEGORIES):
         raise InputError(f"{only!r} is no task and no category: use one of {', '.join(CATEGORIES)}.")
     if not 0 < timeout < float("inf"):
@@ -168,8 +157,7 @@ def of_command(command: str, timeout: float = TIMEOUT, only: str = "", name: str
     except ValueError as error:
         raise InputError(f"the command {command!r} cannot be read ({error}): close its quotes.") from None
     program = Program(words, only, timeout)
-    unknown = sorted(program.fields - set(FIELDS))
-    if unknown:
+    if unknown := sorted(program.fields - set(FIELDS)):
         known = ", ".join(f"{{{field}}}" for field in FIELDS)
         raise InputError(f"{{{unknown[0]}}} in the command {command!r} is no field: use {known}.")
     if OUTPUT not in program.fields:
@@ -180,8 +168,8 @@ def of_command(command: str, timeout: float = TIMEOUT, only: str = "", name: str
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         return [program.answer(example, seed) for example, seed in zip(examples, seeds, strict=True)]
 
-    identity = sha256("\0".join((only, *words)))[:16]
-    return Method(name or program.name, make, program.does, f"command {identity}", given=f"command: {command.strip()}")
+    identity = "command " + sha256("\0".join((only, *words)))[:16]
+    return Method(program.name, make, program.does, identity, given=f"command: {command.strip()}")
 
 
 def split_only(command: str) -> tuple[str, str]:

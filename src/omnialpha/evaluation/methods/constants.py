@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
-from omnialpha.evaluation.metrics.matting import SURE
+from omnialpha.evaluation.metrics.matting import is_unknown
 
 BEST_CONSTANT = "best constant"
 STEPS = 2**16 - 1  # alphas are counted in these, which holds all of 8 and of 16 bits
@@ -23,7 +23,7 @@ def best_constants(mattes: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, 
     shares, counts = {name: np.zeros(STEPS + 1) for name in REGIONS}, dict.fromkeys(REGIONS, 0)
     for alpha, trimap in mattes:
         levels = (alpha.double() * STEPS).round().long()
-        grey = None if trimap is None else levels[(trimap > SURE) & (trimap < 1 - SURE)]
+        grey = None if trimap is None else levels[is_unknown(trimap)]
         for name, counted in zip(REGIONS, (levels, grey), strict=True):
             if counted is not None and counted.numel():
                 shares[name] += np.bincount(counted.flatten().numpy(), minlength=STEPS + 1) / counted.numel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +34,7 @@ class Method:
             a folder.
         does: whether it can do a task, by name.
         identity: the same for the same pictures, as far as that can be known.
-        given: what it is given beside the example, in words.
+        given: what it is given besides the example, in words.
         batch: examples at once, at most.
         outputs: names of its outputs, if it has several.
         task: what it is asked for in this run.
@@ -69,10 +68,8 @@ def of_folder(name: str, folder: Path, task: str = "") -> Method:
 
 
 def check(methods: Sequence[Method]) -> None:
-    """Refuse, before anything is made, methods that cannot take part.
-
-    Raises:
-        InputError: two of one name, a task that a method cannot do, or a folder of predictions that is none.
+    """Refuse, before anything is made, methods that cannot take part: InputError for two of one name, a task that a
+    method cannot do, or a folder of predictions that is none.
     """
     places = [method.place for method in methods]
     for method in methods:
@@ -85,23 +82,11 @@ def check(methods: Sequence[Method]) -> None:
 
 
 def of_model(
-    model: OmniAlpha,
-    name: str,
-    identity: str,
-    raw: bool = False,
-    batch: int = 1,
-    steps: int | None = None,
+    model: OmniAlpha, name: str, identity: str, raw: bool = False, batch: int = 1, steps: int | None = None,
     guidance: float | None = None,
-) -> Method:
-    """A model as it runs for users.
-
-    Args:
-        model: loaded.
-        name: in tables.
-        identity: see `identity_of`.
-        raw: without what `fidelity` copies from the input.
-        batch: examples at once.
-        steps, guidance: of sampling; the model's own if None.
+) -> Method:  # fmt: skip
+    """A model as it runs for users. identity: see `identity_of`. raw: without what `fidelity` copies from the input.
+    steps, guidance: of sampling; the model's own if None.
     """
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
@@ -115,15 +100,9 @@ def of_model(
 
 
 def identity_of(parts: Parts, **settings: Any) -> str:
-    """A model by its files and what it runs with. Of a large file its size and some of its blocks count,
-    as weights that differ do so everywhere.
+    """A hash of a model's files and of all else that changes its pictures, the same for the same pictures.
 
-    Args:
-        parts: the folders of its networks.
-        settings: all else that changes its pictures.
-
-    Returns:
-        A hash, the same for the same pictures.
+    Of a large file its size and some of its blocks count, as weights that differ do so everywhere.
     """
     parts_of = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
     folders = (parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders))
@@ -138,11 +117,9 @@ def digests(place: Path) -> list[str]:
 
 
 def _digest(path: Path) -> str:
-    size = path.stat().st_size
-    step = max(BLOCK, size // BLOCKS)
-    done = hashlib.sha256(f"{path.name} {size}".encode())
+    size, blocks = path.stat().st_size, []
     with path.open("rb") as file:
-        for start in range(0, size, step):
+        for start in range(0, size, max(BLOCK, size // BLOCKS)):
             file.seek(start)
-            done.update(file.read(BLOCK))
-    return done.hexdigest()
+            blocks.append(file.read(BLOCK))
+    return sha256(f"{path.name} {size}", *blocks)

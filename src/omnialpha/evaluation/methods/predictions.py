@@ -7,9 +7,8 @@ FOLDER/predictions/KEY/00.png, ...   by one of several, back to front
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from omnialpha.data.records.folders import has_alpha
 from omnialpha.errors import InputError
-from omnialpha.files import atomic_write
-from omnialpha.io import FORMATS, Picture, read_image, write_image
+from omnialpha.files import atomic_write, sha256
+from omnialpha.io import FORMATS, read_image, write_image
+from omnialpha.limits import by
 
 SAMPLES, PREDICTIONS = "samples.jsonl", "predictions"
 GREY = 0.1  # channels of a grey JPEG differ by less
@@ -50,7 +50,7 @@ class PredictionRequest:
 def write_requests(folder: Path, asked: Iterable[PredictionRequest]) -> None:
     lines = [json.dumps(asdict(one), ensure_ascii=False) for one in asked]
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / SAMPLES, ("\n".join(lines) + "\n").encode())
+    atomic_write(folder / SAMPLES, "\n".join(lines) + "\n")
 
 
 def read_requests(folder: Path) -> dict[str, PredictionRequest]:
@@ -81,54 +81,41 @@ def exists(folder: Path, key: str, count: int) -> bool:
 
 
 def read(folder: Path, key: str, count: int, size: tuple[int, int] | None, grey_is_alpha: bool = False) -> Tensor:
-    """Predicted layers of a folder with KEY.png or KEY/00.png and so on, in any readable format.
+    """Predicted layers (count, 4, H, W) of a folder with KEY.png or KEY/00.png and so on, in any readable format.
 
-    Args:
-        folder: that holds them.
-        key: of the sample.
-        count: of layers.
-        size: (height, width) of the truth; None: any.
-        grey_is_alpha: a grey file without an alpha channel is a matte, as they are published; its colour is 1.
-
-    Returns:
-        (count, 4, H, W) float32 in [0, 1], straight alpha.
-
-    Raises:
-        InputError: one is missing or of another size.
+    InputError for one that is missing, or not of `size` (height, width; None: any). grey_is_alpha: a grey file without
+    an alpha channel is a matte, as they are published; its colour is 1.
     """
     layers = []
     for path in _paths(folder, key, count):
         found = _found(path)
         if found is None:
             raise InputError(f"{path} is missing: make it, or leave the sample out.")
-        picture = read_image(found)
-        height, width = picture.rgba.shape[-2:]
-        size = size or (height, width)
-        if (height, width) != size:
-            raise InputError(f"{found} is {width}x{height} px, the truth {size[1]}x{size[0]} px: resize it.")
-        layers.append(_matte(found, picture) if grey_is_alpha else picture.rgba)
+        matte = read_matte(found) if grey_is_alpha else None
+        layer = (
+            read_image(found).rgba if matte is None else torch.cat((torch.ones_like(matte).expand(3, -1, -1), matte))
+        )
+        size = size or (int(layer.shape[1]), int(layer.shape[2]))
+        if layer.shape[1:] != size:
+            raise InputError(f"{found} is {by(layer.shape[1:])} px, the truth {by(size)} px: resize it.")
+        layers.append(layer)
     return torch.stack(layers)
 
 
-def _matte(path: Path, picture: Picture) -> Tensor:
-    """(4, H, W) of a file without an alpha channel: its grey as alpha, with colour 1. InputError for one in colour."""
+def read_matte(path: Path) -> Tensor | None:
+    """(1, H, W): the grey of a file without an alpha channel; None for one with. InputError for one in colour."""
     if has_alpha(path):
-        return picture.rgba
-    matte = picture.raw  # a matte is data: no profile changes it
+        return None
+    matte = read_image(path).raw  # a matte is data: no profile changes it
     if float((matte[:3] - matte[:1]).abs().max()) > GREY:
         raise InputError(f"{path} is a colour picture without alpha: give the matte in grey, or the cut-out as RGBA.")
-    return torch.cat((torch.ones_like(matte[:3]), matte[:1]))
+    return matte[:1]
 
 
 def digest(folder: Path, key: str, count: int) -> str:
     """Of the files of a prediction in a folder as `read` takes it; empty if one is missing."""
-    done = hashlib.sha256()
-    for path in _paths(folder, key, count):
-        found = _found(path)
-        if found is None:
-            return ""
-        done.update(hashlib.sha256(found.read_bytes()).digest())
-    return done.hexdigest()
+    found = [_found(path) for path in _paths(folder, key, count)]
+    return "" if None in found else sha256(*found)
 
 
 def _found(path: Path) -> Path | None:
@@ -136,7 +123,7 @@ def _found(path: Path) -> Path | None:
     return next((p for suffix in FORMATS if (p := path.with_suffix(suffix)).is_file()), None)
 
 
-def _paths(folder: Path, key: str, count: int) -> Sequence[Path]:
+def _paths(folder: Path, key: str, count: int) -> list[Path]:
     if count == 1:
         return [folder / f"{key}.png"]
     return [folder / key / f"{number:02}.png" for number in range(count)]

@@ -1,11 +1,11 @@
 """CLIP scores of pictures and texts, and CLIP's features for CLIP-FID, by a local folder: nothing is ever downloaded.
 
-Named conventions, what CLIP-FID stands on and known traps: docs/metrics.md.
+What CLIP-FID stands on and known traps: docs/metrics.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,21 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics.features import Features
+from omnialpha.evaluation.metrics.features import Features, digest_of_weights
 from omnialpha.files import sha256
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-# From cosines (B,) to what is printed under the name of CLIP score.
-CONVENTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "cosine": lambda cosines: cosines,  # the OmniAlpha paper
-    "x100": lambda cosines: 100 * cosines.clamp_min(0),  # torchmetrics, which cuts off at 0 after the mean
-    "2.5": lambda cosines: 2.5 * cosines.clamp_min(0),  # Hessel et al. 2021
-}
 
 
 @dataclass(frozen=True)
@@ -78,41 +70,25 @@ class Clip:
     @cached_property
     def identity(self) -> str:
         """The same for the same weights, tokens and resizing."""
-        parts: list[Any] = [repr(sorted(self.processor.to_dict().items(), key=lambda pair: pair[0]))]
-        parts.append(repr(sorted(self.tokenizer.get_vocab().items())))
-        for name, value in sorted(self.model.state_dict().items()):
-            parts += [name, value.cpu().contiguous().flatten().view(torch.uint8).numpy()]
-        return sha256(*parts)
+        words, resizing = sorted(self.tokenizer.get_vocab().items()), sorted(self.processor.to_dict().items())
+        return sha256(repr([words, resizing]), digest_of_weights(self.model))
 
     @property
     def limit(self) -> int:
         """Tokens of a text, its first and last one among them: 77 in the published models."""
         return int(self.model.config.text_config.max_position_embeddings)
 
-    def score(self, pictures: Tensor, texts: Sequence[str], color: Sequence[float] = rgba.WHITE) -> Tensor:
-        """Cosine of each picture's embedding and its text's, (B,) float64 on the CPU: the convention "cosine".
-
-        pictures: RGB (B, 3, H, W) in [0, 1], or RGBA (B, 4, H, W), which are put on `color` before.
-        """
-        if len(pictures) != len(texts):
-            raise InputError(f"{len(pictures)} pictures and {len(texts)} texts make no pairs: pass a text a picture.")
-        seen = rgba.flatten(pictures, color) if pictures.ndim == 4 and pictures.shape[1] == 4 else pictures
-        return F.cosine_similarity(self.features(seen).double(), self.embed_texts(texts).double())
+    def score(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        """Cosine of each RGB picture's (B, 3, H, W, in [0, 1]) embedding and its text's, (B,) float64 on the CPU."""
+        assert len(pictures) == len(texts)
+        return F.cosine_similarity(self.features(pictures).double(), self.embed_texts(texts).double())
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts, cut at `limit` tokens -> (B, D) float32 on the CPU, not of unit length; see `note`."""
+        """Texts, cut at `limit` tokens -> (B, D) float32 on the CPU, not of unit length."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
         with torch.inference_mode():
             pooled = self.model.text_model(**tokens.to(self.model.device)).pooler_output
             return self.model.text_projection(pooled).cpu()
-
-    def note(self, texts: Sequence[str]) -> str:
-        """How many texts `score` cuts, in words; empty if none."""
-        lengths = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
-        cut = sum(length > self.limit for length in lengths)
-        return (
-            f"CLIP score: {cut} of {len(texts)} texts are longer than {self.limit} tokens and were cut" if cut else ""
-        )
 
     @cached_property
     def features(self) -> Features:
@@ -121,8 +97,7 @@ class Clip:
 
     def _embed(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, D)."""
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise InputError(f"CLIP cannot see pictures of shape {tuple(pictures.shape)}: pass RGB, (B, 3, H, W).")
+        assert pictures.ndim == 4 and pictures.shape[1] == 3
         arrays = list(pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy())
         pixels = self.processor(arrays, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
         with torch.inference_mode():

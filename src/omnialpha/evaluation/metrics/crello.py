@@ -7,9 +7,9 @@ The convention is that of LayerD's published code; where the papers' words diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -22,24 +22,19 @@ from omnialpha.evaluation.metrics import image, matting
 MERGES = 5
 PREDICTED, TRUE = 0, 1  # the sides of a comparison
 MIN_LAYERS = 2  # of a side: so few are not merged any more
-WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {  # of a pixel, from the true alpha
-    "seen": lambda alpha: (alpha > 0).to(alpha.dtype),  # the published code
-    "alpha": lambda alpha: alpha,  # the papers' words
-}
 
 Stack = Tensor | Sequence[Tensor]
 Run = tuple[int, int]  # the first of some merged neighbours, and the one after the last
 Pair = tuple[int, int]  # places of a predicted and of a true layer
 
 
-def rgb_l1(predicted: Tensor, true: Tensor, weight: str = "seen") -> Tensor:
-    """Mean |RGB error| of layers (B, 4, H, W), pixels weighted by the true alpha (see WEIGHTS); (B,) float64.
+def rgb_l1(predicted: Tensor, true: Tensor, by_alpha: bool = False) -> Tensor:
+    """Mean |RGB error| of layers (B, 4, H, W) where true alpha > 0, 0 if that is nowhere; (B,) float64.
 
-    0 where the true layer is empty. Colour under the predicted alpha 0 counts.
+    Colour under the predicted alpha 0 counts. by_alpha: pixels are weighted by the true alpha, as the papers' words
+    have it; the published code counts them alike.
     """
-    if weight not in WEIGHTS:
-        raise InputError(f"unknown weight {weight!r}: use one of {', '.join(WEIGHTS)}.")
-    weights = WEIGHTS[weight](true[:, 3])
+    weights = true[:, 3] if by_alpha else (true[:, 3] > 0).to(true.dtype)
     error = (predicted[:, :3] - true[:, :3]).abs().mean(dim=1)
     return (error * weights).sum(dim=(1, 2), dtype=torch.float64) / (weights.sum(dim=(1, 2)).double() + 1e-8)
 
@@ -49,14 +44,9 @@ def alpha_iou(predicted: Tensor, true: Tensor) -> Tensor:
     return matting.soft_iou(predicted[:, 3].double(), true[:, 3].double())
 
 
-def recomposition(layers: Stack, picture: Tensor, color: Sequence[float] = rgba.WHITE) -> float:
-    """PSNR in dB of the stack's composite against the picture (3 or 4, H, W) that was decomposed, both on `color`."""
-    made = rgba.flatten(rgba.recompose(list(layers)), color)
-    wanted = rgba.flatten(picture, color) if len(picture) == 4 else picture
-    return float(image.psnr(made[None], wanted[None]))
-
-
-# ---- alignment ------------------------------------------------------------------------------------------------------
+def recomposition(layers: Stack, picture: Tensor) -> float:
+    """PSNR in dB of the stack's composite against the picture (4, H, W) that was decomposed, both on white."""
+    return float(image.psnr(rgba.flatten(rgba.recompose(list(layers)))[None], rgba.flatten(picture)[None]))
 
 
 def align(costs: np.ndarray) -> list[Pair]:
@@ -94,9 +84,6 @@ def put(back: Tensor, front: Tensor) -> Tensor:
     return torch.where(front[3:] > 0, rgba.over(front, back), back)
 
 
-# ---- merges ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Level:
     """After so many merges: means over the aligned pairs. runs: of the groups of each side, what is one layer now."""
@@ -104,35 +91,24 @@ class Level:
     merges: int
     rgb_l1: float
     alpha_iou: float
-    cost: float
     pairs: tuple[Pair, ...]
     runs: tuple[tuple[Run, ...], tuple[Run, ...]]
 
 
-@dataclass
 class _Comparison:
     """groups: of each side, (n, 4, H, W). What was composed or measured once is kept."""
 
-    groups: tuple[Tensor, Tensor]
-    weight: str
-    pictures: dict[tuple[int, Run], Tensor] = field(default_factory=dict)
-    known: dict[tuple[Run, Run, int], tuple[float, float]] = field(default_factory=dict)
+    def __init__(self, groups: tuple[Tensor, Tensor], by_alpha: bool) -> None:
+        self.groups, self.by_alpha = groups, by_alpha
+        self.picture, self.figures = cache(self.picture), cache(self.figures)  # type: ignore[method-assign]
 
     def picture(self, side: int, run: Run) -> Tensor:
-        if (side, run) not in self.pictures:
-            self.pictures[side, run] = reduce(put, self.groups[side][slice(*run)])
-        return self.pictures[side, run]
+        return reduce(put, self.groups[side][slice(*run)])
 
-    def figures(self, p: Run, t: Run, weigher: int = TRUE) -> tuple[float, float]:
+    def figures(self, p: Run, t: Run, weigher: int) -> tuple[float, float]:
         """(RGB L1, alpha IoU) of a predicted and a true layer; `weigher`: the side whose alpha weighs colours."""
-        if (p, t, weigher) not in self.known:
-            sides = self.picture(PREDICTED, p)[None], self.picture(TRUE, t)[None]
-            other = sides[1 - weigher]
-            self.known[p, t, weigher] = (
-                float(rgb_l1(other, sides[weigher], self.weight)),
-                float(alpha_iou(sides[0], sides[1])),
-            )
-        return self.known[p, t, weigher]
+        sides = self.picture(PREDICTED, p)[None], self.picture(TRUE, t)[None]
+        return float(rgb_l1(sides[1 - weigher], sides[weigher], self.by_alpha)), float(alpha_iou(*sides))
 
     def cost(self, p: Run, t: Run, weigher: int = TRUE) -> float:
         """What drives the alignment and the merges: the mean of RGB L1 and 1 - alpha IoU."""
@@ -141,9 +117,8 @@ class _Comparison:
 
     def level(self, merges: int, predicted: Sequence[Run], true: Sequence[Run]) -> Level:
         pairs = align(np.array([[self.cost(p, t) for t in true] for p in predicted]))
-        figures = np.array([self.figures(predicted[i], true[j]) for i, j in pairs])
-        color, overlap = (float(v) for v in figures.mean(axis=0))
-        return Level(merges, color, overlap, (color + 1 - overlap) / 2, tuple(pairs), (tuple(predicted), tuple(true)))
+        color, overlap = np.mean([self.figures(predicted[i], true[j], TRUE) for i, j in pairs], axis=0)
+        return Level(merges, float(color), float(overlap), tuple(pairs), (tuple(predicted), tuple(true)))
 
     def gains(self, side: int, level: Level) -> list[float]:
         """Of merging each layer of `side` with the next: how much more alike the layers become to what they are aligned
@@ -151,7 +126,7 @@ class _Comparison:
         """
         own, other = level.runs[side], level.runs[1 - side]
         if len(own) <= MIN_LAYERS:
-            return []
+            return [0.0]
         partners = [[other[pair[1 - side]] for pair in level.pairs if pair[side] == place] for place in range(len(own))]
 
         def alike(run: Run, to: Sequence[Run]) -> float:
@@ -168,34 +143,33 @@ class _Comparison:
         return made
 
 
-def compare(predicted: Stack, true: Stack, merges: int = MERGES, weight: str = "seen") -> list[Level]:
+def compare(predicted: Stack, true: Stack, merges: int = MERGES, by_alpha: bool = False) -> list[Level]:
     """Levels 0 to `merges`; one that no merge of either side betters repeats the one before, as published means do.
 
     Layers are rounded to 8 bits and composed by `top_groups` first. A level merges the two neighbours that gain most.
+    by_alpha: see `rgb_l1`.
     """
     sides = (_groups(predicted, "predicted"), _groups(true, "true"))
     if sides[PREDICTED].shape[1:] != sides[TRUE].shape[1:]:
         sizes = " and ".join(f"{side.shape[-1]}x{side.shape[-2]}" for side in sides)
         raise InputError(f"layers of {sizes} px cannot be compared: make them of one size.")
-    comparison = _Comparison(sides, weight)
-    level = comparison.level(0, *([(i, i + 1) for i in range(len(side))] for side in sides))
-    levels = [level]
+    comparison = _Comparison(sides, by_alpha)
+    levels = [comparison.level(0, *([(i, i + 1) for i in range(len(side))] for side in sides))]
     for count in range(1, merges + 1):
-        gains = [max(comparison.gains(side, level), default=0.0) for side in (PREDICTED, TRUE)]
-        if max(gains) <= 0:
+        gains = [comparison.gains(side, levels[-1]) for side in (PREDICTED, TRUE)]
+        side = PREDICTED if max(gains[PREDICTED]) > max(gains[TRUE]) else TRUE
+        if max(gains[side]) <= 0:
             break
-        side = PREDICTED if gains[PREDICTED] > gains[TRUE] else TRUE
-        place = int(np.argmax(comparison.gains(side, level)))
-        runs = [list(own) for own in level.runs]
+        place = int(np.argmax(gains[side]))
+        runs = [list(own) for own in levels[-1].runs]
         runs[side][place : place + 2] = [(runs[side][place][0], runs[side][place + 1][1])]
-        level = comparison.level(count, *runs)
-        levels.append(level)
+        levels.append(comparison.level(count, *runs))
     return levels + [levels[-1]] * (merges + 1 - len(levels))
 
 
-def measure(predicted: Stack, true: Stack, merges: int = MERGES, weight: str = "seen") -> dict[str, float]:
+def measure(predicted: Stack, true: Stack, merges: int = MERGES) -> dict[str, float]:
     """`compare` as figures of one row: rgb_l1_0 ... rgb_l1_5, alpha_iou_0 ... alpha_iou_5."""
-    levels = compare(predicted, true, merges, weight)
+    levels = compare(predicted, true, merges)
     names = ("rgb_l1", "alpha_iou")
     return {f"{name}_{count}": getattr(level, name) for name in names for count, level in enumerate(levels)}
 

@@ -6,14 +6,12 @@ Formulas, sources and known traps: docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics import matting
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.limits import by
 
 PSNR_CEILING = 100.0  # dB, of equal pictures too
@@ -22,31 +20,20 @@ SSIM_WINDOW = 11  # px a side
 
 
 def squared_error(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum of squared errors and number of values of each picture, which can be added up over pictures.
+    """Sum of squared errors and number of values of each picture, (B,) float64 each; they add up over pictures.
 
-    Args:
-        predicted: (B, C, H, W).
-        true: of the same shape.
-        mask: (B, H, W) bool, the pixels that count; all where it is None.
-
-    Returns:
-        Two times (B,) float64.
+    mask: (B, H, W) bool, the pixels that count; None: all.
     """
-    _check(predicted, true)
+    assert predicted.shape == true.shape and true.ndim == 4
     error = (predicted.double() - true.double()).square()
     counted = torch.ones_like(error) if mask is None else mask[:, None].expand_as(error).double()
     return (error * counted).sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3))
 
 
 def psnr(predicted: Tensor, true: Tensor, mask: Tensor | None = None, ceiling: float = PSNR_CEILING) -> Tensor:
-    """Peak signal-to-noise ratio in dB, peak 1.
+    """Peak signal-to-noise ratio in dB, peak 1: (B,) float64, NaN where no pixel counts. mask: see `squared_error`.
 
-    Args:
-        predicted, true, mask: see `squared_error`.
-        ceiling: the most that a picture gets, so that a mean over pictures stays finite.
-
-    Returns:
-        (B,) float64; NaN where no pixel counts.
+    ceiling: the most that a picture gets, so that a mean over pictures stays finite.
     """
     total, count = squared_error(predicted, true, mask)
     return (-10 * torch.log10(total / count)).clamp(max=ceiling)
@@ -55,17 +42,11 @@ def psnr(predicted: Tensor, true: Tensor, mask: Tensor | None = None, ceiling: f
 def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) as scikit-image computes it with the original's settings.
 
-    Args:
-        predicted: (B, C, H, W) in [0, 1], sides of 11 px or more.
-        true: of the same shape.
-
-    Returns:
-        (B,) float64 on the CPU, at most 1: means over channels and over the places where the 11 px Gaussian window
-        fits. Without gradient.
+    (B,) float64 on the CPU, at most 1, without gradient: means over channels and over the places where the Gaussian
+    window of 11 px fits.
     """
     from skimage.metrics import structural_similarity
 
-    _check(predicted, true)
     if min(true.shape[-2:]) < SSIM_WINDOW:
         raise InputError(
             f"SSIM needs sides of {SSIM_WINDOW} px or more, not {by(true.shape[-2:])}: use larger pictures."
@@ -76,32 +57,16 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def composites(x: Tensor, colors: Iterable[Sequence[float]]) -> Tensor:
-    """Straight pictures (B, 4, H, W) over each of K colours -> (K, B, 3, H, W)."""
-    return torch.stack([rgba.flatten(x, color) for color in colors])
-
-
-def alpha_mad(predicted: Tensor, true: Tensor) -> Tensor:
-    """Mean |alpha error| of RGBA pictures (B, 4, H, W); float64."""
-    _check(predicted, true)
-    return matting.measure(predicted[:, 3], true[:, 3], names=("mad",))["mad"]
+def composites(x: Tensor) -> Tensor:
+    """Straight pictures (..., 4, H, W) over each of the nine BACKGROUNDS -> (9, ..., 3, H, W)."""
+    return torch.stack([rgba.flatten(x, color) for color in BACKGROUNDS.values()])
 
 
 def color_error(predicted: Tensor, true: Tensor) -> Tensor:
     """Mean |RGB error| of RGBA pictures (B, 4, H, W) where true alpha > 0; float64, NaN where no pixel is seen."""
-    _check(predicted, true)
     seen = true[:, 3:] > 0
     error = (predicted[:, :3].double() - true[:, :3].double()).abs() * seen
     return error.sum(dim=(1, 2, 3)) / (3 * seen.sum(dim=(1, 2, 3)))
-
-
-def _check(predicted: Tensor, true: Tensor) -> None:
-    if predicted.shape != true.shape or true.ndim != 4:
-        shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
-        raise InputError(f"pictures of shape {shapes} cannot be compared: pass two of one shape, (B, C, H, W).")
-
-
-# ---- sets -----------------------------------------------------------------------------------------------------------
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -111,7 +76,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
     trace of the root is the sum of the singular values of X Y': no matrix root, and exact where the covariances have
     no full rank. N and M below about D leave it biased upwards: print them beside it.
     """
-    a, b = _features(a, b)
+    a, b = a.double(), b.double()
     x, y = (_factor(v) for v in (a, b))
     root = torch.linalg.svdvals(x @ y.T).sum()
     distance = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + x.square().sum() + y.square().sum() - 2 * root
@@ -128,7 +93,7 @@ def kid(a: Tensor, b: Tensor) -> float:
     """Kernel distance of features (N, D) and (M, D): unbiased squared MMD with the kernel (x.y / D + 1)^3; near 0 for
     samples of one distribution, sometimes below (Binkowski et al. 2018, over all pairs instead of random subsets).
     """
-    a, b = _features(a, b)
+    a, b = a.double(), b.double()
     within = [(_kernel(v, v).sum() - _kernel(v).sum()) / (len(v) * (len(v) - 1)) for v in (a, b)]
     return float(within[0] + within[1] - 2 * _kernel(a, b).mean())
 
@@ -137,10 +102,3 @@ def _kernel(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Of all pairs (N, M); with one argument of each vector with itself (N,)."""
     products = a.square().sum(dim=1) if b is None else a @ b.T
     return (products / a.shape[1] + 1) ** 3
-
-
-def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise InputError(f"features of shape {shapes} cannot be compared: pass (N, D) and (M, D), two rows or more.")
-    return a.double(), b.double()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,39 +24,28 @@ EPS = 1e-8  # under the root of a feature's norm: a gradient that is finite at 0
 HEADS = "functional/image/lpips_models"  # in the package of torchmetrics
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """convolutions: (index in torchvision's `features`, out channels, kernel, stride, padding); pools: index -> kernel,
-    of stride 2. taps: the last index of each stage that is compared. smallest: side in px.
+class Backbone(NamedTuple):
+    """plan: torchvision's `features` in order, a pool as (kernel,) of stride 2 and a convolution as (out channels,
+    kernel, stride, padding), which a rectifier follows. taps: the last index of each stage that is compared. smallest:
+    side in px. heads: file in torchmetrics.
     """
 
-    heads: str
-    convolutions: tuple[tuple[int, int, int, int, int], ...]
-    pools: dict[int, int]
+    plan: tuple[tuple[int, ...], ...]
     taps: tuple[int, ...]
     smallest: int
+    heads: str
 
 
+VGG16_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # of 3x3; 0 is a pool
 BACKBONES = {
     "VGG16": Backbone(
-        "vgg.pth",
-        tuple(
-            (index, width, 3, 1, 1)
-            for width, places in ((64, (0, 2)), (128, (5, 7)), (256, (10, 12, 14)), (512, (17, 19, 21, 24, 26, 28)))
-            for index in places
-        ),
-        dict.fromkeys((4, 9, 16, 23), 2),
-        (3, 8, 15, 22, 29),
-        smallest=16,
+        tuple((width, 3, 1, 1) if width else (2,) for width in VGG16_WIDTHS), (3, 8, 15, 22, 29), 16, "vgg.pth"
     ),
     "AlexNet": Backbone(
-        "alex.pth",
-        ((0, 64, 11, 4, 2), (3, 192, 5, 1, 2), (6, 384, 3, 1, 1), (8, 256, 3, 1, 1), (10, 256, 3, 1, 1)),
-        {2: 3, 5: 3},
-        (1, 4, 7, 9, 11),
-        smallest=31,
+        ((64, 11, 4, 2), (3,), (192, 5, 1, 2), (3,), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)),
+        (1, 4, 7, 9, 11), 31, "alex.pth",
     ),
-}
+}  # fmt: skip
 
 
 class LPIPS(nn.Module):
@@ -76,16 +65,15 @@ class LPIPS(nn.Module):
     def __init__(self, backbone: str | Path, heads: str | Path | None = None) -> None:
         super().__init__()
         state = _read(backbone)
-        self.name = _which(state, backbone)
-        plan = BACKBONES[self.name]
-        self.smallest = plan.smallest
-        self.features = _features(plan)
         own = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+        self.name = _which(own, backbone)
+        plan, taps, self.smallest, shipped = BACKBONES[self.name]
+        self.features = _layers(plan)
         self.features.load_state_dict(own)
-        widths = {index + 1: width for index, width, *_ in plan.convolutions}  # of the rectifier that follows
-        self.stages = [range(first, last) for first, last in pairwise((0, *(tap + 1 for tap in plan.taps)))]
-        self.heads = nn.ModuleList(nn.Conv2d(widths[tap], 1, 1, bias=False) for tap in plan.taps)
-        path = _shipped_heads(plan) if heads is None else heads
+        self.stages = [range(first, last) for first, last in pairwise((0, *(tap + 1 for tap in taps)))]
+        widths = [len(own[f"{tap - 1}.weight"]) for tap in taps]  # of the convolution before the rectifier
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
+        path = _shipped_heads(shipped) if heads is None else heads
         try:
             self.heads.load_state_dict({_head(key): value for key, value in _read(path).items()})
         except RuntimeError:
@@ -95,9 +83,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3:
-            shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-            raise InputError(f"LPIPS cannot compare shapes {shapes}: pass two of one shape, (B, 3, H, W).")
+        assert a.shape == b.shape and a.ndim == 4 and a.shape[1] == 3
         if min(a.shape[-2:]) < self.smallest:
             raise InputError(
                 f"LPIPS with {self.name} needs sides of {self.smallest} px or more, not {by(a.shape[-2:])}."
@@ -112,17 +98,18 @@ class LPIPS(nn.Module):
         return total
 
 
-def _features(plan: Backbone) -> nn.Sequential:
-    """The layers up to the last tap, under torchvision's indices; a rectifier follows each convolution."""
-    layers: dict[int, nn.Module] = {index: nn.MaxPool2d(kernel, 2) for index, kernel in plan.pools.items()}
+def _layers(plan: Sequence[tuple[int, ...]]) -> nn.Sequential:
+    """Up to the last tap, under torchvision's indices."""
+    made: list[nn.Module] = []
     before = 3
-    for index, width, kernel, stride, padding in plan.convolutions:
-        layers |= {index: nn.Conv2d(before, width, kernel, stride, padding), index + 1: nn.ReLU()}
-        before = width
-    return nn.Sequential(*(layers[index] for index in sorted(layers)))
-
-
-# ---- weights --------------------------------------------------------------------------------------------------------
+    for size, *more in plan:
+        if more:
+            kernel, stride, padding = more
+            made += [nn.Conv2d(before, size, kernel, stride, padding), nn.ReLU()]
+            before = size
+        else:
+            made.append(nn.MaxPool2d(size, 2))
+    return nn.Sequential(*made)
 
 
 def _read(path: str | Path) -> Mapping[str, Tensor]:
@@ -145,12 +132,13 @@ def _read(path: str | Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _which(state: Mapping[str, Tensor], path: str | Path) -> str:
+def _which(own: Mapping[str, Tensor], path: str | Path) -> str:
     """The backbone with these shapes."""
-    for name, plan in BACKBONES.items():
-        kernels = {f"features.{index}.weight": (width, kernel) for index, width, kernel, *_ in plan.convolutions}
-        if all(key in state and (len(state[key]), state[key].shape[-1]) == w for key, w in kernels.items()):
-            return name
+    shapes = {key: value.shape for key, value in own.items()}
+    with torch.device("meta"):
+        for name, backbone in BACKBONES.items():
+            if {key: value.shape for key, value in _layers(backbone.plan).state_dict().items()} == shapes:
+                return name
     known = " or ".join(BACKBONES)
     raise InputError(f"{path} has no features of {known}: give torchvision's weights of one (features.0.weight, ...).")
 
@@ -160,9 +148,9 @@ def _head(key: str) -> str:
     return f"{key.split('.')[0].removeprefix('lin')}.weight"
 
 
-def _shipped_heads(plan: Backbone) -> Path:
+def _shipped_heads(name: str) -> Path:
     """The file in torchmetrics, which is looked up without being imported."""
     found = importlib.util.find_spec("torchmetrics")
     if found is None or not found.submodule_search_locations:
         raise InputError("no LPIPS heads were given and torchmetrics is not installed: `pip install omnialpha[eval]`.")
-    return Path(found.submodule_search_locations[0]) / HEADS / plan.heads
+    return Path(found.submodule_search_locations[0]) / HEADS / name

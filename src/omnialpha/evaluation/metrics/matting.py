@@ -1,15 +1,16 @@
 """Matting metrics on alpha maps in [0, 1]: SAD, MAD, MSE, GRAD and CONN, over the whole picture or a trimap's band.
 
 Maps are (H, W) or (B, H, W), torch or numpy; every metric answers one float64 value a picture. Sources: Rhemann et al.
-2009 (alphamatting.com) for the metrics, the MATLAB code beside Deep Image Matting (Xu et al. 2017) for the details.
-Formulas, modes and what known Python versions get wrong: docs/metrics.md.
+2009 (alphamatting.com) for the metrics, the MATLAB code of Deep Image Matting (Xu et al. 2017) for the details.
+Formulas and what known Python versions get wrong: docs/metrics.md. GRAD and CONN need OpenCV, of the extra `eval`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.metrics.components import largest_component, opencv
 
 REGIONS = ("whole", "unknown")
 SURE = 0.02  # a trimap value this near to 0 or 1 is known
@@ -32,6 +32,15 @@ Map = Tensor | np.ndarray
 Metric = Callable[[Tensor, Tensor, Tensor], Tensor]  # (predicted, true, counted), two floats and bool -> (...)
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+def opencv() -> ModuleType:
+    """The module cv2, or a message that says how to get it."""
+    try:
+        import cv2
+    except ImportError:
+        raise InputError("OpenCV is not installed: `pip install omnialpha[eval]` brings it.") from None
+    return cv2
 
 
 def sad(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
@@ -52,69 +61,15 @@ def mse(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
 # ---- gradient -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Derivative:
-    """A Gaussian of SIGMA across and its slope along an axis, `radius` pixels to either side, both in one unit.
-
-    unit: "energy" makes their outer product one of L2 norm 1, "area" makes the Gaussian one of sum 1.
-    border: OpenCV's name. stretch: each matte is first stretched to [0, 1]. scale: what the sum is divided by.
-    """
-
-    radius: int
-    unit: str
-    border: str
-    stretch: bool
-    scale: float
-
-    def taps(self) -> tuple[np.ndarray, np.ndarray]:
-        """(across, along): OpenCV correlates, which only turns the sign of `along`."""
-        x = np.arange(-self.radius, self.radius + 1, dtype=np.float64)
-        bell = np.exp(-(x**2) / (2 * SIGMA**2))
-        if self.unit == "area":
-            return bell / bell.sum(), x * bell / bell.sum() / SIGMA**2
-        return bell / np.linalg.norm(bell), x * bell / np.linalg.norm(x * bell)
-
-    def span(self, alpha: np.ndarray) -> float:
-        """What a matte's gradients are divided by."""
-        return float(np.ptp(alpha)) if self.stretch else 1.0
-
-    def steepness(self, alpha: np.ndarray, span: float) -> np.ndarray:
-        """Length of the gradient of a matte, or of rows of one, (H, W) float64; of a flat one 0."""
-        cv2 = opencv()
-        across, along = self.taps()
-        border = getattr(cv2, self.border)
-        if span == 0:
-            return np.zeros_like(alpha)
-        dx = cv2.sepFilter2D(alpha, cv2.CV_64F, along, across, borderType=border)
-        dy = cv2.sepFilter2D(alpha, cv2.CV_64F, across, along, borderType=border)
-        return np.sqrt(dx * dx + dy * dy) / span
-
-
-DIM = Derivative(4, "energy", "BORDER_REPLICATE", True, THOUSAND)  # 4: where the density of SIGMA falls below 1e-2
-AIM = Derivative(6, "area", "BORDER_REFLECT", False, 10.0)  # 6: scipy's four SIGMA; "reflect" there and here
-
-
-def grad(predicted: Tensor, true: Tensor, counted: Tensor, derivative: Derivative = DIM) -> Tensor:
+def grad(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
     """Sum of (|grad p| - |grad g|)^2 over counted pixels, in thousands; gradients are of the whole picture.
 
     Each matte is stretched to [0, 1] before, so it is blind to contrast: never report it alone.
     """
-
-    def figure(p: np.ndarray, g: np.ndarray, counts: np.ndarray) -> float:
-        spans = [derivative.span(alpha) for alpha in (p, g)]
-
-        def of_band(top: int) -> float:
-            """The sum over rows `top` to `top + BAND`; the rows around them are the kernel's."""
-            low, high = max(0, top - derivative.radius), top + BAND + derivative.radius
-            steep_p, steep_g = (
-                derivative.steepness(alpha[low:high], span)[top - low :][:BAND]
-                for alpha, span in zip((p, g), spans, strict=True)
-            )
-            return float(((steep_p - steep_g) ** 2 * counts[top : top + BAND]).sum())
-
-        return sum(_threaded(of_band, range(0, len(p), BAND))) / derivative.scale
-
-    return _by_picture(figure, predicted.double(), true.double(), counted)
+    bell, slope = _gaussian(4)  # where the density of SIGMA falls below 1e-2
+    kernels = bell / np.linalg.norm(bell), slope / np.linalg.norm(slope)
+    figure = partial(_gradient_error, kernels=kernels, border="BORDER_REPLICATE", stretch=True)
+    return _by_picture(figure, predicted.double(), true.double(), counted) / THOUSAND
 
 
 def grad_aim(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
@@ -122,10 +77,64 @@ def grad_aim(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
 
     The 13x13 Gaussian has sum 1 and its derivative no norm, the border mirrors pixels, contrast counts.
     """
-    return grad(predicted, true, counted, AIM)
+    bell, slope = _gaussian(6)  # scipy's four SIGMA
+    kernels = bell / bell.sum(), slope / bell.sum() / SIGMA**2
+    figure = partial(_gradient_error, kernels=kernels, border="BORDER_REFLECT", stretch=False)
+    return _by_picture(figure, predicted.double(), true.double(), counted) / 10
+
+
+def _gaussian(radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """A Gaussian of SIGMA and, up to a factor, its slope; OpenCV correlates, which only turns the slope's sign."""
+    x = np.arange(-radius, radius + 1, dtype=np.float64)
+    bell = np.exp(-(x**2) / (2 * SIGMA**2))
+    return bell, x * bell
+
+
+def _gradient_error(
+    p: np.ndarray,
+    g: np.ndarray,
+    counted: np.ndarray,
+    kernels: tuple[np.ndarray, np.ndarray],
+    border: str,
+    stretch: bool,
+) -> float:
+    """Sum of squared differences of gradient lengths. kernels: across and along; border: OpenCV's name."""
+    cv2, radius = opencv(), len(kernels[0]) // 2
+    spans = [float(np.ptp(alpha)) if stretch else 1.0 for alpha in (p, g)]
+
+    def length(alpha: np.ndarray, span: float) -> np.ndarray:
+        if span == 0:
+            return np.zeros_like(alpha)
+        dx, dy = (
+            cv2.sepFilter2D(alpha, cv2.CV_64F, *pair, borderType=getattr(cv2, border))
+            for pair in (kernels[::-1], kernels)
+        )
+        return np.sqrt(dx * dx + dy * dy) / span
+
+    def of_band(top: int) -> float:
+        """The sum over rows `top` to `top + BAND`; the rows around them are the kernel's."""
+        low, high = max(0, top - radius), top + BAND + radius
+        a, b = (length(x[low:high], span)[top - low :][:BAND] for x, span in zip((p, g), spans, strict=True))
+        return float(((a - b) ** 2 * counted[top : top + BAND]).sum())
+
+    return sum(_threaded(of_band, range(0, len(p), BAND)))
 
 
 # ---- connectivity ---------------------------------------------------------------------------------------------------
+
+
+def conn(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
+    """Sum of |phi_p - phi_g| over counted pixels, in thousands: phi = 1 - d [d >= .15], d = alpha - connected level.
+
+    Components are those of the whole picture, in float32; see `largest_component` for equally large ones.
+    """
+
+    def figure(p: np.ndarray, g: np.ndarray, counts: np.ndarray) -> float:
+        level = connected_level(np.minimum(p, g))
+        loose_p, loose_g = ((alpha - level) * (alpha - level >= VISIBLE) for alpha in (p, g))  # 1 - phi
+        return float((np.abs(loose_p - loose_g) * counts).sum(dtype=np.float64))
+
+    return _by_picture(figure, predicted.float(), true.float(), counted) / THOUSAND
 
 
 def connected_level(lower: np.ndarray) -> np.ndarray:
@@ -148,18 +157,23 @@ def connected_level(lower: np.ndarray) -> np.ndarray:
     return LEVELS[passed]
 
 
-def conn(predicted: Tensor, true: Tensor, counted: Tensor) -> Tensor:
-    """Sum of |phi_p - phi_g| over counted pixels, in thousands: phi = 1 - d [d >= .15], d = alpha - connected level.
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest 4-connected component of a bool mask (H, W), as one; empty if the mask is.
 
-    Components are those of the whole picture, in float32; see `largest_component` for equally large ones.
+    Of equally large ones the first in MATLAB's order (bwconncomp and max): the one that a scan down the columns, from
+    the left one to the right one, meets first.
     """
-
-    def figure(p: np.ndarray, g: np.ndarray, counts: np.ndarray) -> float:
-        level = connected_level(np.minimum(p, g))
-        loose_p, loose_g = ((alpha - level) * (alpha - level >= VISIBLE) for alpha in (p, g))  # 1 - phi
-        return float((np.abs(loose_p - loose_g) * counts).sum(dtype=np.float64) / THOUSAND)
-
-    return _by_picture(figure, predicted.float(), true.float(), counted)
+    cv2 = opencv()
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    if count <= 2:  # the background counts as one
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    largest = np.flatnonzero(sizes == sizes.max())
+    if len(largest) == 1:
+        return labels == largest[0]
+    by_column = labels.ravel(order="F")
+    return labels == by_column[np.isin(by_column, largest).argmax()]
 
 
 def _by_picture(
@@ -184,12 +198,40 @@ def _threaded(function: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
 METRICS: Mapping[str, Metric] = {"sad": sad, "mad": mad, "mse": mse, "grad": grad, "conn": conn}
-MODES: Mapping[str, Mapping[str, Metric]] = {"dim": METRICS, "aim": {**METRICS, "grad": grad_aim}}
+ALL: Mapping[str, Metric] = {**METRICS, "grad_aim": grad_aim}
 POINTWISE = ("sad", "mad", "mse")  # the fast ones, which need no OpenCV
 
 
-def region_mask(region: str, trimap: Tensor | None, like: Tensor) -> Tensor:
-    """The counted pixels, bool of `like`'s shape. "unknown" needs a trimap with some grey in every picture."""
+def measure(
+    predicted: Map, true: Map, trimap: Map | None = None, region: str = "whole", names: Iterable[str] = POINTWISE
+) -> dict[str, Tensor]:
+    """Matting metrics of alphas.
+
+    Args:
+        predicted, true: (H, W) or (B, H, W) in [0, 1], torch or numpy.
+        trimap: of the same shape, 0, .5 and 1; needed for the region "unknown".
+        region: "whole", or "unknown" for the grey pixels of the trimap alone, of which every picture needs some.
+        names: of ALL.
+
+    Returns:
+        By name one float64 value a picture, shape () or (B,).
+
+    Raises:
+        InputError: what cannot be measured.
+    """
+    names = tuple(names)
+    if strange := next((name for name in names if name not in ALL), None):
+        raise InputError(f"unknown metric {strange!r}: use some of {', '.join(ALL)}.")
+    if predicted.shape != true.shape or true.ndim not in (2, 3):
+        shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
+        raise InputError(f"alphas of shape {shapes} cannot be compared: pass two of one shape, (H, W) or (B, H, W).")
+    p, g = _checked(predicted, "predicted alpha"), _checked(true, "true alpha")
+    counted = _counted(region, trimap, g)
+    return {name: ALL[name](p, g, counted) for name in names}
+
+
+def _counted(region: str, trimap: Map | None, like: Tensor) -> Tensor:
+    """The counted pixels, bool of `like`'s shape."""
     if region not in REGIONS:
         raise InputError(f"unknown region {region!r}: use one of {', '.join(REGIONS)}.")
     if region == "whole":
@@ -198,57 +240,23 @@ def region_mask(region: str, trimap: Tensor | None, like: Tensor) -> Tensor:
         raise InputError("region 'unknown' is the grey band of a trimap, but none was given: pass trimap=.")
     if trimap.shape != like.shape:
         raise InputError(f"the trimap has shape {tuple(trimap.shape)}, the alpha {tuple(like.shape)}: make them equal.")
-    trimap = _checked(trimap, "trimap")
-    grey = (trimap > SURE) & (trimap < 1 - SURE)
+    grey = is_unknown(_checked(trimap, "trimap"))
     if not bool(grey.flatten(-2).any(dim=-1).all()):
         raise InputError("a trimap has no unknown (grey) pixel, so there is nothing to count: use region='whole'.")
     return grey
 
 
-def measure(
-    predicted: Map,
-    true: Map,
-    trimap: Map | None = None,
-    region: str = "whole",
-    mode: str = "dim",
-    names: Iterable[str] = POINTWISE,
-) -> dict[str, Tensor]:
-    """Matting metrics of alphas.
-
-    Args:
-        predicted, true: (H, W) or (B, H, W) in [0, 1], torch or numpy.
-        trimap: of the same shape, 0, .5 and 1; needed for the region "unknown".
-        region: "whole", or "unknown" for the grey pixels of the trimap alone.
-        mode: "dim", the originals; "aim" takes `grad_aim` for "grad", and is the same in all else.
-        names: of METRICS.
-
-    Returns:
-        By name one float64 value a picture, shape () or (B,).
-
-    Raises:
-        InputError: what cannot be measured.
-    """
-    if mode not in MODES:
-        raise InputError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}.")
-    table, names = MODES[mode], tuple(names)
-    if strange := next((name for name in names if name not in table), None):
-        raise InputError(f"unknown metric {strange!r}: use some of {', '.join(table)}.")
-    if predicted.shape != true.shape or true.ndim not in (2, 3):
-        shapes = f"{tuple(predicted.shape)} and {tuple(true.shape)}"
-        raise InputError(f"alphas of shape {shapes} cannot be compared: pass two of one shape, (H, W) or (B, H, W).")
-    p, g = _checked(_tensor(predicted), "predicted alpha"), _checked(_tensor(true), "true alpha")
-    counted = region_mask(region, None if trimap is None else _tensor(trimap), g)
-    return {name: table[name](p, g, counted) for name in names}
+def is_unknown(trimap: Tensor) -> Tensor:
+    """The grey pixels of trimaps (..., H, W), bool."""
+    return (trimap > SURE) & (trimap < 1 - SURE)
 
 
-def _tensor(x: Map) -> Tensor:
-    if isinstance(x, Tensor):
-        return x if x.is_floating_point() else x.float()
-    return torch.from_numpy(np.array(x, dtype=np.result_type(x, np.float32), order="C"))
-
-
-def _checked(x: Tensor, what: str) -> Tensor:
-    """x, if it has pixels and all of them lie in [0, 1]."""
+def _checked(x: Map, what: str) -> Tensor:
+    """x as floats, if it has pixels and all of them lie in [0, 1]."""
+    if not isinstance(x, Tensor):
+        x = torch.from_numpy(np.array(x, dtype=np.result_type(x, np.float32), order="C"))
+    elif not x.is_floating_point():
+        x = x.float()
     if not x.numel():
         raise InputError(f"the {what} of shape {tuple(x.shape)} has no pixel: pass a picture.")
     low, high = (float(end) for end in x.aminmax())  # both are NaN if any pixel is

@@ -11,28 +11,16 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.datasets.benchmarks import HALF, PUBLISHED, TOTAL, WEIGHTED, Benchmark
 from omnialpha.evaluation.methods.constants import BEST_CONSTANT, best_constants
 from omnialpha.evaluation.methods.method import Method
-from omnialpha.evaluation.reports.report import Case, Column, Report, Row, Table, mean
+from omnialpha.evaluation.reports.report import Case, Column, Report, Row, Table, mean, numbered
 from omnialpha.evaluation.runner import Runner, SampleSet
 from omnialpha.evaluation.scoring import UNKNOWN, Scoring, of_sets
 from omnialpha.limits import by
 from omnialpha.tasks import Role
 
 WORST, BEST = 6, 2
-ABOUT = (
-    "key",
-    "sample",
-    "category",
-    "method",
-    "height",
-    "width",
-    "features",
-    "seconds",
-)  # of a row, beside its figures
-METHOD, N, SECONDS = (
-    Column("method", "method"),
-    Column("n", "n", 0),
-    Column("seconds", "s a picture (median)", 3, "lower"),
-)
+ABOUT = ("key", "sample", "category", "method", "height", "width", "features", "seconds")  # of a row: no figures
+METHOD, TASK, N = Column("method", "method"), Column("task", "asked for"), Column("n", "n", 0)
+SECONDS = Column("seconds", "s a picture (median)", 3, "lower")
 
 Parts = Mapping[str, SampleSet]  # by task, with the same samples in the same order
 Rows = Mapping[str, Sequence[Row]]  # by method
@@ -56,24 +44,28 @@ def report(
     """
     shared = common(runner, parts, methods, rows)
     summary = summarise(benchmark, runner, parts, methods, shared)
-    kind, first = parts[methods[0].task].kind, next(iter(shared.values()))
+    main, first = methods[0].task, next(iter(shared.values()))
+    kind = parts[main].kind
     if kind.mattes:
-        summary.append(_constant(benchmark, runner, parts[methods[0].task], methods[0].task, first))
+        summary.append(_constant(benchmark, runner, parts[main], main, first))
+    totals = [row for row in summary if row["category"] == TOTAL]
+    times = [f"{row['method']} {row['seconds']:.3f} s" for row in totals if row["seconds"] is not None]
+    unknown = any(name.startswith(UNKNOWN) for row in summary for name in row)
     tasks = list(dict.fromkeys(method.task for method in methods))
     return Report(
         title=benchmark.title + (f": {' and '.join(tasks)}" if benchmark.own_command == "" else ""),
         header={
             "n": str(len(first)),
             "resolution": _resolution(first, runner.settings.size),
-            "region": kind.region or _region(summary),
+            "region": kind.region or "whole picture" + ", and the unknown region of the trimap" * unknown,
             "scale": benchmark.scale,
             "seed": kind.seed or str(runner.settings.seed),
             "device": device,
             "model": ", ".join(shared),
-            "time a picture": _times(summary),
+            "time a picture": ", ".join(times) + " (median)" if times else "not measured",
             "data": data,
         },
-        tables=_tables(kind, summary),
+        tables=_tables(kind, totals, [row for row in summary if row["category"] != TOTAL]),
         summary=summary,
         rows=[{k: v for k, v in row.items() if k not in ("key", "features")} for of in shared.values() for row in of],
         skipped=_skipped(runner, kind, summary),
@@ -107,8 +99,9 @@ def summarise(benchmark: Benchmark, runner: Runner, parts: Parts, methods: Seque
         about = {"benchmark": benchmark.name, "task": method.task, "method": method.name}
         groups = {TOTAL: rows} | {name: [row for row in rows if row["category"] == name] for name in names}
         means = {name: about | {"category": name} | _means(runner, method, kind, of) for name, of in groups.items()}
-        parts_of = [means[name] for name in names]
-        made += [*means.values(), *([_weighted(parts_of)] if names == sorted(PUBLISHED) else [])]
+        made += means.values()
+        if names == sorted(PUBLISHED):
+            made.append(_weighted([means[name] for name in names]))
     return made
 
 
@@ -131,41 +124,39 @@ def _constant(benchmark: Benchmark, runner: Runner, part: SampleSet, task: str, 
 
 def _weighted(parts: Sequence[Row]) -> Row:
     """One category weighs .5, the others share .5; a figure that one of them lacks has none."""
-    made: Row = dict(parts[0]) | {"category": WEIGHTED, "n": sum(row["n"] for row in parts)}
-    for name in [n for n in parts[0] if n not in ("benchmark", "task", "method", "category", "n", "seconds")]:
+    about = {"category": WEIGHTED, "n": sum(row["n"] for row in parts), "seconds": None}
+    made: Row = dict(parts[0]) | about
+    for name in made.keys() - about.keys() - {"benchmark", "task", "method"}:
         half, others = ([row[name] for row in parts if (row["category"] == HALF) is yes] for yes in (True, False))
         known = None not in half + others
         made[name] = (sum(half) / len(half) + sum(others) / len(others)) / 2 if known else None
-    return made | {"seconds": None}
+    return made
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-def _tables(kind: Scoring, summary: Sequence[Row]) -> list[Table]:
-    def there(columns: Sequence[Column]) -> tuple[Column, ...]:
-        return tuple(c for c in columns if any(row.get(c.key) is not None for row in summary))
+def _tables(kind: Scoring, totals: Sequence[Row], categories: Sequence[Row]) -> list[Table]:
+    def there(*columns: Column) -> list[Column]:
+        return [c for c in columns if any(row.get(c.key) is not None for row in (*totals, *categories))]
 
-    columns, task = there(kind.columns), Column("task", "asked for")
-    totals = [
-        row | ({"task": "nothing, it knows the truth"} if row["method"] == BEST_CONSTANT else {})
-        for row in summary
-        if row["category"] == TOTAL
-    ]
-    made = [Table("All pictures", (METHOD, task, N, *columns, *there([SECONDS])), totals)]
+    columns = there(*kind.columns)
+    constant = {"task": "nothing, it knows the truth"}
+    totals = [row | (constant if row["method"] == BEST_CONSTANT else {}) for row in totals]
+    made = [Table("All pictures", [METHOD, TASK, N, *columns, *there(SECONDS)], totals)]
     unknown = [Column(UNKNOWN + c.key, c.title, c.digits, c.better) for c in kind.figures]
-    if there(unknown):
-        made.append(Table("Unknown region of the trimap", (METHOD, task, N, *unknown), totals))
-    if parts := [row for row in summary if row["category"] != TOTAL]:
-        made.append(Table("By category", (METHOD, Column("category", "category"), N, *columns), parts))
+    if there(*unknown):
+        made.append(Table("Unknown region of the trimap", [METHOD, TASK, N, *unknown], totals))
+    if categories:
+        made.append(Table("By category", [METHOD, Column("category", "category"), N, *columns], categories))
     if kind.ways:
-        shown = [c for c in columns if there([Column(f"{c.key}_{kind.ways[0]}", c.title)])]
+        shown = [c for c in columns if there(Column(f"{c.key}_{kind.ways[0]}", c.title))]
         rows = [
             {"method": row["method"], "way": way} | {c.key: row.get(f"{c.key}_{way}") for c in shown}
             for row in totals
             for way in kind.ways
         ]
-        made.append(Table("By background, all pictures", (METHOD, Column("way", "background"), *shown), rows))
+        made.append(Table("By background, all pictures", [METHOD, Column("way", "background"), *shown], rows))
     return made
 
 
@@ -173,18 +164,6 @@ def _resolution(rows: Sequence[Row], size: int | None) -> str:
     sizes = sorted({(row["height"], row["width"]) for row in rows}, key=lambda s: (s[0] * s[1], s))
     ends = dict.fromkeys(map(by, (sizes[0], sizes[-1])))
     return " to ".join(ends) + (f" (longer side {size} px)" if size else " (as stored)")
-
-
-def _region(summary: Sequence[Row]) -> str:
-    both = any(name.startswith(UNKNOWN) for row in summary for name in row)
-    return "whole picture, and the unknown region of the trimap" if both else "whole picture"
-
-
-def _times(summary: Sequence[Row]) -> str:
-    made = [
-        f"{r['method']} {r['seconds']:.3f} s" for r in summary if r["category"] == TOTAL and r["seconds"] is not None
-    ]
-    return ", ".join(made) + " (median)" if made else "not measured"
 
 
 def _skipped(runner: Runner, kind: Scoring, summary: Sequence[Row]) -> dict[str, str]:
@@ -226,25 +205,19 @@ def in_words(row: Row, columns: Sequence[Column]) -> str:
 
 def _cases(runner: Runner, parts: Parts, methods: Sequence[Method], shared: Rows) -> list[Case]:
     """By the first figure of the first method, the worst ones and then the best."""
-    first = methods[0]
-    kind = parts[first.task].kind
-    ranking = kind.figures[0]
-    ranked = sorted(
-        (row for row in shared[first.name] if row.get(ranking.key) is not None),
-        key=lambda row: row[ranking.key] * (-1 if ranking.better == "higher" else 1),
-    )
+    figures = parts[methods[0].task].kind.figures
+    key, sign = figures[0].key, -1 if figures[0].better == "higher" else 1
+    ranked = [row for row in shared[methods[0].name] if row.get(key) is not None]
+    ranked.sort(key=lambda row: sign * row[key])
     best = ranked[: min(BEST, len(ranked) // 2)]
     worst = ranked[len(best) :][-WORST:][::-1]
     by_sample = {name: {row["sample"]: row for row in rows} for name, rows in shared.items()}
-    return [
-        Case(
-            f"{what}: {row['sample']}",
-            "; ".join(f"{m.name}: {in_words(by_sample[m.name][row['sample']], kind.figures)}" for m in methods),
-            _pictures(runner, parts, methods, row["sample"]),
-        )
-        for what, rows in (("worst", worst), ("best", best))
-        for row in rows
-    ]
+    made = []
+    for what, row in [*(("worst", row) for row in worst), *(("best", row) for row in best)]:
+        sample = row["sample"]
+        said = [f"{m.name}: {in_words(by_sample[m.name][sample], figures)}" for m in methods]
+        made.append(Case(f"{what}: {sample}", "; ".join(said), _pictures(runner, parts, methods, sample)))
+    return made
 
 
 def _pictures(runner: Runner, parts: Parts, methods: Sequence[Method], key: str) -> dict[str, Tensor]:
@@ -265,9 +238,5 @@ def _pictures(runner: Runner, parts: Parts, methods: Sequence[Method], key: str)
 
 def named(what: str, roles: Sequence[Role], pictures: Sequence[Tensor | None]) -> dict[str, Tensor]:
     """By their role, which is numbered where it repeats."""
-    made = {}
-    for place, (role, picture) in enumerate(zip(roles, pictures, strict=True)):
-        number = f" {roles[: place + 1].count(role)}" if roles.count(role) > 1 else ""
-        if picture is not None:
-            made[f"{what}: {role}{number}"] = picture
-    return made
+    pairs = zip(numbered(roles), pictures, strict=True)
+    return {f"{what}: {role}": picture for role, picture in pairs if picture is not None}

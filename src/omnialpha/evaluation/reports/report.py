@@ -31,12 +31,8 @@ Row = dict[str, Any]  # figures are floats; None: there is none
 HEADER = ("n", "resolution", "region", "seed", "device", "model")  # what no table may stand without
 THUMBNAIL = 192  # px of the longer side
 FILES = {
-    "summary": "summary.csv",
-    "rows": "rows.csv",
-    "json": "report.json",
-    "markdown": "report.md",
-    "page": "index.html",
-}
+    "summary": "summary.csv", "rows": "rows.csv", "json": "report.json", "markdown": "report.md", "page": "index.html"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,13 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
 
+    def markdown(self) -> str:
+        """Without its title."""
+        rules = ["---" if c.digits is None else "---:" for c in self.columns]
+        cells = [[_plain(c.cell(row)) for c in self.columns] for row in self.rows]
+        body = [[c.heading for c in self.columns], rules, *cells]
+        return "\n".join("| " + " | ".join(row) + " |" for row in body)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -73,6 +76,14 @@ class Case:
     title: str
     note: str
     pictures: Mapping[str, Tensor]
+
+    def thumbnails(self) -> Iterator[tuple[str, str, tuple[int, int], bool]]:
+        """Of each picture and of its alpha: label, data URI, (width, height), and whether it is the one with alpha."""
+        for label, pixels in self.pictures.items():
+            samples = to_bytes(shrink(pixels, THUMBNAIL))
+            size = samples.shape[1], samples.shape[0]
+            yield label, data_uri(samples), size, True
+            yield f"{label}, alpha", data_uri(np.ascontiguousarray(samples[..., 3])), size, False
 
 
 @dataclass(frozen=True)
@@ -105,20 +116,44 @@ class Report:
             "notes": list(self.notes),
         }
 
+    def texts(self) -> dict[str, str]:
+        """What each of FILES holds; the HTML page has no scripts and no outside resources."""
+        data, rows = self.data(), [finite(row) for row in self.rows]
+        notes = [f"{name}: skipped, {why}" for name, why in self.skipped.items()] + list(self.notes)
+        lines = [f"# {_plain(self.title)}", "", *(f"- {k}: {_plain(v)}" for k, v in self.header.items())]
+        for table in self.tables:
+            lines += ["", f"## {table.title}", "", table.markdown()]
+        lines += ["", *(f"- {_plain(note)}" for note in notes)] if notes else []
+        return {
+            "summary": _csv(data["summary"], self.skipped),
+            "rows": _csv(rows, self.skipped),
+            "json": json.dumps(data | {"rows": rows}, indent=1, allow_nan=False) + "\n",
+            "markdown": "\n".join(lines) + "\n",
+            "page": render("report.html", report=self, notes=notes),
+        }
+
     def write(self, folder: Path) -> dict[str, Path]:
         """All FILES, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [finite(row) for row in self.rows]
-        texts = {
-            "summary": as_csv(self.data()["summary"], self.skipped),
-            "rows": as_csv(rows, self.skipped),
-            "json": json.dumps(self.data() | {"rows": rows}, indent=1, allow_nan=False) + "\n",
-            "markdown": markdown(self),
-            "page": page(self),
-        }
-        for name, text in texts.items():
+        for name, text in self.texts().items():
             atomic_write(folder / FILES[name], text.encode())
         return {name: folder / file for name, file in FILES.items()}
+
+
+def _plain(text: str) -> str:
+    """Nothing that Markdown would take for a table, a line or HTML."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
+
+
+def _csv(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
+    """Columns in the order of their first use; the last one says what is left out, and why."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    last = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [*names, *last], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, **last} for row in rows)
+    return file.getvalue()
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -161,63 +196,31 @@ def mean(rows: Iterable[Row], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-# ---- text -----------------------------------------------------------------------------------------------------------
+# ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def as_csv(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
-    """Columns in the order of their first use; the last one says what is left out, and why."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    last = {"skipped": "; ".join(f"{name}: {why}" for name, why in skipped.items())} if skipped else {}
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [*names, *last], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, **last} for row in rows)
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number where one repeats."""
+    return [f"{n} {names[: k + 1].count(n)}" if names.count(n) > 1 else str(n) for k, n in enumerate(names)]
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """RGBA (4, H, W), made smaller where its longer side is above `side` px."""
+    scale = min(1.0, side / max(pixels.shape[-2:]))
+    height, width = (max(1, round(length * scale)) for length in pixels.shape[-2:])
+    return rgba.resize(pixels.float().cpu(), (height, width))
+
+
+def to_bytes(picture: Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] -> uint8 (H, W, C)."""
+    return (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def png(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(samples).save(file, "PNG")
     return file.getvalue()
 
 
-def markdown(report: Report) -> str:
-    lines = [f"# {_plain(report.title)}", "", *(f"- {k}: {_plain(v)}" for k, v in report.header.items())]
-    for table in report.tables:
-        lines += ["", f"## {table.title}", "", markdown_table(table)]
-    said = [f"- {name}: skipped, {_plain(why)}" for name, why in report.skipped.items()]
-    said += [f"- {_plain(note)}" for note in report.notes]
-    return "\n".join([*lines, *([""] if said else []), *said]) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    """Without its title."""
-    rules = ["---" if c.digits is None else "---:" for c in table.columns]
-    cells = [[_plain(c.cell(row)) for c in table.columns] for row in table.rows]
-    body = [[c.heading for c in table.columns], rules, *cells]
-    return "\n".join("| " + " | ".join(row) + " |" for row in body)
-
-
-def _plain(text: str) -> str:
-    """Nothing that Markdown would take for a table, a line or HTML."""
-    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
-
-
-# ---- page -----------------------------------------------------------------------------------------------------------
-
-
-def page(report: Report) -> str:
-    """One HTML page without scripts or outside resources."""
-    notes = [f"{name}: skipped, {why}" for name, why in report.skipped.items()] + list(report.notes)
-    return render("report.html", report=report, notes=notes, thumbnails=_thumbnails)
-
-
-def _thumbnails(case: Case) -> Iterator[tuple[str, str, tuple[int, int], bool]]:
-    """Of each picture and of its alpha: label, data URI, (width, height), and whether it is the one with alpha."""
-    for label, pixels in case.pictures.items():
-        scale = min(1.0, THUMBNAIL / max(pixels.shape[-2:]))
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[-2:])
-        small = rgba.resize(pixels.float().cpu(), (height, width))
-        samples = (small.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        yield label, _data_uri(samples), (width, height), True
-        yield f"{label}, alpha", _data_uri(np.ascontiguousarray(samples[..., 3])), (width, height), False
-
-
-def _data_uri(array: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def data_uri(samples: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(samples)).decode()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, log10
 
+import torch
 from torch import Tensor
 
+from omnialpha import rgba
 from omnialpha.evaluation.metrics import image
+from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.reports.report import Row, mean
 
 ABOUT = ("category", "part", "task", "method", "guidance")
@@ -27,6 +30,13 @@ def error(name: str, a: Tensor, b: Tensor, mask: Tensor | None = None) -> dict[s
     """
     total, count = image.squared_error(a, b, mask)
     return {name: image.psnr(a, b, mask, image.PSNR_8_BIT), f"{name}{SUM}": total, f"{name}{COUNT}": count}
+
+
+def on_backgrounds(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """PSNR (B,) of RGBA pictures (B, 4, H, W) on each of BACKGROUNDS, at most PSNR_8_BIT, and their "mean"."""
+    pairs = {name: (rgba.flatten(a, color), rgba.flatten(b, color)) for name, color in BACKGROUNDS.items()}
+    each = {name: image.psnr(*pair, ceiling=image.PSNR_8_BIT) for name, pair in pairs.items()}
+    return each | {"mean": torch.stack(list(each.values())).mean(dim=0)}
 
 
 def weighted(difference: Tensor, weight: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import torch
 
 from omnialpha.evaluation.datasets.benchmarks import BENCHMARKS
-from omnialpha.evaluation.methods.method import Method
 from omnialpha.evaluation.metrics.image import PSNR_8_BIT
 from omnialpha.evaluation.reports.benchmark_report import named
 from omnialpha.evaluation.reports.report import Case, Report, Row
@@ -52,12 +53,13 @@ NOTES = {
 }
 
 
-def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
+def report(suite: Suite, rows: Sequence[Row]) -> Report:
     """Of all rows. The model's pictures of the cases are made once more."""
-    scenes = suite.scenes
+    scenes, device = suite.scenes, suite.scenes.model.device
     results = SuiteResults(rows, scenes.model.card.name)
     categories = list(dict.fromkeys(row["category"] for row in rows))
     tables = [readme(results), *(table for name in categories for table in TABLES[name](results)), verdict(results)]
+    threads = f"{device.type} ({torch.get_num_threads()} threads)"
     return Report(
         title=BENCHMARKS["suite"].title,
         header={
@@ -65,64 +67,44 @@ def report(suite: Suite, rows: Sequence[Row], device: str) -> Report:
             "resolution": by(scenes.size),
             "region": "whole picture unless said",
             "seed": str(scenes.seed),
-            "device": device,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
             "model": scenes.model.card.name,
             "layers": scenes.source.about,
         },
         tables=[table for table in tables if table.rows],
-        summary=[row for part in results.rows for row in results.of(part)],
+        summary=results.of(*results.rows),
         rows=rows,
-        notes=[*_notes(suite, results, categories)],
-        cases=cases(suite, results),
+        notes=_notes(suite, results, categories),
+        cases=[case for part in suite.sections for case in _cases(suite, results, part)],
         cases_title="The best and the worst picture of each part",
     )
 
 
 def _notes(suite: Suite, results: SuiteResults, categories: Sequence[str]) -> list[str]:
-    notes = [note for name in ("", *categories) for note in NOTES[name]]
-    if suite.scenes.n < FEW:
-        notes.insert(0, f"n={suite.scenes.n} is too few to quote: use {FEW} or more")
+    few = [f"n={suite.scenes.n} is too few to quote: use {FEW} or more"] if suite.scenes.n < FEW else []
+    notes = [*few, *(note for name in ("", *categories) for note in NOTES[name])]
     trimaps = results.rows.get("matting_trimap", {}).get(results.default, [])
     if bare := sum(not row["anchored"] for row in trimaps):
         notes.append(
             f"{bare} of {len(trimaps)} trimaps have no sure subject (it is thin or see-through): methods of pymatting "
             "have nothing to start from there and answer the trimap, .5 where it is unknown"
         )
-    notes += [f"{method.name}: {method.given}" for method in suite.methods if method.given not in ("", "nothing")]
-    return notes
+    return notes + [f"{method.name}: {method.given}" for method in suite.methods if method.given not in ("", "nothing")]
 
 
-def cases(suite: Suite, results: SuiteResults) -> list[Case]:
-    """By the model's default output."""
-    model = next(method for method in suite.methods if method.outputs)
-    made = []
-    for part in suite.sections:
-        figure = part.best.removeprefix("+")
-        ranked = [r for r in results.rows.get(part.name, {}).get(results.default, []) if r.get(figure) is not None]
-        if not part.best or not ranked:
-            continue
-        ranked.sort(key=lambda row: row[figure], reverse=part.best.startswith("+"))
-        for word, row in (("best", ranked[0]), ("worst", ranked[-1])):
-            if word == "best" or len(ranked) > 1:
-                others = [
-                    f"{name} {value:.4g}"
-                    for name, rows in results.rows[part.name].items()
-                    if name != results.default and (value := _at(rows, row, figure)) is not None
-                ]
-                note = f"{figure.replace('_', ' ')} {row[figure]:.4g}" + (f"; {', '.join(others)}" if others else "")
-                made.append(_case(suite, part, model, int(row["sample"]), f"{part.name}, {word}", note))
-    return made
-
-
-def _at(rows: Sequence[Row], like: Row, figure: str) -> float | None:
-    return next((row.get(figure) for row in rows if row["sample"] == like["sample"]), None)
-
-
-def _case(suite: Suite, section: Section, model: Method, number: int, title: str, note: str) -> Case:
-    example = section.examples[number]
-    pictures = {str(role): p for role, p in zip(example.roles, example.inputs, strict=True)}
-    if example.truths:
-        pictures |= named("true", example.targets, example.truths)
-    for name, layers in zip(model.names, suite.predicted(section, model, number), strict=True):
-        pictures |= named(name, example.targets, tuple(layers))
-    return Case(f"{title}: picture {number}, {example.instruction}", note, pictures)
+def _cases(suite: Suite, results: SuiteResults, part: Section) -> Iterator[Case]:
+    """The best and the worst picture of a part by the model's default output, with what other methods get for them."""
+    figure, rows = part.best.removeprefix("+"), results.rows.get(part.name, {})
+    ranked = [row for row in rows.get(results.default, []) if row.get(figure) is not None]
+    ranked.sort(key=lambda row: row[figure], reverse=part.best.startswith("+"))
+    for word, row in zip(("best", "worst"), ranked[:1] + ranked[1:][-1:], strict=False):
+        others = {name: {r["sample"]: r.get(figure) for r in of}.get(row["sample"]) for name, of in rows.items()}
+        said = [f"{n} {value:.4g}" for n, value in others.items() if n != results.default and value is not None]
+        note = f"{figure.replace('_', ' ')} {row[figure]:.4g}" + (f"; {', '.join(said)}" if said else "")
+        example, model = part.examples[int(row["sample"])], next(m for m in suite.methods if m.outputs)
+        pictures = {str(role): p for role, p in zip(example.roles, example.inputs, strict=True)}
+        if example.truths:
+            pictures |= named("true", example.targets, example.truths)
+        for name, layers in zip(model.names, suite.predicted(part, model, int(row["sample"])), strict=True):
+            pictures |= named(name, example.targets, tuple(layers))
+        yield Case(f"{part.name}, {word}: picture {row['sample']}, {example.instruction}", note, pictures)

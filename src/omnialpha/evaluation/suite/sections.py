@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +14,16 @@ from omnialpha.data.synthetic import bank as banks
 from omnialpha.evaluation.datasets.heldout import HeldOutScenes
 from omnialpha.evaluation.datasets.rgba_pictures import TASK
 from omnialpha.evaluation.methods.method import Method
-from omnialpha.evaluation.metrics.backgrounds import BACKGROUNDS
 from omnialpha.evaluation.metrics.matting import measure
 from omnialpha.evaluation.metrics.reader import Reader, Request, requests
-from omnialpha.evaluation.suite.figures import by_picture, error, weighted
+from omnialpha.evaluation.reports.report import Row
+from omnialpha.evaluation.suite.figures import by_picture, error, on_backgrounds, weighted
 from omnialpha.evaluation.suite.matting import matting
 from omnialpha.evaluation.suite.suite import BATCH, Figures, Scenes, Section, identity
 from omnialpha.masks import DEFINITE
 from omnialpha.tasks import MAPS, TASKS, Example, Role
 
 SEEN = 0.05  # a picture whose alpha never reaches this shows nothing
-
-
-# ---- autoencoder ----------------------------------------------------------------------------------------------------
 
 
 def autoencoder(scenes: Scenes) -> Iterable[Section]:
@@ -39,52 +35,42 @@ def autoencoder(scenes: Scenes) -> Iterable[Section]:
         again = model.pictures(model.encode_targets([[example.inputs[0]] for example in examples], cond), cond)
         return [picture.cpu().clamp(0, 1) for picture in again]
 
-    def score(which: range, out: Tensor, pictures: Tensor) -> Figures:
+    def score(which: Sequence[int], out: Tensor, pictures: Tensor) -> Figures:
         back, true = out[:, 0], pictures[list(which)]
-        each = {
-            name: error("psnr", rgba.flatten(back, color), rgba.flatten(true, color))["psnr"]
-            for name, color in BACKGROUNDS.items()
-        }
-        mean = torch.stack(list(each.values())).mean(dim=0)
-        return by_picture(**each, mean=mean, alpha_mad=measure(back[:, 3], true[:, 3], names=("mad",))["mad"])
+        mad = measure(back[:, 3], true[:, 3], names=("mad",))["mad"]
+        return by_picture(**on_backgrounds(back, true), alpha_mad=mad)
 
     own = Method(model.card.name, make, TASK.__eq__, identity(model), batch=BATCH)
     for name, pictures in (("subject", held.target), ("background", held.background), ("composite", held.composite)):
         examples = [Example(TASK, (Role.FULL,), (p,), "", (Role.FULL,), scenes.size) for p in pictures]
         yield Section(
-            f"autoencoder: {name}", "autoencoder", TASK, name, examples, partial(score, pictures=pictures),
+            f"autoencoder: {name}", TASK, name, examples, partial(score, pictures=pictures),
             models=False, baselines=False, own=(own,),
         )  # fmt: skip
 
 
-# ---- removal --------------------------------------------------------------------------------------------------------
-
-
 def removal(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
+
+    def score(which: Sequence[int], out: Tensor, holes: Tensor) -> Figures:
+        picks, rgb = list(which), out[:, 0, :3]
+        true, hole = held.background[picks, :3], holes[picks]
+        share = 100 * hole.float().mean(dim=(1, 2))
+        return by_picture(hole_share=share, **error("hole", rgb, true, hole), **error("whole", rgb, true))
+
     for role in (Role.ROUGH, Role.TRIMAP, Role.PRECISE, Role.ALPHA, None):
         name = f"removal_{role or 'auto'}"
         examples = held.examples(name)
         # without a map nothing says where the hole is
         guides = held.rough if role is None else [example.inputs[1][0] for example in examples]
         holes = torch.stack([fidelity.removal_mask(guide, role or Role.ROUGH) for guide in guides])
-
-        def score(which: range, out: Tensor, holes: Tensor = holes) -> Figures:
-            picks, rgb = list(which), out[:, 0, :3]
-            true, hole = held.background[picks, :3], holes[picks]
-            share = 100 * hole.float().mean(dim=(1, 2))
-            return by_picture(hole_share=share, **error("hole", rgb, true, hole), **error("whole", rgb, true))
-
-        yield Section(name, "removal", name, str(role or "nothing"), examples, score, best="+hole")
-
-
-# ---- decomposition --------------------------------------------------------------------------------------------------
+        yield Section(name, name, str(role or "nothing"), examples, partial(score, holes=holes), best="+hole")
 
 
 def decomposition(scenes: Scenes) -> Iterable[Section]:
     held = scenes.ones
 
-    def score(which: range, out: Tensor) -> Figures:
+    def score(which: Sequence[int], out: Tensor) -> Figures:
         picks, front = list(which), out[:, 1]
         true, back, seen = held.target[picks], held.background[picks], held.composite[picks, :3]
         return by_picture(
@@ -97,32 +83,25 @@ def decomposition(scenes: Scenes) -> Iterable[Section]:
 
     for role in (None, *MAPS):
         name = f"decompose_{role or 'auto'}"
-        examples = held.examples(name)
-        yield Section(name, "decomposition", name, str(role or "nothing"), examples, score, best="alpha_mad")
+        yield Section(name, name, str(role or "nothing"), held.examples(name), score, best="alpha_mad")
 
 
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 
 def completion(scenes: Scenes) -> Iterable[Section]:
-    """There is no one right answer: only what the task implies is measured, beside what the true layers get for it."""
+    """There is no one right answer: what the task implies is measured, and of the true layers too."""
     held = scenes.ones
-    asks: dict[str, Callable[[HeldOutScenes, list[int], Tensor], dict[str, Tensor]]] = {
-        "foreground_to_full": _keeps_foreground,
-        "background_to_full": _keeps_background,
-        "foreground_to_background": _new_background,
-        "background_to_foreground": _new_foreground,
-    }
-    for name, figures in asks.items():
 
-        def score(which: Sequence[int], out: Tensor, figures: Any = figures) -> Figures:
-            return by_picture(**figures(held, list(which), out[:, 0]))
+    def score(which: Sequence[int], out: Tensor, figures: Completed) -> Figures:
+        return by_picture(**figures(held, list(which), out[:, 0]))
 
+    for name, figures in COMPLETED.items():
         examples = held.examples(name)
-        true = torch.stack([example.true_layers() for example in examples])
-        truths = {"the true layer": partial(score, range(scenes.n), true)}
+        of = partial(score, figures=figures)
+        truths = {"the true layer": partial(of, range(scenes.n), torch.stack([e.true_layers() for e in examples]))}
         best = "+kept" if name.endswith("full") else ""
-        yield Section(name, "completion", name, "text and layer", examples, score, truths, best)
+        yield Section(name, name, "text and layer", examples, of, truths, best)
 
 
 def _keeps_foreground(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[str, Tensor]:
@@ -156,6 +135,15 @@ def _new_foreground(held: HeldOutScenes, picks: list[int], out: Tensor) -> dict[
     return {"shown": 100.0 * shown, "opacity": 100 * alpha.mean(dim=(1, 2)), "away": away}
 
 
+Completed = Callable[[HeldOutScenes, list[int], Tensor], dict[str, Tensor]]
+COMPLETED: dict[str, Completed] = {
+    "foreground_to_full": _keeps_foreground,
+    "background_to_full": _keeps_background,
+    "foreground_to_background": _new_background,
+    "background_to_foreground": _new_foreground,
+}
+
+
 # ---- generation -----------------------------------------------------------------------------------------------------
 
 
@@ -163,8 +151,12 @@ def generation(scenes: Scenes) -> Iterable[Section]:
     asked = requests(scenes.n, scenes.seed + banks.TEST_SEED, scenes.size[0])
     reader, row = Reader(scenes.seed), TASKS["text_to_image"]
 
+    def hits(request: Request, color: str, shape: str) -> Row:
+        right = {"colour": color == request.color, "shape": shape == request.shape}
+        return {name: 100.0 * hit for name, hit in (right | {"both": all(right.values())}).items()}
+
     def score(which: Sequence[int], out: Tensor) -> Figures:
-        return [_hits(asked[b], *reader.read(layers[0])) for b, layers in zip(which, out, strict=True)]
+        return [hits(asked[b], *reader.read(layers[0])) for b, layers in zip(which, out, strict=True)]
 
     def chance() -> Figures:
         words = {"colour": [r.color for r in asked], "shape": [r.shape for r in asked]}
@@ -176,19 +168,13 @@ def generation(scenes: Scenes) -> Iterable[Section]:
     drawn = [Scene(r.drawing[None], captions=(Caption(r.prompt),)) for r in asked]
     yield Section(
         "text_to_image",
-        "generation",
         "text_to_image",
         f"text: {'; '.join(r.prompt for r in asked[:3])}",
         [to_example(scene, row, wording=i) for i, scene in enumerate(drawn)],
         score,
-        {"true drawings": lambda: score(range(scenes.n), drawings[:, None]), "chance": chance},
+        {"true drawings": partial(score, range(scenes.n), drawings[:, None]), "chance": chance},
         "+both",
     )
-
-
-def _hits(asked: Request, color: str, shape: str) -> dict[str, float]:
-    right = color == asked.color, shape == asked.shape
-    return {"colour": 100.0 * right[0], "shape": 100.0 * right[1], "both": 100.0 * all(right)}
 
 
 CATEGORIES: dict[str, Callable[[Scenes], Iterable[Section]]] = {

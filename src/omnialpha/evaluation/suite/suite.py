@@ -25,7 +25,7 @@ from omnialpha.evaluation.runner import Runner, SampleSet
 from omnialpha.evaluation.scoring import Networks, Scoring
 from omnialpha.files import sha256
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.tasks import Example
+from omnialpha.tasks import TASKS, Example
 
 BATCH = 16  # pictures at once
 
@@ -49,9 +49,12 @@ class Scenes:
 
     @cached_property
     def identity(self) -> str:
-        """The same for the same scenes."""
-        shared = [self.source.about, _content(self.source), self.n, self.seed, self.size]
-        return sha256(json.dumps(shared))
+        """The same for the same layers, words and scenes."""
+        bank, colors = self.source.bank, self.source.colors
+        words = [[c.name for c in bank.captions], colors, [c.text for c in bank.captions], bank.background_captions]
+        pictures = (layers.contiguous().numpy() for layers in (bank.foregrounds, bank.backgrounds))
+        content = sha256(json.dumps(words), *pictures)[:16]
+        return sha256(json.dumps([self.source.about, content, self.n, self.seed, self.size]))
 
     @cached_property
     def ones(self) -> HeldOutScenes:
@@ -108,7 +111,8 @@ class Section:
 
     Args:
         name: unique in the suite.
-        guidance: what an example gives beside the picture, in words.
+        task: of TASKS, or that of the autoencoder.
+        guidance: what an example gives with the picture, in words.
         score: which pictures, and predictions (B, m, 4, H, W) -> figures of each.
         references: figures that need the truth, and no method, by name.
         best: the figure that ranks pictures, "+" before it where more is better; "" for none.
@@ -117,33 +121,35 @@ class Section:
     """
 
     name: str
-    category: str
     task: str
     guidance: str
     examples: Sequence[Example] = ()
-    score: Callable[[range, Tensor], Figures] = lambda which, predicted: []
+    score: Callable[[Sequence[int], Tensor], Figures] = lambda which, predicted: []
     references: Mapping[str, Callable[[], Figures]] = field(default_factory=dict)
     best: str = ""
     models: bool = True
     baselines: bool = True
     own: tuple[Method, ...] = ()
 
-    def methods(self, others: Sequence[Method]) -> list[Method]:
-        """Who takes part: its own, and those of all sections that can."""
-        able = [m for m in others if (self.models if m.outputs else self.baselines) and m.does(self.task)]
-        return [*able, *self.own] if self.examples else []
+    @property
+    def category(self) -> str:
+        return TASKS[self.task].category if self.task in TASKS else "autoencoder"
 
     @property
     def about(self) -> dict[str, str]:
         return {"category": self.category, "part": self.name, "task": self.task, "guidance": self.guidance}
+
+    def methods(self, others: Sequence[Method]) -> list[Method]:
+        """Who takes part: its own, and those of all sections that can."""
+        able = [m for m in others if (self.models if m.outputs else self.baselines) and m.does(self.task)]
+        return [*able, *self.own] if self.examples else []
 
     def part(self, scenes: Scenes) -> SampleSet:
         """As the runner takes it."""
         numbers = {id(example): b for b, example in enumerate(self.examples)}
 
         def score(example: Example, made: Tensor, networks: Networks) -> Row:
-            number = numbers[id(example)]
-            return self.score(range(number, number + 1), made[None])[0]
+            return self.score([numbers[id(example)]], made[None])[0]
 
         samples = [SceneSample(str(b), self.category, e, scenes.identity) for b, e in enumerate(self.examples)]
         seeds = {sample.key: scenes.seed + b for b, sample in enumerate(samples)}
@@ -171,9 +177,7 @@ class Suite:
 
     def __len__(self) -> int:
         """Rows of predictions."""
-        return sum(
-            len(section.examples) * len(m.names) for section in self.sections for m in section.methods(self.methods)
-        )
+        return sum(len(s.examples) * len(m.names) for s in self.sections for m in s.methods(self.methods))
 
     def rows(self, step: Callable[[str], None] = lambda section: None) -> Iterator[Row]:
         """All rows, a section after the other, those of references last. step: called with the name of each section."""
@@ -189,11 +193,3 @@ class Suite:
         """A picture once more: (outputs, m, 4, H, W)."""
         part = section.part(self.scenes)
         return self.runner.predicted(method, part, part.samples[number], section.examples[number])
-
-
-def _content(source: HeldOutSource) -> str:
-    """Of all layers and words of a source."""
-    captions = source.bank.captions
-    words = [[c.name for c in captions], source.colors, [c.text for c in captions], source.bank.background_captions]
-    pictures = (source.bank.foregrounds, source.bank.backgrounds)
-    return sha256(json.dumps(words), *(layers.contiguous().numpy() for layers in pictures))[:16]

@@ -58,8 +58,8 @@ class Card:
     template: dict[str, str] | None = None  # None: the released wording
     # The one text of a task that it was trained on, "{prompt}" where the prompt goes; of other tasks it reads any.
     instructions: dict[str, str] = field(default_factory=dict)
-    # How guidance is applied: against an empty instruction, in a second pass, or as a number that the transformer,
-    # distilled from such passes, is told.
+    # How guidance is applied: against an empty instruction, in a second pass, or by a transformer that was distilled
+    # from such passes and takes the scale as an input.
     guidance: Literal["negative", "embedded"] = "negative"
     picture_pixels: int = 384 * 384  # area of the pictures that the instruction encoder sees; 0: as the canvas
     max_tokens: int = 1024
@@ -130,18 +130,8 @@ class Card:
 
     @classmethod
     def of_diffusers(cls, folder: Path, name: str, license: str) -> Card:
-        """Make the card of a diffusers pipeline from its files.
-
-        Args:
-            folder: of the pipeline.
-            name: of the model.
-            license: of the model.
-
-        Returns:
-            The card; what the files do not say is as the published code has it.
-
-        Raises:
-            InputError: a pipeline of another class.
+        """Make the card of a diffusers pipeline; what its files do not hold is as the published code has it. Raises
+        InputError for a pipeline of another class.
         """
         pipeline = read_json(folder / INDEX).get("_class_name")
         if pipeline not in PIPELINES:
@@ -226,6 +216,4 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def forget_origin(path: Path) -> None:
     """Take the folder that diffusers loaded from out of a config.json: it names somebody's disk."""
-    settings = read_json(path)
-    settings.pop("_name_or_path", None)
-    write_json(path, settings)
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "_name_or_path"})

@@ -1,7 +1,4 @@
-"""What is wrong with a checkpoint, told before anything large is built, from its small files and headers alone.
-
-`check(parts)` names the file, the key, the shape found and the shape wanted.
-"""
+"""What is wrong with a checkpoint, found before anything large is built, from its small files and headers alone."""
 
 from __future__ import annotations
 
@@ -14,13 +11,64 @@ import torch
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.card import AGAIN, read_json
 from omnialpha.models.checkpoints.folders import Parts
-from omnialpha.models.checkpoints.headers import Shape, TensorInfo, read_header, read_weights
-from omnialpha.models.families import FAMILIES, Component, Found
+from omnialpha.models.checkpoints.headers import TensorInfo, read_header, read_weights
+from omnialpha.models.families import FAMILIES, Component
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def compare(folder: Path, found: Found, wanted: Mapping[str, Shape]) -> None:
+def check(parts: Parts, gguf: Path | None = None) -> dict[str, Any]:
+    """Check that the parts of a model are whole and of one model, before anything large is built.
+
+    Args:
+        parts: their folders.
+        gguf: a file with the transformer's weights, in the place of those in its folder.
+
+    Returns:
+        The modules of the components, in no memory.
+
+    Raises:
+        InputError: the first thing that would keep the parts from loading, or from fitting each other. It names the
+            file, the key, the shape found and the shape wanted.
+    """
+    family = FAMILIES[parts.card.family]
+    folders = {"transformer": parts.transformer, "vae": parts.vae}
+    folders |= {name: parts.text / name for name in family.components if name not in folders}
+    modules = {
+        name: check_component(folders[name], component, gguf if name == "transformer" else None)
+        for name, component in family.components.items()
+    }
+    for name, files in family.files.items():
+        if not any((parts.text / name / file).is_file() for file in files):
+            raise InputError(f"{parts.text / name} holds no {' and no '.join(files)}: {AGAIN}.")
+    for adapter in parts.adapters:
+        read_header(adapter.path)
+    for setting, other, gives in family.channels:
+        takes, given = modules["transformer"].config[setting], gives(modules[other].config)
+        if takes != given:
+            raise InputError(
+                f"{folders['transformer']} takes {takes} channels and {folders[other]} gives {given}: "
+                "use parts of one model."
+            )
+    return modules
+
+
+def check_component(folder: Path, component: Component, gguf: Path | None = None) -> Any:
+    """Check a component's files, or a GGUF one, against its config.json; the module they fill, in no memory."""
+    config = read_json(folder / "config.json")
+    cls = str(config.get(component.key))
+    if cls not in component.classes:
+        raise InputError(f"{folder / 'config.json'} is of a {cls}: use one of {', '.join(component.classes)}.")
+    entries = _gguf_entries(gguf) if gguf else read_weights(folder, component.stem)
+    found = {name: entry for key, entry in entries.items() if (name := component.name(key)) is not None}
+    with torch.device("meta"):
+        module = component.build(config, found)
+    wanted = {component.name(key) or key: tuple(value.shape) for key, value in module.state_dict().items()}
+    _compare(gguf or folder, found, wanted)
+    return module
+
+
+def _compare(folder: Path, found: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """InputError for the first tensor that is missing, of the wrong shape, quantised, or that nothing would take."""
     if missing := [key for key in wanted if key not in found]:
         raise InputError(f"{folder} lacks {len(missing)} of {len(wanted)} weights, the first is {missing[0]}: {AGAIN}.")
@@ -41,53 +89,8 @@ def compare(folder: Path, found: Found, wanted: Mapping[str, Shape]) -> None:
         )
 
 
-def check(parts: Parts, gguf: Path | None = None) -> None:
-    """Check that the parts of a model are whole and of one model, before anything large is built.
-
-    Args:
-        parts: their folders.
-        gguf: a file with the transformer's weights, in the place of those in its folder.
-
-    Raises:
-        InputError: the first thing that would keep the parts from loading, or from fitting each other.
-    """
-    family = FAMILIES[parts.card.family]
-    folders = {"transformer": parts.transformer, "vae": parts.vae}
-    folders |= {name: parts.text / name for name in family.components if name not in folders}
-    configs = {
-        name: check_component(folders[name], component, gguf if name == "transformer" else None).config
-        for name, component in family.components.items()
-    }
-    for name, files in family.files.items():
-        if not any((parts.text / name / file).is_file() for file in files):
-            raise InputError(f"{parts.text / name} holds no {' and no '.join(files)}: {AGAIN}.")
-    for adapter in parts.adapters:
-        read_header(adapter.path)
-    for one, takes, other, gives in family.channels(configs):
-        if takes != gives:
-            raise InputError(
-                f"{folders[one]} takes {takes} channels and {folders[other]} gives {gives}: use parts of one model."
-            )
-
-
-def check_component(folder: Path, component: Component, gguf: Path | None = None) -> Any:
-    """Check a component's files, or a GGUF one, against its config.json; the module they fill, in no memory."""
-    config = read_json(folder / "config.json")
-    cls = str(config.get(component.key))
-    if cls not in component.builders:
-        raise InputError(f"{folder / 'config.json'} is of a {cls}: use one of {', '.join(component.builders)}.")
-    entries = _gguf_entries(gguf) if gguf else read_weights(folder, component.stem)
-    named = {component.name(key): entry for key, entry in entries.items()}
-    found = {key: entry for key, entry in named.items() if key is not None}
-    with torch.device("meta"):
-        module = component.builders[cls](config, found)
-    wanted = {component.name(key) or key: tuple(value.shape) for key, value in module.state_dict().items()}
-    compare(gguf or folder, found, wanted)
-    return module
-
-
 def _gguf_entries(file: Path) -> dict[str, TensorInfo]:
     """Whatever the bits, the loader takes them."""
-    from omnialpha.models.runtime.quantize import GGUF
+    from omnialpha.models.runtime.quantize import read_gguf
 
-    return {name: TensorInfo(FLOATS[0], shape, file) for name, shape in GGUF.read(file).shapes.items()}
+    return {name: TensorInfo(FLOATS[0], shape, file) for name, shape in read_gguf(file)[0].items()}

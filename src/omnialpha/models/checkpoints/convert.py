@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,11 +25,10 @@ from omnialpha.files import atomic_folder
 from omnialpha.models.checkpoints.card import CARD, INDEX, Card, read_json, write_json
 from omnialpha.models.checkpoints.checking import check, check_component
 from omnialpha.models.checkpoints.folders import Parts, resolve
-from omnialpha.models.checkpoints.headers import read_weights, weight_files
-from omnialpha.models.families import DIFFUSERS_STEM, FAMILIES, Component
+from omnialpha.models.checkpoints.headers import DIFFUSERS_STEM, read_weights, weight_files
+from omnialpha.models.families import FAMILIES, Component
 from omnialpha.models.lora import files as lora_files
-from omnialpha.models.lora import layers as lora_layers
-from omnialpha.models.vae.folding import unfold
+from omnialpha.models.lora.adapters import shapes_of
 
 Layout = Literal["ours", "diffusers"]
 SMALL = (".json", ".txt", ".jinja", ".model")  # suffixes of the files that go with weights
@@ -59,8 +58,11 @@ def convert(
 ) -> Path:
     """Write `parts` as one model folder, whole or not at all, and open it again.
 
-    fuse: add the LoRA to the weights; a folder of ours can keep it beside them instead. dtype: of all weights, None
-    keeps each as it is. force: replace a model folder that is there.
+    Args:
+        fuse: add the LoRA to the weights; a folder of ours can keep it beside them instead.
+        dtype: of all weights, None keeps each as it is.
+        force: replace a model folder that is there.
+        say: called with what is written next.
     """
     if layout not in get_args(Layout):
         raise InputError(f"layout {layout!r} is not known: use {' or '.join(get_args(Layout))}.")
@@ -112,15 +114,14 @@ def _check_expressible(parts: Parts, fuse: bool) -> None:
     vae = read_json(parts.vae / "config.json")
     own = [key for key in ("linear_skip", "premultiplied") if vae.get(key)]
     own += ["patch_size"] * (vae.get("patch_size", 1) != 1)
-    reasons = {
-        "its VAE is a FLUX one": vae["_class_name"] == "AutoencoderKL",
-        f"its VAE has {', '.join(own)}": bool(own),
-        f"it predicts {parts.card.prediction}": parts.card.prediction != "velocity",
-        "a LoRA stays beside it (use --fuse)": bool(parts.adapters) and not fuse,
-    }
-    for reason, true in reasons.items():
-        if true:
-            raise InputError(f"{parts.card.name} cannot become a diffusers pipeline, as {reason}: use --layout ours.")
+    reasons = (
+        vae["_class_name"] == "AutoencoderKL" and "its VAE is a FLUX one",
+        own and f"its VAE has {', '.join(own)}",
+        parts.card.prediction != "velocity" and f"it predicts {parts.card.prediction}",
+        parts.adapters and not fuse and "a LoRA stays beside it (use --fuse)",
+    )
+    if reason := next(filter(None, reasons), None):
+        raise InputError(f"{parts.card.name} cannot become a diffusers pipeline, as {reason}: use --layout ours.")
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------
@@ -138,15 +139,12 @@ def _copy(
     for path in sorted(source.iterdir()):
         if path.suffix in SMALL:
             shutil.copyfile(path, target / path.name)
-    if component is None:
-        return
-    stem = component.stem
-    if dtype is None and not additions:
-        for path in weight_files(source, stem):
+    if component is not None and (dtype or additions):
+        _rewrite(source, target, component.stem, dtype, additions or {})
+    elif component is not None:
+        for path in weight_files(source, component.stem):
             link(path, target / path.name)
-        return
-    _rewrite(source, target, stem, dtype, additions or {})
-    if dtype is not None:  # of which a file beside the weights may speak
+    if component is not None and dtype is not None:  # of which a file beside the weights may speak
         config = read_json(target / "config.json")
         stale = dict.fromkeys(config.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch."))
         write_json(target / "config.json", config | stale)
@@ -171,8 +169,8 @@ def _rewrite(source: Path, target: Path, stem: str, dtype: torch.dtype | None, a
             if change := additions.get(key):
                 exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
                 weight = (exact + sum(one.delta(exact, scale) for one, scale in change)).to(dtype or weight.dtype)
-            state[key] = weight
-        save_file(_cast(state, dtype), target / name, {"format": "pt"})
+            state[key] = weight.to(dtype) if dtype and weight.is_floating_point() else weight
+        save_file(state, target / name, {"format": "pt"})
     if plan.is_sharded:
         write_json(index, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
 
@@ -180,7 +178,7 @@ def _rewrite(source: Path, target: Path, stem: str, dtype: torch.dtype | None, a
 def _additions(parts: Parts) -> Additions:
     """What the adapters add, by the name of the weight."""
     model = check_component(parts.transformer, FAMILIES[parts.card.family].components["transformer"])
-    shapes = {name: (own.out_features, own.in_features) for name, own in lora_layers.linears(model).items()}
+    shapes = shapes_of(model)
     found: Additions = {}
     for adapter in parts.adapters:
         for module, factors in lora_files.read(adapter.path, shapes).items() if adapter.weight else ():
@@ -194,10 +192,6 @@ def link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    return {key: value.to(dtype) if dtype and value.is_floating_point() else value for key, value in state.items()}
 
 
 def _keep_adapters(parts: Parts, new: Path) -> dict[str, float]:
@@ -216,38 +210,16 @@ def _keep_adapters(parts: Parts, new: Path) -> dict[str, float]:
 
 def _diffusers_vae(source: Path, target: Path, dtype: torch.dtype | None) -> None:
     """The VAE as diffusers' AutoencoderKLQwenImage, with three or four channels."""
+    from omnialpha.models.vae.alphavae import AlphaVAE
+
     config = read_json(source / "config.json")
     if config["_class_name"] == "AlphaVAE":
-        _unfold_vae(source, target, dtype)
+        AlphaVAE.load(source).export(target, dtype=dtype)
         return
     _copy(source, target, dtype, FAMILIES["qwen"].components["vae"])
     channels = read_weights(target, DIFFUSERS_STEM)["encoder.conv_in.weight"].shape[1]
     config = {key: value for key, value in config.items() if key not in ("in_channels", "out_channels")}
     write_json(target / "config.json", config | {"_class_name": "AutoencoderKLQwenImage", "input_channels": channels})
-
-
-def _unfold_vae(source: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """From the two-dimensional network: what acts on one frame is written, what acts on later ones is zero."""
-    from diffusers import AutoencoderKLQwenImage
-
-    from omnialpha.models.vae.alphavae import AlphaVAE
-
-    vae: Any = AlphaVAE.load(source)
-    z, levels = vae.config.z_dim, len(vae.config.dim_mult)
-    config = {key: vae.config[key] for key in ("base_dim", "z_dim", "dim_mult", "num_res_blocks")} | {
-        "attn_scales": [],
-        "temperal_downsample": [False] * (levels - 1),  # one frame is never resampled in time
-        "input_channels": vae.config.channels,
-        "latents_mean": list(vae.config.latents_mean or [0.0] * z),
-        "latents_std": list(vae.config.latents_std or [1.0] * z),
-    }
-    with torch.device("meta"):
-        shapes = AutoencoderKLQwenImage(**config).state_dict()
-    empty = {key: torch.zeros(value.shape) for key, value in shapes.items()}
-    target.mkdir()
-    state = _cast(unfold(vae.state_dict(), empty), dtype)
-    save_file(state, target / f"{DIFFUSERS_STEM}.safetensors", {"format": "pt"})
-    write_json(target / "config.json", {"_class_name": "AutoencoderKLQwenImage"} | config)
 
 
 def _finish_pipeline(card: Card, new: Path) -> None:

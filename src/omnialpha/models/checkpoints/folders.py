@@ -1,7 +1,4 @@
-"""Where weights live: the parts of a model, found in folders and among stored downloads.
-
-Nothing here loads weights or uses the network, and nothing in the code branches on a model's name.
-"""
+"""The parts of a model, found in folders and among stored downloads; no weights are read, no network is used."""
 
 from __future__ import annotations
 
@@ -97,21 +94,25 @@ def resolve(
     release = release_of(main, hub.origin(main)[0]) if main else None
     sources = [main] if main else []
     text_folders = FAMILIES[_family(sources)].text_folders
-    wanted = {"transformer", "vae", *text_folders} - ({"vae"} if vae else set())
+    wanted = ("transformer", *text_folders, *(() if vae else ("vae",)))
     lacking = main is None or not all(_part(main, part) for part in wanted)
     if base is not None and not lacking:
         raise InputError(f"{main} is a whole model: leave out the base {base}.")
-    if lacking and (base is not None or (release and release.base)):
-        sources.append(_folder(base) if base is not None else _base_of(release, main))
-    found = {
-        "transformer": _find(sources, "transformer"),
-        "vae": _find(sources, "vae") if vae is None else _vae(_folder(vae)),
-        "text": _find(sources, *FAMILIES[_family(sources)].text_folders).parent,
-    }
+    if base is not None:
+        sources.append(_folder(base))
+    elif lacking and release and release.base:
+        try:
+            sources.append(_folder(release.base))
+        except InputError as error:
+            reason = str(error).rstrip(".")
+            raise InputError(f"{main} stands on {release.base}; {reason}, or give its folder with --base.") from None
+    transformer, text = _find(sources, "transformer"), _find(sources, *FAMILIES[_family(sources)].text_folders).parent
     texts = instruction_files.read(instructions) if instructions else instruction_files.stored(main) if main else {}
     card = _card(sources, release).with_instructions(texts)
     return Parts(
-        **found,
+        transformer=transformer,
+        vae=_find(sources, "vae") if vae is None else vae_folder(vae),
+        text=text,
         own_card=card,
         adapters=_adapters(main, release, lora),
         finder=_finder(sources, card, finder),
@@ -138,15 +139,6 @@ def _family(sources: Sequence[Path]) -> FamilyName:
     return next((family for source in sources if (family := family_of(source))), "qwen")
 
 
-def _base_of(release: Release | None, main: Path | None) -> Path:
-    assert release and release.base
-    try:
-        return _folder(release.base)
-    except InputError as error:
-        reason = str(error).rstrip(".")
-        raise InputError(f"{main} stands on {release.base}; {reason}, or give its folder with --base.") from None
-
-
 def _part(folder: Path, part: str) -> Path | None:
     places = VAE_FOLDERS if part == "vae" else (part,)
     return next((folder / place for place in places if (folder / place).is_dir()), None)
@@ -167,11 +159,7 @@ def _find(sources: Sequence[Path], *parts: str) -> Path:
 
 def vae_folder(where: str | Path) -> Path:
     """The folder of a VAE, by a bundled name, its path, the path of a model that has one, or a stored id."""
-    return _vae(_folder(where))
-
-
-def _vae(folder: Path) -> Path:
-    """Of the folder of a VAE, or of a model that has one."""
+    folder = _folder(where)
     if (folder / "config.json").is_file():
         return folder
     if found := _part(folder, "vae"):
@@ -185,10 +173,8 @@ def _finder(sources: Sequence[Path], card: Card, other: str | Path | None) -> Pa
         if card.finder is None:
             raise InputError(f"{card.name} takes no hints of a finder: leave out {other}.")
         return Path(other).expanduser()
-    if card.finder is None:
-        return None
-    found = (folder / card.finder for folder in sources)
-    return next((path for path in found if path.exists()), sources[0] / card.finder)
+    found = [folder / card.finder for folder in sources] if card.finder else [None]
+    return next((path for path in found if path and path.exists()), found[0])
 
 
 # ---- adapters and card -----------------------------------------------------------------------------------------
@@ -203,22 +189,14 @@ def _adapters(
         files += [AdapterFile(path=main / name, weight=weight) for name, weight in Card.read(main).adapters.items()]
     if main and release and release.lora:
         files.append(AdapterFile(path=main / release.lora))
-    given = [lora] if isinstance(lora, str | Path | AdapterFile) else lora
-    files += [file if isinstance(file, AdapterFile) else _adapter(str(file)) for file in given]
-    return tuple(_with_header(file) for file in files)
-
-
-def _adapter(text: str) -> AdapterFile:
-    """Of `path[:weight][@preset]`, the path being a file, a folder or a stored id."""
-    file = AdapterFile.parse(text)
-    ref = hub.Ref.parse(file.path.as_posix())
-    return dataclasses.replace(file, path=hub.find(ref), name="") if ref and not file.path.exists() else file
-
-
-def _with_header(file: AdapterFile) -> AdapterFile:
-    """With the path of the file itself, and the sampling settings in its header where none were given."""
-    release = release_of(file.path, hub.origin(file.path)[0]) if file.path.is_dir() else None
-    return describe(dataclasses.replace(file, path=file.path / release.lora) if release and release.lora else file)
+    for one in [lora] if isinstance(lora, str | Path | AdapterFile) else lora:
+        file = one if isinstance(one, AdapterFile) else AdapterFile.parse(str(one))
+        ref = None if file.path.exists() or file is one else hub.Ref.parse(file.path.as_posix())
+        if ref:
+            file = dataclasses.replace(file, path=hub.find(ref), name="")
+        own = release_of(file.path, hub.origin(file.path)[0]) if file.path.is_dir() else None
+        files.append(dataclasses.replace(file, path=file.path / own.lora) if own and own.lora else file)
+    return tuple(map(describe, files))
 
 
 def _card(sources: Sequence[Path], release: Release | None) -> Card:

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.card import AGAIN, read_json
 
-Shape = tuple[int, ...]
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # of the names of weight files
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """A tensor in a file: safetensors' name of its dtype, and its shape."""
 
     dtype: str
-    shape: Shape
+    shape: tuple[int, ...]
     file: Path
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a safetensors file says of itself: tensors by name, and its metadata."""
 
     entries: dict[str, TensorInfo]
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str]
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file.
-
-    Raises:
-        InputError: the file is cut short, damaged or of another format.
-    """
+    """Read the header of a safetensors file. Raises InputError where it is cut short, damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             entries = {key: TensorInfo(row.get_dtype(), tuple(row.get_shape()), path) for key, row in slices.items()}
             return Header(entries, file.metadata() or {})
     except SafetensorError as error:
-        size = path.stat().st_size
         fault = f"is cut short, damaged or no safetensors file ({error})"
-        raise InputError(f"{path} ({size} bytes) {fault}: {AGAIN}.") from None
+        raise InputError(f"{path} ({path.stat().st_size} bytes) {fault}: {AGAIN}.") from None
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -54,7 +54,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Offer:
-    """What is about to be downloaded, to be agreed to. Sizes in bytes; missing: what is not here yet."""
+    """What is about to be downloaded, to be agreed to. Sizes in bytes; missing: of what is not here yet."""
 
     id: str
     revision: str
@@ -85,7 +85,6 @@ class Record:
             return None
 
     def write(self, folder: Path) -> None:
-        """Put the record into a folder, whole or not at all."""
         atomic_write(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -110,11 +109,7 @@ def offline_by() -> str | None:
 
 
 def find(ref: Ref) -> Path:
-    """The stored folder or file of a reference, without the network.
-
-    Raises:
-        InputError: nothing is stored, or its download was not finished.
-    """
+    """The stored folder or file of a reference. Raises InputError where nothing is stored, or only a part of it."""
     path, why = _look(ref)
     if why:
         raise InputError(f"{why}: run `omnialpha pull {ref}`.")
@@ -123,9 +118,13 @@ def find(ref: Ref) -> Path:
 
 def _look(ref: Ref) -> tuple[Path, str]:
     """Where a reference is, ours or in the Hugging Face cache, and why it cannot be used, if so."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     folder, record = ref.folder, Record.read(ref.folder)
     if record is None:
-        folder = _in_cache(ref) or folder
+        with suppress(LocalEntryNotFoundError):  # where diffusers and others have left it
+            folder = Path(snapshot_download(ref.id, revision=ref.revision, local_files_only=True))
     path = folder / ref.path
     for name in record.wanted if record else ():
         inside = not ref.path or name == ref.path or name.startswith(f"{ref.path.rstrip('/')}/")
@@ -134,17 +133,6 @@ def _look(ref: Ref) -> tuple[Path, str]:
     if not folder.is_dir():
         return path, f"{ref} is neither a folder nor a stored model"
     return path, "" if path.exists() else f"{ref.id} is stored in {folder} without {ref.path}"
-
-
-def _in_cache(ref: Ref) -> Path | None:
-    """Where diffusers and others have left the repository."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(ref.id, revision=ref.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def origin(folder: Path) -> tuple[str | None, str | None]:
@@ -162,7 +150,6 @@ def pull(ref: Ref, *, agree: Callable[[Offer], bool] = lambda offer: True, offli
     """Store what is needed of a model, or the path that `ref` names. Files that are here and right are kept.
 
     Args:
-        ref: the model.
         agree: asked before anything is downloaded.
         offline: whether the network is forbidden.
 
@@ -172,6 +159,7 @@ def pull(ref: Ref, *, agree: Callable[[Offer], bool] = lambda offer: True, offli
     Raises:
         InputError: not agreed to, not reachable, refused, damaged, or no space; with what to do.
     """
+    from filelock import FileLock
     from huggingface_hub import hf_hub_download
 
     folder = ref.folder
@@ -186,9 +174,9 @@ def pull(ref: Ref, *, agree: Callable[[Offer], bool] = lambda offer: True, offli
         offer = Offer(ref.id, ref.revision, record.license, page, str(folder), size, missing)
         if len(record.verified) < len(files) and not agree(offer):
             raise InputError(f"{ref} was not downloaded: its licence, {record.license}, was not agreed to.")
-        _check_space(folder, missing)
+        check_space(folder, missing, str(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(ref):
+        with FileLock(folder / ".lock", timeout=0):  # one process at a time
             record.write(folder)
             for name in [name for name in files if name not in record.verified]:
                 hf_hub_download(ref.id, name, revision=record.commit, local_dir=folder, endpoint=endpoint())
@@ -218,7 +206,10 @@ def _listing(ref: Ref) -> tuple[dict[str, Any], Record]:
     known = {
         name: value
         for name, value in (old.verified if old else {}).items()
-        if name in files and value == _checksum(files[name]) and _size(ref.folder / name) == files[name].size
+        if name in files
+        and value == _checksum(files[name])
+        and (path := ref.folder / name).is_file()
+        and path.stat().st_size == files[name].size
     }
     return files, Record(ref.id, ref.revision, info.sha, licence, sorted(files), known)
 
@@ -241,37 +232,23 @@ def _verified(path: Path, file: Any) -> str:
     return found
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
 # ---- what can go wrong -----------------------------------------------------------------------------------------
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int, who: str) -> None:
+    """InputError where a disk has too little room. folder: where, or where it will be; who: needs so many bytes."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if needed > (free := shutil.disk_usage(there).free):
         raise InputError(
-            f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there: "
+            f"{who} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there: "
             "make room, or set OMNIALPHA_HOME to a folder on another disk."
         )
 
 
 @contextmanager
-def _alone(ref: Ref) -> Iterator[None]:
-    """One process at a time downloads a model."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(ref.folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"{ref.id} is being pulled by another process: wait until it has finished.") from None
-
-
-@contextmanager
 def _explained(ref: Ref) -> Iterator[None]:
     """What the hub refuses and what the network breaks, in one sentence with the way out."""
+    from filelock import Timeout
     from huggingface_hub import errors
 
     page = f"{endpoint()}/{ref.id}"
@@ -280,6 +257,8 @@ def _explained(ref: Ref) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except Timeout:
+        raise InputError(f"{ref.id} is being pulled by another process: wait until it has finished.") from None
     except errors.GatedRepoError:
         raise InputError(f"{ref.id} is gated: accept its licence at {page} and {token}.") from None
     except errors.RepositoryNotFoundError:

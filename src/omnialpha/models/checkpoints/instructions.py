@@ -7,10 +7,9 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import tomllib
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 
@@ -68,16 +67,8 @@ def stored(folder: Path) -> dict[str, str]:
 
 
 def store(folder: Path, release: Release | None, given: Mapping[str, str] | None, online: bool) -> str:
-    """Store instructions in a model's folder.
-
-    Args:
-        folder: of the model.
-        release: whose own are fetched where none are given.
-        given: task -> text, or None.
-        online: whether the network may be used.
-
-    Returns:
-        Why that cannot be done, or "".
+    """Store the given instructions, or the release's own, in a model's folder. Returns why that cannot be done, or
+    "".
     """
     source = release and release.texts
     if given is None and (source is None or (folder / FILE).is_file()):
@@ -118,86 +109,22 @@ def fetch(source: Texts) -> dict[str, str]:
 
 
 def parse(text: str, source: Texts) -> dict[str, str]:
-    """Task -> text, out of Python source that is neither run nor imported. InputError where it is no Python.
+    """Task -> text, out of Python source that is neither run nor imported. A task with two texts has none.
 
-    A text is a plain string called `source.field`, as a keyword, a dictionary's entry or a name. Its task is told by
-    the nearest thing around it that has one of `source.names`: a string beside it, a key, a variable, a class. A name
-    that fits nothing, or two texts of one task, give none.
+    A text is a literal: the keyword `source.field` of a call whose keyword `value` is the release's name of a task.
     """
-    texts: dict[str, set[str]] = {}
     try:
-        for value, around in _fields(ast.parse(text), source.field, ()):
-            for level in reversed(around):
-                if tasks := {task for task, names in source.names.items() if level & set(map(_plain, names))}:
-                    if len(tasks) == 1:
-                        texts.setdefault(tasks.pop(), set()).add(value)
-                    break
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"the release's source is no Python ({type(error).__name__}).") from None
+    tasks = {name: task for task, name in source.names.items()}
+    texts: dict[str, set[str]] = {}
+    for call in calls:
+        literals = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
+        task, found = tasks.get(str(literals.get("value"))), literals.get(source.field)
+        if task and isinstance(found, str):
+            texts.setdefault(task, set()).add(found)
     return {task: _with_prompt(task, *values) for task, values in texts.items() if len(values) == 1}
-
-
-Level = frozenset[str]  # plain names at one distance from a text
-
-
-def _fields(node: ast.AST, field: str, around: tuple[Level, ...]) -> Iterator[tuple[str, tuple[Level, ...]]]:
-    """Every string that is called `field`, with what stands around it, the nearest last."""
-    for name, value in _named(node).items():
-        if name == field and (text := _string(value)):
-            yield text, around + (_beside(node),)
-    for child, names in _children(node):
-        yield from _fields(child, field, around + (_beside(node), names))
-
-
-def _named(node: ast.AST) -> dict[str, ast.expr]:
-    """What a node gives names to: keywords of a call, entries of a dictionary, assignments of a class or function."""
-    if isinstance(node, ast.Call):
-        return {word.arg: word.value for word in node.keywords if word.arg}
-    if isinstance(node, ast.Dict):
-        pairs = ((key and _string(key), value) for key, value in zip(node.keys, node.values, strict=True))
-        return {name: value for name, value in pairs if name}
-    if isinstance(node, ast.ClassDef | ast.FunctionDef):
-        rows = [row for row in node.body if isinstance(row, ast.Assign | ast.AnnAssign) and row.value]
-        return {name: row.value for row in rows for name in _targets(row) if row.value}
-    return {}
-
-
-def _targets(row: ast.AST) -> list[str]:
-    """`x = ...`, `x["y"] = ...` and `call(x=...)` -> the names in front."""
-    if isinstance(row, ast.keyword):
-        return [row.arg or ""]
-    nodes = row.targets if isinstance(row, ast.Assign) else [row.target] if isinstance(row, ast.AnnAssign) else []
-    parts = [part for node in nodes for part in ([node.slice] if isinstance(node, ast.Subscript) else [node])]
-    return [part.id if isinstance(part, ast.Name) else _string(part) or "" for part in parts]
-
-
-def _beside(node: ast.AST) -> Level:
-    """Strings in the same call, dictionary or list, and the name of a class or function."""
-    values = list(_named(node).values()) + (node.args if isinstance(node, ast.Call) else [])
-    values += node.elts if isinstance(node, ast.List | ast.Tuple) else []
-    own = [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else []
-    return frozenset(_plain(text) for text in (*own, *filter(None, map(_string, values))))
-
-
-def _children(node: ast.AST) -> Iterator[tuple[ast.AST, Level]]:
-    """Each with the names that it is given here."""
-    names = {id(value): name for name, value in _named(node).items()}
-    own = _targets(node)
-    for child in ast.iter_child_nodes(node):
-        given = [names[id(child)]] if id(child) in names else []
-        yield child, frozenset(map(_plain, own + given))
-
-
-def _string(node: ast.AST) -> str | None:
-    """Of a literal, or of literals that are added."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        left, right = _string(node.left), _string(node.right)
-        return None if left is None or right is None else left + right
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _with_prompt(task: str, text: str) -> str:

@@ -1,7 +1,4 @@
-"""Published checkpoints that are known by their hub id: what they stand on, what is needed of them, how they differ.
-
-Only data. A checkpoint that is not in the table works as well; it is then told by its files alone.
-"""
+"""Published checkpoints by their hub id: their base, which files are needed, how they differ. Others work as well."""
 
 from __future__ import annotations
 
@@ -28,27 +25,25 @@ ANY = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a model that is not 
 
 @dataclass(frozen=True)
 class Texts:
-    """Where a release shows the texts that it was trained on. url: of a Python file, in which a text is called `field`;
-    names: of our tasks, what they are called there.
+    """Where a release shows the texts that it was trained on, see `instructions.parse`. url: of a Python file; field:
+    what a text is called there; names: of our tasks, what they are called there.
     """
 
     url: str
     field: str
-    names: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Release:
-    """files: patterns of what is needed. base: the model that fills in what these files lack. folders: what a copy
-    without its id is told by. card: fields of `Card` that differ from the base's.
-    """
+    """A row of the table of known releases."""
 
-    files: tuple[str, ...] = PIPELINE
+    files: tuple[str, ...] = PIPELINE  # patterns of what is needed
     license: str | None = None  # where its page does not state one
-    base: str | None = None
-    folders: tuple[str, ...] = ()
+    base: str | None = None  # the model that fills in what these files lack
+    folders: tuple[str, ...] = ()  # by which a copy without its id is recognised
     lora: str | None = None  # applied without being asked for
-    card: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)  # fields of `Card` that differ from the base's
     texts: Texts | None = None
 
 
@@ -58,11 +53,11 @@ OMNIALPHA_TEXTS = Texts(
     "/tasks/demo/gradio_demo.py",
     "fixed_prompt",
     {
-        "text_to_image": ("t2i", "text_to_image", "text2image"),
-        "removal_rough": ("ObjectClear", "object_removal", "removal"),
-        "matting_auto": ("automatting", "auto_matting"),
-        "matting_text": ("refmatting", "referring_matting"),
-        "decompose_auto": ("layerdecompose", "layer_decomposition", "decompose"),
+        "text_to_image": "t2i",
+        "removal_rough": "ObjectClear",
+        "matting_auto": "automatting",
+        "matting_text": "refmatting",
+        "decompose_auto": "layerdecompose",
     },
 )
 

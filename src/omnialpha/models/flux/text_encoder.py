@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from omnialpha.errors import InputError
 from omnialpha.models.runtime.offload import Streams
-from omnialpha.models.text_encoder.encoder import save_parts
+from omnialpha.models.text_encoder.encoder import read_model, save_parts
 
 Encoded = tuple[Tensor, Tensor, Tensor]  # tokens (B, T, D), their mask (B, T) bool, pooled vectors (B, P)
 
@@ -78,7 +78,7 @@ class FluxText(nn.Module):
         return PromptBatch(clip, t5, negatives is not None)
 
     def forward(self, batch: PromptBatch) -> Encoded | tuple[Encoded, Encoded]:
-        """What the transformer is told of the prompts, and of a batch with negatives of those too.
+        """Tokens, mask and pooled vectors of the prompts, and of a batch with negatives of those too.
 
         Padding counts as text, as in the published pipeline: no mask goes into T5 or out of it.
         """
@@ -95,8 +95,8 @@ class FluxText(nn.Module):
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32, max_tokens: int = 512) -> Self:
         """Read text_encoder/, text_encoder_2/, tokenizer/ and tokenizer_2/."""
         folder = Path(folder)
-        clip = _read(CLIPTextModel, folder / "text_encoder", dtype)
-        t5 = _read(T5EncoderModel, folder / "text_encoder_2", dtype)
+        clip = read_model(CLIPTextModel, folder / "text_encoder", dtype)
+        t5 = read_model(T5EncoderModel, folder / "text_encoder_2", dtype)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         tokenizer_2 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True)
         for own, model, name in ((tokenizer, clip, "tokenizer"), (tokenizer_2, t5, "tokenizer_2")):
@@ -108,11 +108,3 @@ class FluxText(nn.Module):
         """Write what `from_pretrained` reads, weights as `dtype`."""
         parts = {"text_encoder": self.clip, "text_encoder_2": self.t5}
         save_parts(folder, parts | {"tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2}, dtype)
-
-
-def _read(kind: Any, path: Path, dtype: torch.dtype) -> Any:
-    """A text model; InputError where its files lack weights."""
-    model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, local_files_only=True)
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}; download it again.")
-    return model

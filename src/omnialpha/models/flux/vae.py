@@ -6,16 +6,14 @@ The network is diffusers' own, behind the interface of `Autoencoder`; a saved fo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.models.vae.autoencoder import Autoencoder, build, channels_of, opaque_weights, read_config, read_weights
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 CLASSES = ("AutoencoderKL",)
 
@@ -57,8 +55,7 @@ class FluxVAE(Autoencoder):
             raise InputError(f"{folder} normalises its latents channel by channel, FLUX's does not: use FLUX's VAE.")
         state = read_weights(folder)
         channels = channels_of(state, str(folder))
-        config |= {"in_channels": channels, "out_channels": channels}
-        return cls(_network(config, state, dtype, str(folder))).eval()
+        return cls(_network(config, channels, state, dtype, str(folder))).eval()
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
         """Write diffusers' folder of the network."""
@@ -67,12 +64,10 @@ class FluxVAE(Autoencoder):
     @torch.no_grad()
     def widened(self) -> Self:
         config = {k: v for k, v in self.network.config.items() if not k.startswith("_")}
-        config |= {"in_channels": 4, "out_channels": 4}
-        made = type(self)(_network(config, opaque_weights(self.network.state_dict()), self.dtype, "the VAE"))
-        return made.eval().to(self.device)
+        made = _network(config, 4, opaque_weights(self.network.state_dict()), self.dtype, "the VAE")
+        return type(self)(made).eval().to(self.device)
 
 
-def _network(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype, where: str) -> AutoencoderKL:
-    from diffusers import AutoencoderKL
-
+def _network(config: Any, channels: int, state: dict[str, Tensor], dtype: torch.dtype, where: str) -> AutoencoderKL:
+    config = {**config, "in_channels": channels, "out_channels": channels}
     return build(lambda: AutoencoderKL.from_config(config), state, dtype, where)

@@ -19,7 +19,7 @@ from omnialpha.sampling import Shift
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sampling settings that a few-step LoRA was distilled for; None where it says nothing."""
+    """Sampling settings that a few-step LoRA was distilled for; None: the checkpoint's own."""
 
     steps: int | None = None
     guidance: float | None = None
@@ -98,7 +98,7 @@ def sampling_settings(files: Sequence[AdapterFile]) -> Settings:
     for field in fields(Settings):
         given = {f.name: getattr(f, field.name) for f in files if f.weight and getattr(f, field.name) is not None}
         if len(set(given.values())) > 1:
-            said = ", ".join(f"{name}: {value}" for name, value in given.items())
-            raise InputError(f"LoRAs bring different {field.name} ({said}): use one of them.")
+            all_given = ", ".join(f"{name}: {value}" for name, value in given.items())
+            raise InputError(f"LoRAs bring different {field.name} ({all_given}): use one of them.")
         values[field.name] = next(iter(given.values()), None)
     return Settings(**values)

@@ -123,9 +123,8 @@ def _gather(tensors: Mapping[str, Tensor], config: Mapping[str, Any], shapes: Sh
     if not found:
         raise InputError("it holds no tensor: use another file.")
     dora = config.get("use_dora") or any("magnitude" in parts for parts in found.values())
-    wanted = ("down", "up", "magnitude") if dora else ("down", "up")
     for parts in found.values():
-        for part in wanted:
+        for part in ("down", "up", "magnitude") if dora else ("down", "up"):
             if part not in parts:
                 key = next(iter(parts.values()))[0]
                 raise InputError(f"key {key!r} lacks its other part ({part}): the file is incomplete, get it again.")
@@ -136,27 +135,26 @@ def _factors(
     module: str, parts: Mapping[str, tuple[str, Tensor]], config: Mapping[str, Any], shapes: Shapes
 ) -> Factors:
     """The parts of one module as factors, of the right shapes."""
-    (down_key, down), (up_key, up) = parts["down"], parts["up"]
-    magnitude_key, magnitude = parts.get("magnitude", ("", None))
-    rank = down.shape[0] if down.ndim else 0
     rows, columns = shapes[module]
-    if magnitude is not None and magnitude.shape == (rows, 1):
-        magnitude = magnitude[:, 0]  # kohya's
-    checks = [(down_key, down, (rank, columns)), (up_key, up, (rows, rank)), (magnitude_key, magnitude, (rows,))]
-    for key, tensor, want in checks:
-        if tensor is not None and (tensor.shape != want or not rank):
+    made = {part: tensor for part, (_, tensor) in parts.items()}
+    rank = made["down"].shape[0] if made["down"].ndim else 0
+    if "magnitude" in made and made["magnitude"].shape == (rows, 1):
+        made["magnitude"] = made["magnitude"][:, 0]  # kohya's
+    for part, want in {"down": (rank, columns), "up": (rows, rank), "magnitude": (rows,)}.items():
+        if part in made and (made[part].shape != want or not rank):
             raise InputError(
-                f"key {key!r} is of shape {tuple(tensor.shape)}, for {module} of {rows} x {columns} and rank {rank} "
-                f"it must be {want}: use a LoRA that was made for this model."
+                f"key {parts[part][0]!r} is of shape {tuple(made[part].shape)}, for {module} of {rows} x {columns} and "
+                f"rank {rank} it must be {want}: use a LoRA that was made for this model."
             )
-    if "alpha" in parts:
-        key, alpha = parts["alpha"]
-        if alpha.numel() != 1:
-            raise InputError(f"key {key!r} is of shape {tuple(alpha.shape)}, it must be one number: use another file.")
-        return Factors(down, up, float(alpha), magnitude)
-    if not config:
-        return Factors(down, up, float(rank), magnitude)  # alpha = r where nothing is said, as in diffusers
-    return Factors(down, up, _alpha(module, rank, config, shapes), magnitude)
+    alpha = float(rank)  # the default, as in diffusers
+    if "alpha" in made:
+        if made["alpha"].numel() != 1:
+            shape = tuple(made["alpha"].shape)
+            raise InputError(f"key {parts['alpha'][0]!r} is of shape {shape}, it must be one number: use another file.")
+        alpha = float(made["alpha"])
+    elif config:
+        alpha = _alpha(module, rank, config, shapes)
+    return Factors(made["down"], made["up"], alpha, made.get("magnitude"))
 
 
 def _alpha(module: str, rank: int, config: Mapping[str, Any], shapes: Shapes) -> float:
@@ -170,10 +168,9 @@ def _alpha(module: str, rank: int, config: Mapping[str, Any], shapes: Shapes) ->
         loose = [pattern for pattern in own if pattern.removeprefix("^") not in shapes]  # hundreds of names are slow
         return float(own.get(get_pattern_key(loose, module), config.get(default, rank)))
 
-    said = setting("rank_pattern", "r")
-    if said != rank:
+    if (stated := setting("rank_pattern", "r")) != rank:
         raise InputError(
-            f"{module} is of rank {rank}, its settings say {said:g}: use weights and settings of one LoRA."
+            f"{module} is of rank {rank}, its settings say {stated:g}: use weights and settings of one LoRA."
         )
     alpha = setting("alpha_pattern", "lora_alpha")
     return alpha * rank**0.5 if config.get("use_rslora") else alpha  # rsLoRA divides by sqrt(r)
@@ -194,15 +191,8 @@ def peft_settings(factors: Mapping[str, Factors]) -> dict[str, Any]:
 
 
 def write(path: Path, factors: Mapping[str, Factors], settings: Mapping[str, Any]) -> Path:
-    """Write a file with diffusers' names, whole or not at all.
-
-    Args:
-        path: the file, or a folder if it has no suffix.
-        factors: by module; ranks and alphas go into the header, as diffusers writes them.
-        settings: sampling settings for the header.
-
-    Returns:
-        The file.
+    """Write factors by module with diffusers' names, whole or not at all; ranks, alphas and sampling settings go into
+    the header. path: the file, or a folder if it has no suffix. Returns the file.
     """
     if path.suffix != ".safetensors":
         path = path / FILE

@@ -76,14 +76,11 @@ def split(key: str) -> tuple[str, str]:
             raise InputError(f"key {key!r} {reason}.")
     for part, pattern in PARTS.items():
         if end := pattern.search(key):
-            return _strip(key[: end.start()]), part
+            name = key[: end.start()]
+            while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+                name = name.removeprefix(prefix)
+            return name, part
     raise InputError(f"key {key!r} is not of a LoRA (lora_A, lora_down, alpha, ...): use another file.")
-
-
-def _strip(name: str) -> str:
-    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    return name
 
 
 def unfused(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
@@ -128,10 +125,8 @@ class Modules:
         if found:
             raise InputError(f"key {key!r} can mean {' or '.join(found)}: use a file with dots in its keys.")
         near = self.flat[get_close_matches(flat, self.flat, n=1, cutoff=0.0)[0]][0]
-        raise InputError(
-            f"key {key!r} matches no weight of this transformer, the nearest is {near!r}: use a LoRA that was made "
-            f"for this model."
-        )
+        problem = f"key {key!r} matches no weight of this transformer, the nearest is {near!r}"
+        raise InputError(f"{problem}: use a LoRA that was made for this model.")
 
 
 def find_targets(targets: str | Sequence[str], modules: Collection[str]) -> list[str]:

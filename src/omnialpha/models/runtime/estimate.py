@@ -7,9 +7,8 @@ At its widest a stage holds the weights that its way of offloading keeps on the 
   CPU what `winograd` holds;
 - instruction: 6 widths and 3 hidden widths of the MLP for each token, or 12 and 3 for each patch and its pixels;
 - transformer of width D: 14.5 D a picture token, 9 D a text token, rotary tables in float32, and the embedded inputs
-  and text of each branch of guidance.
-
-- full size, in main memory: every picture as float32 RGBA, 16 bytes a pixel, and what restores, refines and writes one.
+  and text of each branch of guidance;
+- full size, in main memory: every picture as float32 RGBA, and what restores, refines and writes one.
 
 The gaps of an allocator and the workspace of a GPU's libraries come on top.
 """
@@ -17,26 +16,26 @@ The gaps of an allocator and the workspace of a GPU's libraries come on top.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.models.runtime.model_sizes import MAPS, ModelSizes
+from omnialpha.models.runtime.model_sizes import ModelSizes
 from omnialpha.models.runtime.placement import DTYPES, Placement, pick_device
 from omnialpha.models.transformer.positions import Layout
 from omnialpha.models.vae.winograd import workspace
 from omnialpha.sampling import MAX_PAIRED_TOKENS
 
 MARGIN = 1.05
+MAPS = 6  # as large as an autoencoder's at full resolution, at one time
 FULL = "full size"
-WORKSPACE = {"cuda": int(0.5e9)}
-ENCODED, DECODED = 80, 48  # bytes a pixel beside the network: RGBA in float32 five and three times
+HELD = 16  # bytes a pixel of a picture, RGBA in float32
+WORKSPACE = int(0.5e9)  # bytes of a GPU's libraries
 TIMES = 50  # a table of modulation is taken to be at least this long
 ENCODE, DECODE = 250, 400  # operations a pixel, of an autoencoder of one channel; they grow with the square
-HELD = 16  # bytes a pixel of a full-size picture, RGBA in float32
 # Bytes a pixel while a picture is restored and written, and where it is refined or its layers compared. `omnialpha
 # matte` of pictures of 12, 24 and 64 MP with nano had at its peak 1.5, 2.5 and 5.6 GB with --raw, 2.4 to 2.5, 4.3 and
 # 9.7 GB without, and `decompose --raw` 2.7 GB at 12 MP, .6 GB of that the program itself.
@@ -52,10 +51,7 @@ class Job:
     """What is to be run.
 
     Args:
-        sizes: of the model.
         layout: of the samples, all alike.
-        placement: where and how.
-        steps: of sampling.
         guided: whether there is a second pass without the instruction.
         batch: samples at a time.
         instruction_tokens: of an instruction and of the template behind its prefix.
@@ -83,6 +79,10 @@ class Job:
         return len(self.layout.inputs) * self.sizes.picture_tokens + self.instruction_tokens
 
     @property
+    def image_tokens(self) -> int:
+        return self.layout.target_tokens + self.layout.input_tokens
+
+    @property
     def dtype(self) -> str:
         return self.placement.dtype or self.sizes.dtype
 
@@ -95,9 +95,8 @@ class Estimate:
         job: the run.
         device: on which.
         weights_bytes: of all weights as stored.
-        peak_bytes: on the device, at most.
         host_bytes: in main memory, for another device.
-        stages: the peak of each stage, in bytes.
+        stages: the peak of each stage on the device, in bytes.
         seconds: within a factor of 3 or so; None where the speed is not known.
         warning: that memory is short, or "".
     """
@@ -105,90 +104,96 @@ class Estimate:
     job: Job
     device: str
     weights_bytes: int
-    peak_bytes: int
     host_bytes: int
-    stages: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, int]
     seconds: float | None = None
     warning: str = ""
 
+    @property
+    def stage(self) -> str:
+        """The one that needs most."""
+        return max(self.stages, key=self.stages.__getitem__)
+
+    @property
+    def peak_bytes(self) -> int:
+        """On the device, at most."""
+        return self.stages[self.stage]
+
     def __str__(self) -> str:
-        stage = max(self.stages, key=self.stages.__getitem__)
         peak = f"{self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes >= 1e8 else f"{self.peak_bytes / 1e6:.0f} MB"
-        text = f"{self.device}, {self.job.dtype}: about {peak} at the peak ({stage})"
+        text = f"{self.device}, {self.job.dtype}: about {peak} at the peak ({self.stage})"
         return text if self.seconds is None else f"{text}, very roughly {max(self.seconds, 1):.0f} s"
 
 
 def estimate(job: Job, speed: float | None = None) -> Estimate:
-    """Estimate memory and time.
-
-    Args:
-        job: the run.
-        speed: floating-point operations a second, see `measure_speed`; None for no estimate of time.
-    """
+    """Estimate memory and time. speed: operations a second, see `measure_speed`; None for no estimate of time."""
     a, placement, device = job.sizes, job.placement, torch.device(pick_device(job.placement.device))
-    e = DTYPES[job.dtype].itemsize
+    cpu, number = device.type == "cpu", DTYPES[job.dtype].itemsize
     parts = {"autoencoder": a.vae, "instruction": a.text, "transformer": a.transformer}
-    stored = {name: part.bytes(placement, e) for name, part in parts.items()}
+    stored = {name: part.bytes(placement, number) for name, part in parts.items()}
     total, host, streams = sum(stored.values()), 0, placement.offload in ("group", "disk")
-    if placement.offload == "none" or (device.type == "cpu" and placement.offload != "disk"):
+    if placement.offload == "none" or (cpu and placement.offload != "disk"):
         there = dict.fromkeys(parts, total)  # from main memory to main memory nothing moves
     elif placement.offload == "model":
         there, host = stored, total
     else:
-        there = {
-            name: part.streamed(placement, e) + stored["autoencoder"] * (part.group > 0) for name, part in parts.items()
-        }
-        host = total - stored["autoencoder"] if placement.offload == "group" else 0
-    if device.type != "cpu" and job.dtype != a.stored:  # all of it is converted in main memory first
-        host = max(host, e * (sum(part.total for part in (a.vae, a.text, a.transformer)) + a.visiting * a.layers))
+        beside = stored["autoencoder"]
+        there = {name: part.streamed(placement, number) + beside * (part.group > 0) for name, part in parts.items()}
+        host = total - beside if placement.offload == "group" else 0
+    if not cpu and job.dtype != a.stored:  # all of it is converted in main memory first
+        host = max(host, number * (sum(part.total for part in parts.values()) + a.visiting * a.layers))
     full = job.pixels * (HELD * len(job.layout.pictures) + (WIDE_WORK if job.refined or job.compared else WORK))
-    extra, widest = WORKSPACE.get(device.type, 0), _widest(job, e)
-    if device.type != "cpu":
+    widest = _activations(job, number, cpu)
+    if not cpu:
         host += full
     elif full:
         widest, there = widest | {FULL: full}, there | {FULL: there["autoencoder"]}
+    extra = WORKSPACE if device.type == "cuda" else 0
     stages = {name: int(MARGIN * (there[name] + size)) + extra for name, size in widest.items()}
     seconds = None
     if speed is not None:
-        moved = stored["transformer"] / BUS if streams and device.type != "cpu" else 0.0
+        moved = stored["transformer"] / BUS if streams and not cpu else 0.0
         branches = job.steps * (1 + job.guided)
         seconds = _once(job) / (REACHED * speed) + branches * max(moved, _branch(job) / (REACHED * speed))
         seconds += job.pixels * (WRITING * len(job.layout.targets) + REFINING * job.refined)
-    return Estimate(job, str(device), total, max(stages.values()), host, stages, seconds)
+    return Estimate(job, str(device), total, host, stages, seconds)
 
 
-def _widest(job: Job, e: int) -> dict[str, int]:
-    """Bytes of a stage's tensors at its widest; e: of a number."""
-    a, layout, text, both = job.sizes, job.layout, job.text_tokens, 1 + job.guided
-    image = layout.target_tokens + layout.input_tokens
+def _activations(job: Job, number: int, cpu: bool) -> dict[str, int]:
+    """Bytes of a stage's tensors at its widest; number: bytes of one."""
+    a, layout, text, image = job.sizes, job.layout, job.text_tokens, job.image_tokens
     area = max(h * w for h, w in layout.pictures) * a.side**2
-    network = min(area, (job.tile or area) ** 2) * a.pixel * e
-    counts = ((len(layout.inputs), ENCODED), (len(layout.targets), DECODED))
+    network = min(area, (job.tile or area) ** 2) / a.patch_size**2 * MAPS * a.channels * number
+    pictures = max(
+        n * (network + copies * HELD * area) for n, copies in ((len(layout.inputs), 5), (len(layout.targets), 3))
+    )
     patches = 4 * a.picture_tokens * len(layout.inputs)
-    constant = (layout.input_tokens + text) * a.width * e + (image + text) * 4 * a.head + text * a.context * e
-    rows = (14.5 * image + 9 * text) * a.width * e + (image + text) * 8 * a.head
-    together = both if job.batch * image <= MAX_PAIRED_TOKENS else 1
-    table = max(TIMES, job.steps + 1) * a.table * e + a.visiting * e
-    plain = e == 4 and pick_device(job.placement.device) == "cpu"
-    strips = workspace(a.channels, int(area * a.pixel / a.channels / MAPS)) if plain else 0
+    words = max((text + job.instruction_tokens) * a.token * number, patches * a.patch * 4)
+    constant = (layout.input_tokens + text) * a.width * number + (image + text) * 4 * a.head + text * a.context * number
+    rows = (14.5 * image + 9 * text) * a.width * number + (image + text) * 8 * a.head
+    branches = 1 + job.guided
+    together = branches if job.batch * image <= MAX_PAIRED_TOKENS else 1
+    table = max(TIMES, job.steps + 1) * a.table * number + a.visiting * number
+    plain = cpu and number == 4
+    strips = workspace(a.channels, area // a.patch_size**2) if plain else 0
     return {
-        "autoencoder": int(job.batch * max(n * (network + beside * area) for n, beside in counts)) + strips,
-        "instruction": int(job.batch * max((text + job.instruction_tokens) * a.token * e, patches * a.patch * 4)),
-        "transformer": int(job.batch * (both * constant + together * rows) + table),
+        "autoencoder": int(job.batch * pictures) + strips,
+        "instruction": int(job.batch * words),
+        "transformer": int(job.batch * (branches * constant + together * rows) + table),
     }
 
 
 def _branch(job: Job) -> float:
     """Operations of one step of one branch: 12 D^2 products a token and layer, and attention of all with all."""
-    tokens = job.layout.target_tokens + job.layout.input_tokens + job.text_tokens
-    return job.batch * job.sizes.layers * (24 * tokens * job.sizes.width**2 + 4 * tokens**2 * job.sizes.width)
+    tokens, width = job.image_tokens + job.text_tokens, job.sizes.width
+    return job.batch * job.sizes.layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
 def _once(job: Job) -> float:
     """Operations of the autoencoder and the instruction encoder."""
     a, layout = job.sizes, job.layout
-    pixels = [sum(h * w for h, w in pictures) * a.side**2 for pictures in (layout.inputs, layout.targets)]
-    autoencoder = (ENCODE * pixels[0] + DECODE * pixels[1]) * (a.channels / a.patch_size) ** 2
+    inputs, targets = (tokens * a.side**2 for tokens in (layout.input_tokens, layout.target_tokens))
+    autoencoder = (ENCODE * inputs + DECODE * targets) * (a.channels / a.patch_size) ** 2
     return job.batch * (autoencoder + 2 * a.text.total * job.text_tokens * (1 + job.guided))
 
 
@@ -211,15 +216,12 @@ FIXES: tuple[dict[str, Any], ...] = (
 
 
 def memory_warning(made: Estimate, free: int | None = None, host_free: int | None = None) -> str:
-    """A sentence for a run that may not fit.
+    """What is short for a run that may not fit, and the first setting that would help; "" where it fits.
 
     Args:
         made: what the run is estimated to take.
         free: bytes that the device has, by default those it has now.
         host_free: the same of main memory.
-
-    Returns:
-        What is short and the first setting that would help; "" where the run fits.
     """
     free = available(torch.device(made.device)) if free is None else free
     host_free = available(torch.device("cpu")) if host_free is None else host_free
@@ -239,7 +241,7 @@ def memory_warning(made: Estimate, free: int | None = None, host_free: int | Non
         if _fits(other, free, host_free):
             way = "use " + " ".join(f"--{name} {value}" for name, value in fix.items())
             break
-    if not way and max(made.stages, key=made.stages.__getitem__) == FULL:
+    if not way and made.stage == FULL:
         way = "make the picture smaller"
     way = way or f"no setting helps, use a device with {smallest / 1e9:.1f} GB free"
     return f"{problem}, so it may be slow or be stopped: {way}"

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
+from omnialpha.models.checkpoints.checking import check
 from omnialpha.models.checkpoints.headers import read_header
 from omnialpha.models.runtime.placement import Placement
-from omnialpha.models.runtime.quantize import KINDS, linears
-from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.models.runtime.quantize import KINDS, linears, read_gguf
 from omnialpha.models.transformer.modulation import PARTS
+from omnialpha.models.transformer.positions import PATCH_SIZE
+from omnialpha.models.vae.alphavae import load_vae
 
 if TYPE_CHECKING:
     from omnialpha.models.checkpoints.folders import Parts
 
-MAPS = 6  # as large as an autoencoder's at full resolution, at one time
 GROUPS = 2  # on the device at once: one at work, one on its way
 
 
@@ -48,14 +48,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The sizes of a model. pixel, token, patch: numbers that the VAE, the instruction encoder and its vision tower
-    hold for one at their widest.
+    """The sizes of a model. token, patch: numbers that the instruction encoder and its vision tower hold for one at
+    their widest.
     """
 
     vae: Weights
     transformer: Weights
     text: Weights
-    dtype: str  # what it runs in unless told otherwise
+    dtype: str  # what it runs in by default
     stored: str  # of its files: weights that are to run in it need not leave them for main memory
     layers: int
     width: int
@@ -65,84 +65,92 @@ class ModelSizes:
     visiting: int  # parameters that come to the device to make the table
     channels: int  # of the autoencoder, at full resolution
     patch_size: int  # of the autoencoder
-    pixel: float
     token: int
     patch: int
     picture_tokens: int  # that the instruction encoder sees of a picture
     side: int  # pixels that a transformer's token spans, each way
 
     @classmethod
-    def of(cls, model: Any, dtype: str | None = None) -> ModelSizes:
-        """Measure a model before it is placed."""
-        vae, transformer, text_encoder = model.vae, model.transformer, model.text_encoder
-        text, language, tower = (
-            text_encoder.model,
-            text_encoder.model.config.text_config,
-            text_encoder.model.visual.config,
-        )
-        blocks, table = list(transformer.transformer_blocks), getattr(transformer, "table", None)
-        modules, streamed = table.modules if table else [()], [count(block) for block in blocks]
-        tower_blocks = [count(block) for block in text.visual.blocks]
-        layers = [count(block) for block in text.language_model.layers]
-        values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+    def planned(
+        cls, vae: Any, transformer: Any, text: Any, picture_pixels: int, dtype: str, tabulated: bool = True
+    ) -> ModelSizes:
+        """Measure networks that may be in no memory.
+
+        Args:
+            vae: the autoencoder.
+            transformer: of either family; its modulation is taken out if it is tabulated.
+            text: a Qwen2_5_VLModel, or a module with `clip` and `t5`.
+            picture_pixels: area of the pictures that the instruction encoder sees.
+            dtype: what it runs in, and what its files hold.
+            tabulated: whether modulation is answered from a table, in families that can.
+        """
+        qwen = hasattr(text, "visual")
+        table = getattr(transformer, "table", None)
+        if tabulated and qwen and not table:
+            taken = [[block._modules.pop(part) for part in PARTS] for block in transformer.transformer_blocks]
+            table = SimpleNamespace(modules=taken)
+        if qwen:
+            language, tower = text.config.text_config, text.visual.config
+            token = 6 * language.hidden_size + 3 * language.intermediate_size
+            values = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+            patch = 12 * tower.hidden_size + 3 * tower.intermediate_size + values
+            picture_tokens = picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2
+            moving, around = [*text.visual.blocks, *text.language_model.layers], count(text.visual)
+            around -= sum(map(count, text.visual.blocks))
+        else:
+            token = 6 * text.t5.config.d_model + 3 * text.t5.config.d_ff
+            patch = picture_tokens = 0
+            moving, around = [*text.t5.encoder.block], count(text.clip)
+        blocks = [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
+        sizes = [count(block) for block in blocks]
         channels = next(m for name, m in vae.named_modules() if name.endswith("decoder.conv_out")).in_channels
-        dtype = dtype or str(transformer.dtype).removeprefix("torch.")
         return cls(
             vae=Weights(count(vae)),
-            transformer=weights(transformer, count(transformer) - sum(streamed), max(streamed)),
-            text=weights(text, count(text.visual) - sum(tower_blocks), max(layers + tower_blocks)),
+            transformer=_weights(transformer, count(transformer) - sum(sizes), max(sizes)),
+            text=_weights(text, around, max(map(count, moving))),
             dtype=dtype,
             stored=dtype,
             layers=len(blocks),
             width=transformer.inner_dim,
             head=transformer.config.attention_head_dim,
-            context=language.hidden_size,
+            context=transformer.config.joint_attention_dim,
             table=12 * transformer.inner_dim * len(blocks) if table else 0,
-            visiting=max(sum(map(count, pair)) for pair in modules),
+            visiting=max(sum(map(count, modules)) for modules in table.modules) if table else 0,
             channels=channels,
             patch_size=vae.config.patch_size,
-            pixel=MAPS * channels / vae.config.patch_size**2,
-            token=6 * language.hidden_size + 3 * language.intermediate_size,
-            patch=12 * tower.hidden_size + 3 * tower.intermediate_size + values,
-            picture_tokens=text_encoder.picture_pixels // (tower.patch_size * tower.spatial_merge_size) ** 2,
-            side=vae.ratio * transformer.config.patch_size,
+            token=token,
+            patch=patch,
+            picture_tokens=picture_tokens,
+            side=vae.ratio * PATCH_SIZE,
         )
 
     @classmethod
-    def planned(
-        cls, vae: nn.Module, transformer: Any, text: nn.Module, picture_pixels: int, dtype: str, tabulated: bool = True
+    def read(
+        cls, parts: Parts, dtype: str | None = None, tabulated: bool = True, gguf: Path | None = None
     ) -> ModelSizes:
-        """Measure networks that may be in no memory. tabulated: modulation is taken out of the transformer."""
-        if tabulated:
-            taken = [tuple(block._modules.pop(part) for part in PARTS) for block in transformer.transformer_blocks]
-            transformer.table = SimpleNamespace(modules=taken)
-        text_encoder = SimpleNamespace(model=text, picture_pixels=picture_pixels)
-        return cls.of(SimpleNamespace(vae=vae, transformer=transformer, text_encoder=text_encoder), dtype)
-
-    @classmethod
-    def read(cls, parts: Parts, vae: nn.Module, dtype: str | None = None, tabulated: bool = True) -> ModelSizes:
-        """Measure a model from its folders, without reading weights.
+        """Check and measure a model from its folders. Of the weights only the autoencoder's, which is small, are read.
 
         Args:
             parts: the folders.
-            vae: the autoencoder, which is small.
             dtype: what the model runs in, by default the card's.
-            tabulated: whether modulation is taken out of the transformer.
-        """
-        with torch.device("meta"):
-            transformer = MultiImageTransformer.from_config(MultiImageTransformer.load_config(parts.transformer))
-            text = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_pretrained(parts.text / "text_encoder"))
-        adapters = [read_header(file.path).entries.values() for file in parts.adapters]
-        factors = sum(math.prod(entry.shape) for entries in adapters for entry in entries)
-        card = parts.card
-        made = cls.planned(vae, transformer, text, card.picture_pixels, dtype or card.dtype, tabulated)
-        return replace(made._adapted(factors), stored=card.dtype)
+            tabulated: as of `planned`.
+            gguf: a file with the transformer's weights.
 
-    def _adapted(self, factors: int) -> ModelSizes:
-        """With so many more parameters beside the transformer's layers."""
-        there = self.transformer
-        wider = replace(there, total=there.total + factors, group=there.group + factors // self.layers)
-        return replace(self, transformer=wider)
+        Raises:
+            InputError: a part is missing, damaged or of another model.
+        """
+        modules, card = check(parts, gguf), parts.card
+        text = modules["text_encoder"]
+        if "text_encoder_2" in modules:
+            text = nn.ModuleDict({"clip": text, "t5": modules["text_encoder_2"]})  # as in FluxText
+        vae = load_vae(parts.vae, widen=True)
+        made = cls.planned(vae, modules["transformer"], text, card.picture_pixels, dtype or card.dtype, tabulated)
+        headers = [read_header(file.path).entries.values() for file in parts.adapters]
+        factors = sum(math.prod(entry.shape) for entries in headers for entry in entries)
+        there = made.transformer
+        total, group = there.total + factors, there.group + factors // made.layers
+        transformer = replace(there, total=total, group=group, bits=read_gguf(gguf)[1] if gguf else 0.0)
+        return replace(made, stored=card.dtype, transformer=transformer)
 
 
 def count(module: nn.Module) -> int:
@@ -150,6 +158,5 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def weights(part: nn.Module, kept: int, group: int) -> Weights:
-    """Parameters of a part, of which `kept` stay on the device and the largest moving group has `group`."""
+def _weights(part: nn.Module, kept: int, group: int) -> Weights:
     return Weights(count(part), sum(layer.weight.numel() for *_, layer in linears(part)), kept, group)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from diffusers.hooks import apply_group_offloading
@@ -21,7 +20,7 @@ from diffusers.hooks.group_offloading import (
 from filelock import FileLock, Timeout
 from torch import nn
 
-from omnialpha.errors import InputError
+from omnialpha.models.checkpoints.hub import check_space
 
 Offload = Literal["none", "model", "group", "disk"]
 OFFLOADS = {
@@ -42,8 +41,7 @@ class Model(Protocol):
     text_encoder: Any
 
 
-@dataclass(frozen=True)
-class Streams:
+class Streams(NamedTuple):
     """What of a text encoder moves: models whose blocks do, modules that stay on the device, the word embedding."""
 
     groups: tuple[nn.Module, ...]
@@ -53,43 +51,36 @@ class Streams:
 
 def offload(way: Offload, model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
     """Ready the parts of a model for a device; closing `undo` leaves them in main memory. folder: for files."""
-    WAYS[way](model, device, undo, folder)
+    if way == "none":
+        for part in (model.vae, model.transformer, model.text_encoder):
+            undo.callback(move, part, CPU)
+            move(part, device)
+    elif way == "model":
+        _in_turns(model, device, undo)
+    else:
+        _in_groups(model, device, undo, folder if way == "disk" else None)
 
 
-def _whole(model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
-    for part in (model.vae, model.transformer, model.text_encoder):
-        undo.callback(move, part, CPU)
-        move(part, device)
+def _in_turns(model: Model, device: torch.device, undo: ExitStack) -> None:
+    """Keep one part on the device, the others in main memory."""
+    current: list[nn.Module] = []
 
+    def end() -> None:
+        while current:
+            move(current.pop(), CPU)
 
-def _in_turns(model: Model, device: torch.device, undo: ExitStack, folder: Path) -> None:
-    turns = Turns(device)
-    undo.callback(turns.end)
+    def take(part: nn.Module) -> None:
+        if part not in current:
+            end()
+            move(part, device)
+            current.append(part)
+
+    undo.callback(end)
     for part in (model.transformer, model.text_encoder):
-        undo.callback(part.register_forward_pre_hook(lambda part, args: turns.take(part)).remove)
+        undo.callback(part.register_forward_pre_hook(lambda part, args: take(part)).remove)
     for part, entry in ((model.vae, "encode"), (model.vae, "decode"), (model.transformer, "precompute_modulation")):
-        setattr(part, entry, _after(partial(turns.take, part), getattr(part, entry)))
+        setattr(part, entry, _after(partial(take, part), getattr(part, entry)))
         undo.callback(delattr, part, entry)
-
-
-class Turns:
-    """Keeps one part on the device, the others in main memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.current: nn.Module | None = None
-
-    def take(self, part: nn.Module) -> None:
-        """It is this part's turn."""
-        if part is not self.current:
-            self.end()
-            move(part, self.device)
-            self.current = part
-
-    def end(self) -> None:
-        if self.current is not None:
-            move(self.current, CPU)
-        self.current = None
 
 
 @torch.inference_mode(False)  # tensors made in that mode do not take the place of quantised ones
@@ -114,10 +105,9 @@ def _in_groups(model: Model, device: torch.device, undo: ExitStack, folder: Path
     Small modules that are used outside their parents' forward stay on the device. The word embedding stays in main
     memory, where a look-up costs nothing.
     """
-    streams: Streams = model.text_encoder.streams
-    embeddings = streams.embeddings
-    small = (model.vae, model.transformer.time_text_embed, *streams.small)
-    groups = (model.transformer, *streams.groups)
+    moving, staying, embeddings = model.text_encoder.streams
+    small = (model.vae, model.transformer.time_text_embed, *staying)
+    groups = (model.transformer, *moving)
     weights = sum(size_of(module) for module in groups)
     place = _own_folder(folder, weights, undo) if folder else None
     stream = device.type == "cuda"
@@ -172,18 +162,10 @@ def _own_folder(folder: Path, weights: int, undo: ExitStack) -> Path:
         for left in folder.glob("run-*"):
             with suppress(Timeout), FileLock(left / LOCK, timeout=0):
                 shutil.rmtree(left, ignore_errors=True)
-        _check_room(folder, weights)
+        check_space(folder, weights, f"offload=disk in {folder}")
         made = undo.enter_context(TemporaryDirectory(prefix="run-", dir=folder, ignore_cleanup_errors=True))
         undo.enter_context(FileLock(Path(made, LOCK), thread_local=False))
     return Path(made)
-
-
-def _check_room(folder: Path, weights: int) -> None:
-    if weights > (free := shutil.disk_usage(folder).free):
-        raise InputError(
-            f"offload=disk needs {weights / 1e9:.1f} GB in {folder}, but only {free / 1e9:.1f} GB are free there: "
-            "make room, or set OMNIALPHA_HOME to a folder on another disk."
-        )
 
 
 def _ungroup(module: nn.Module) -> None:
@@ -218,10 +200,4 @@ def _bytes(tensor: torch.Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in inner)
 
 
-WAYS: dict[str, Callable[[Model, torch.device, ExitStack, Path], None]] = {
-    "none": _whole,
-    "model": _in_turns,
-    "group": lambda model, device, undo, folder: _in_groups(model, device, undo, None),
-    "disk": _in_groups,
-}
-assert set(OFFLOADS) == set(WAYS) == set(get_args(Offload))
+assert set(OFFLOADS) == set(get_args(Offload))

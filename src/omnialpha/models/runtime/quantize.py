@@ -7,10 +7,10 @@ transformers has loaded is mapped from its file, so that main memory holds one l
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,26 +26,6 @@ BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "language_model.l
 WHOLE = (*ADAPTERS, ".wo")  # T5's last layer of a block, which needs range; what is not in BLOCKS is small
 
 
-@dataclass(frozen=True)
-class Kind:
-    """bits: of a weight, scales included; offloads: the modes that can move such weights; error: relative, of a
-    layer's output on normal weights.
-    """
-
-    package: str
-    bits: float
-    offloads: tuple[str, ...]
-    error: float
-    summary: str
-
-
-KINDS = {
-    "int8": Kind("torchao", 8.02, ("none", "model", "group"), 0.005, "8-bit integers, a scale an output"),
-    "fp8": Kind("torchao", 8.02, ("none", "model", "group"), 0.026, "8-bit floats, a scale an output"),
-    "nf4": Kind("bitsandbytes", 4.5, ("none", "model"), 0.092, "4-bit normal floats, a scale for 64 weights"),
-}
-
-
 def quantize(module: nn.Module, kind: str, device: torch.device, stay: torch.device) -> int:
     """Quantise the linear layers in the blocks of a transformer or a text model, in place; how many there were.
 
@@ -55,7 +35,7 @@ def quantize(module: nn.Module, kind: str, device: torch.device, stay: torch.dev
     count = 0
     for parent, name, layer in list(linears(module)):
         layer.to(device)
-        parent._modules[name] = QUANTIZERS[kind](layer, device).to(stay)
+        parent._modules[name] = KINDS[kind].quantizer(layer, device).to(stay)
         count += 1
     return count
 
@@ -70,33 +50,25 @@ def linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
                 yield parent, name, child  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
-class GGUF:
-    """What a file in GGUF holds: shapes by name, and the bits of a weight on average."""
+def read_gguf(file: Path) -> tuple[dict[str, tuple[int, ...]], float]:
+    """Shapes by name in a GGUF file, and the bits of a weight on average. Raises InputError where it is none."""
+    require("gguf")
+    from gguf import GGUFReader
 
-    shapes: dict[str, tuple[int, ...]]
-    bits: float
-
-    @classmethod
-    def read(cls, file: Path) -> GGUF:
-        """Read the header of a GGUF file. Raises InputError where it is none."""
-        require("gguf")
-        from gguf import GGUFReader
-
-        if not file.is_file():
-            raise InputError(f"{file} is no file: give a transformer in GGUF.")
-        try:
-            tensors = GGUFReader(file).tensors
-            shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in tensors}
-            bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
-        except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
-            raise InputError(f"{file} cannot be read as GGUF ({error}): {AGAIN}.") from error
-        return cls(shapes, bits)
+    if not file.is_file():
+        raise InputError(f"{file} is no file: give a transformer in GGUF.")
+    try:
+        tensors = GGUFReader(file).tensors
+        shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in tensors}
+        bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+    except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
+        raise InputError(f"{file} cannot be read as GGUF ({error}): {AGAIN}.") from error
+    return shapes, bits
 
 
 def load_gguf(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> MultiImageTransformer:
     """A transformer from a GGUF file with diffusers' names; `folder` holds its config.json. Computes in `dtype`."""
-    GGUF.read(file)
+    read_gguf(file)
     from diffusers import GGUFQuantizationConfig
 
     try:
@@ -117,11 +89,10 @@ def require(package: str) -> None:
         raise InputError(f"{package} is not installed: run `pip install omnialpha[quant]`.")
 
 
-def _torchao(layer: nn.Linear, config: str) -> nn.Module:
+def _torchao(layer: nn.Linear, device: torch.device, config: str) -> nn.Module:
     import torchao.quantization
 
-    settings: dict[str, Any] = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
-    torchao.quantization.quantize_(layer, getattr(torchao.quantization, settings[config])())
+    torchao.quantization.quantize_(layer, getattr(torchao.quantization, config)())
     return layer
 
 
@@ -135,8 +106,28 @@ def _nf4(layer: nn.Linear, device: torch.device) -> nn.Module:
     return made.to(device)  # which quantises
 
 
-QUANTIZERS: dict[str, Any] = {
-    "int8": lambda layer, device: _torchao(layer, "int8"),
-    "fp8": lambda layer, device: _torchao(layer, "fp8"),
-    "nf4": _nf4,
+@dataclass(frozen=True)
+class Kind:
+    """A way to quantise.
+
+    Args:
+        package: what it needs.
+        bits: of a weight, scales included.
+        offloads: the modes that can move such weights.
+        error: relative, of a layer's output on normal weights.
+        quantizer: layer and device -> the layer on it, quantised.
+    """
+
+    package: str
+    bits: float
+    offloads: tuple[str, ...]
+    error: float
+    quantizer: Callable[[nn.Linear, torch.device], nn.Module]
+
+
+MOVING = ("none", "model", "group")
+KINDS = {
+    "int8": Kind("torchao", 8.02, MOVING, 0.005, partial(_torchao, config="Int8WeightOnlyConfig")),  # a scale an output
+    "fp8": Kind("torchao", 8.02, MOVING, 0.026, partial(_torchao, config="Float8WeightOnlyConfig")),
+    "nf4": Kind("bitsandbytes", 4.5, ("none", "model"), 0.092, _nf4),  # a scale for 64 weights
 }

@@ -1,11 +1,8 @@
-"""Instruction encoder: Qwen2.5-VL hidden states of an instruction and its condition pictures.
-
-Lengths are in tokens, sizes are (height, width). The wording around an instruction is data (`Template`).
-"""
+"""Instruction encoder: Qwen2.5-VL hidden states of an instruction and its condition pictures."""
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,7 +21,7 @@ from omnialpha.models.text_encoder.vision import patchify_all, speed_up, tower_i
 PAD = "<|image_pad|>"
 RESERVED = ("<|im", "<|vision", "<|video")  # beginnings of the tokens that carry a prompt's structure
 SHARED, POSITIVE, NEGATIVE = range(3)
-CACHED_ROWS = 8192  # tokenised prompts that an text_encoder remembers
+CACHED_ROWS = 8192  # tokenised prompts that a text encoder remembers
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ Template.EDIT = Template(
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded inputs of an TextEncoder; the first `prefix` tokens of a prompt are the template's.
+    """Right-padded inputs of a TextEncoder; the first `prefix` tokens of a prompt are the template's.
 
     With negative prompts a row is [what both prompts begin with, rest of the positive one, rest of the negative one].
     """
@@ -103,11 +100,6 @@ class TextEncoder(nn.Module):
         text, tower = self.model.language_model, self.model.visual
         return Streams((tower, text), (tower.patch_embed,), text.embed_tokens)  # type: ignore[arg-type]
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` beside the folder that make an equal text_encoder; JSON types only."""
-        return {"template": asdict(self.template), "picture_pixels": self.picture_pixels, "max_tokens": self.max_tokens}
-
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -142,7 +134,7 @@ class TextEncoder(nn.Module):
     ) -> TokenBatch:
         """Instructions and the condition pictures (4, H, W) of each sample; patches stay where the pictures are.
 
-        With `negatives`, one a sample, the batch is one for `encode_pair`.
+        With `negatives`, one a sample, the batch holds two prompts a row.
         """
         assert len(instructions) == len(pictures) > 0, "one list of pictures per instruction"
         every = [picture for row in pictures for picture in row]
@@ -161,21 +153,20 @@ class TextEncoder(nn.Module):
         kinds = (input_ids == self.pad_id).long()
         return TokenBatch(input_ids, mask.long(), kinds, positions, patches, grid, self.prefix, branches)
 
-    def encode(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Text (B, T, D) after the template's prefix, zero where padded, and its mask (B, T) bool."""
-        assert batch.branches is None, "a batch with negatives is one for encode_pair"
-        batch = batch.to(self.model.device)
-        mask = batch.attention_mask[:, batch.prefix :].bool()
-        # No attention mask: padding is on the right of a causal model, so nothing that counts sees it.
-        return self._hidden(batch, None)[:, batch.prefix :].masked_fill(~mask[..., None], 0), mask
+    def forward(self, batch: TokenBatch) -> Any:
+        """Encode a batch.
 
-    def encode_pair(self, batch: TokenBatch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """`encode` of the instructions and of the negatives. What both begin with, pictures included, is run once: a
-        causal model makes the same of it whatever follows.
+        Returns:
+            Text (B, T, D) after the template's prefix, zero where padded, and its mask (B, T) bool. Of a batch with
+            negatives two such pairs: what both prompts begin with, pictures included, is run once, as a causal model
+            makes the same of it whatever follows.
         """
-        assert batch.branches is not None, "tokenize was given no negatives"
         batch = batch.to(self.model.device)
         branches: Any = batch.branches
+        if branches is None:
+            mask = batch.attention_mask[:, batch.prefix :].bool()
+            # No attention mask: padding is on the right of a causal model, so nothing that counts sees it.
+            return self._hidden(batch, None)[:, batch.prefix :].masked_fill(~mask[..., None], 0), mask
         # A token sees what precedes it in its own prompt.
         seen = (branches[:, None] == SHARED) | (branches[:, None] == branches[:, :, None])  # (B, query, key)
         hidden = self._hidden(batch, seen.tril()[:, None])
@@ -193,24 +184,15 @@ class TextEncoder(nn.Module):
             input_ids=batch.input_ids, attention_mask=seen, position_ids=batch.position_ids, use_cache=False, **pictures
         ).last_hidden_state
 
-    def forward(self, batch: TokenBatch) -> Any:
-        """`encode`, or `encode_pair` of a batch with negatives: wrappers of modules (DDP, FSDP) see this call."""
-        return self.encode(batch) if batch.branches is None else self.encode_pair(batch)
-
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Self:
         """Read text_encoder/ (with or without a head), tokenizer/ and processor/; `settings` as in `__init__`."""
         folder = Path(folder)
         if absent := [name for name in ("text_encoder", "tokenizer", "processor") if not (folder / name).is_dir()]:
             raise InputError(f"{folder} has no folder {absent[0]}/; give the folder of a whole model.")
-        path = folder / "text_encoder"
         # Through the class with a head, because only that one knows every naming of the weights; the head goes at once.
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, local_files_only=True
-        )
-        model, missing = loaded[0].model, sorted(loaded[1]["missing_keys"] - {"lm_head.weight"})
-        if missing:
-            raise InputError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}; download it again.")
+        head: Any = Qwen2_5_VLForConditionalGeneration
+        model = read_model(head, folder / "text_encoder", dtype, attn_implementation="sdpa").model
         tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         if tokenizer.convert_tokens_to_ids(PAD) != model.config.image_token_id:
             raise InputError(f"{folder / 'tokenizer'} does not belong to the weights beside it; download it again.")
@@ -221,6 +203,14 @@ class TextEncoder(nn.Module):
         """Write what `from_pretrained` reads, weights as `dtype`; `settings` are the caller's to keep."""
         parts = {"text_encoder": self.model, "tokenizer": self.tokenizer, "processor": self.processor}
         save_parts(folder, parts, dtype)
+
+
+def read_model(kind: Any, path: Path, dtype: torch.dtype, **settings: Any) -> Any:
+    """Read a text model of transformers, whose head may be missing. Raises InputError where other weights are."""
+    model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, local_files_only=True, **settings)
+    if missing := sorted(info["missing_keys"] - {"lm_head.weight"}):
+        raise InputError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}; download it again.")
+    return model
 
 
 def save_parts(folder: str | Path, parts: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:

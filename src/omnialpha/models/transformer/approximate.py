@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from omnialpha.models.transformer.model import MultiImageTransformer
     from omnialpha.models.vae.autoencoder import Autoencoder
 
-NAMES = {
-    "first-block": "skip the other blocks in steps where the first one says much the same (value: how much, 0.1)",
-    "taylor": "extrapolate attention between steps (value: every how many steps it is computed, 3)",
-    "guidance": "guide only at times from LOW to HIGH of 1 to 0 (value: LOW-HIGH, 0.2-0.9)",
-    "vision": "show the instruction encoder smaller pictures (value: side of a square of their area in pixels, 256)",
-    "tiles": "run the autoencoder in tiles (value: their side in pixels, 512)",
-}
-
 
 @dataclass(frozen=True)
 class Approximations:
@@ -45,15 +37,16 @@ class Approximations:
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Approximations:
-        """Read names of NAMES and values as text, "" for the value that NAMES states."""
+        """Read names of APPROXIMATIONS and values as text, "" for the default."""
         made = {}
         for name, value in given.items():
-            if name not in READERS:
-                raise InputError(f"approximation {name!r} is not known: use one of {', '.join(NAMES)}.")
+            if name not in APPROXIMATIONS:
+                raise InputError(f"approximation {name!r} is not known: use one of {', '.join(APPROXIMATIONS)}.")
+            read, default, about = APPROXIMATIONS[name]
             try:
-                made[name.replace("-", "_")] = READERS[name](value or NAMES[name].rpartition(" ")[2].rstrip(")"))
+                made[name.replace("-", "_")] = read(value or default)
             except ValueError:
-                raise InputError(f"approximation {name}={value!r} has no such value: {NAMES[name]}.") from None
+                raise InputError(f"approximation {name}={value!r} has no such value: {about} ({default}).") from None
         return cls(**made)  # type: ignore[arg-type]
 
     def apply(self, transformer: MultiImageTransformer, text_encoder: TextEncoder, vae: Autoencoder) -> None:
@@ -88,5 +81,11 @@ def _count(text: str) -> int:
     return value
 
 
-READERS = {"first-block": _share, "taylor": _count, "guidance": _interval, "vision": _count, "tiles": _count}
-assert READERS.keys() == NAMES.keys()
+# name -> reader of a value, default, what a value is
+APPROXIMATIONS = {
+    "first-block": (_share, "0.1", "skip the other blocks in steps where the first one changes less than this"),
+    "taylor": (_count, "3", "compute attention every so many steps, and extrapolate it between"),
+    "guidance": (_interval, "0.2-0.9", "guide only at times from LOW to HIGH of 1 to 0, as LOW-HIGH"),
+    "vision": (_count, "256", "show the instruction encoder pictures of the area of a square of this side in pixels"),
+    "tiles": (_count, "512", "run the autoencoder in tiles of this side in pixels"),
+}

@@ -19,22 +19,15 @@ from omnialpha.errors import InputError
 from omnialpha.models.runtime.context_parallel import Shares, share
 from omnialpha.models.transformer.blocks import JointAttention, KVCache, Modulation, MultiImageBlock, Rotary
 from omnialpha.models.transformer.modulation import ModulationTable
-from omnialpha.models.transformer.packing import INPUTS, TARGETS, TEXT, Counts, Masks, Packing, Padding, active_backend
+from omnialpha.models.transformer.packing import INPUTS, TARGETS, TEXT, Counts, Packing, Padding, check_backend
 from omnialpha.models.transformer.positions import PATCH_SIZE, Positions
 
 ConditionAttention = Literal["joint", "cached"]
 Times = Sequence[Tensor | Modulation | None]  # one a block
+Call = Padding | Packing
 
 # In the last block the text stream only serves as keys and values: nothing reads what these modules would compute.
 DEAD = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
-
-# Attention back ends that take any key mask. The others keep the first keys: right for padded text, which comes last,
-# but they would drop real tokens that follow a padded picture.
-ANY_MASK = ("native", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "_native_xla", "xformers")
-
-
-# They refuse a mask of any kind, also the one of padded text.
-NO_MASK = ("flash", "_native_flash")
 
 
 def pack(latents: Tensor, patch: int = PATCH_SIZE) -> Tensor:
@@ -133,11 +126,18 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         positions: Positions,
         shared: Shared | None = None,
     ) -> Tensor:
-        """Velocity (B, Lt, patch * patch * out_channels) of noisy targets (B, Lt, C) at time t (B,) in [0, 1], on any
-        device.
+        """Predict the velocity of noisy targets.
 
-        Inputs (B, Li, C), Li may be 0; text (B, T, joint_attention_dim). Rows of the output that are padding hold
-        arbitrary finite values. shared: what the steps of a run have in common.
+        Args:
+            targets: (B, Lt, C).
+            inputs: (B, Li, C), Li may be 0.
+            text: (B, T, joint_attention_dim).
+            t: (B,) in [0, 1], on any device.
+            positions: of all tokens.
+            shared: what the steps of a run have in common.
+
+        Returns:
+            (B, Lt, patch * patch * out_channels). Rows that are padding hold arbitrary finite values.
         """
         if self.shares is None:
             return self._velocity(targets, inputs, text, t, positions, shared)
@@ -161,38 +161,28 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
             torch.cat(call.gather(*image.split(lengths[:2], dim=1), text), dim=1)[:, :, None] for image, text in tables
         )  # (B, L + T, 1, E/2)
         targets, inputs, text = call.gather(targets, inputs, text)
-        shared = self._share(inputs, text, shared)
+        if torch.is_grad_enabled() or shared is None:
+            shared = Shared()
+        if shared.inputs is None:
+            shared.inputs, shared.text = self.img_in(inputs), self.txt_in(self.txt_norm(text))
         times, times_zero, last_time = self._times(t, targets)
         run = self._joint if self.config.condition_attention == "joint" else self._cached
-        image = run(self.img_in(targets), shared, times, times_zero, (cos, sin), call)
+        image = run(call, shared, self.img_in(targets), times, times_zero, (cos, sin))
         return self.proj_out(self.norm_out(call.scatter(image), last_time))
 
-    def _call(self, positions: Positions, lengths: Counts) -> Padding | Packing:
+    def _call(self, positions: Positions, lengths: Counts) -> Call:
         """Packed if `packs` is set and something is padded, unless a step cache or other processes need equal rows."""
         masks = (positions.target_mask, positions.input_mask, positions.text_mask)
         padded = any(mask is not None for mask in masks)
         if padded and self.packs and self.shares is None and not self.is_cache_enabled:
             return Packing.of(masks, lengths, len(positions.image_cos))
         if padded:
-            self._check_backend(masks)
+            texts = masks[TARGETS] is None and masks[INPUTS] is None
+            check_backend(self, "texts of different lengths" if texts else "sample sizes", last=texts)
         return Padding(masks, lengths)
 
-    def _share(self, inputs: Tensor, text: Tensor, shared: Shared | None) -> Shared:
-        """The embedded inputs and text: those of `shared` if it has them."""
-        if torch.is_grad_enabled() or shared is None:
-            shared = Shared()
-        if shared.inputs is None:
-            shared.inputs, shared.text = self.img_in(inputs), self.txt_in(self.txt_norm(text))
-        return shared
-
     def _joint(
-        self,
-        image: Tensor,
-        shared: Shared,
-        times: Times,
-        times_zero: Times,
-        rotary: Rotary,
-        call: Padding | Packing,
+        self, call: Call, shared: Shared, image: Tensor, times: Times, times_zero: Times, rotary: Rotary
     ) -> Tensor:
         """Everything attends to everything: targets (B, Lt, D) -> (B, Lt, D)."""
         text, rows = shared.text, call.rows([TARGETS, INPUTS], [TEXT])
@@ -205,13 +195,7 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         return image[:, : rows.targets]
 
     def _cached(
-        self,
-        image: Tensor,
-        shared: Shared,
-        times: Times,
-        times_zero: Times,
-        rotary: Rotary,
-        call: Padding | Packing,
+        self, call: Call, shared: Shared, image: Tensor, times: Times, times_zero: Times, rotary: Rotary
     ) -> Tensor:
         """Inputs and text attend among themselves at time 0, once a picture; targets (B, Lt, D) attend to all."""
         length = image.shape[1]
@@ -286,15 +270,6 @@ class MultiImageTransformer(QwenImageTransformer2DModel):
         """Drop what was computed from weights that have changed."""
         if self.table is not None:
             self.table.forget()
-
-    def _check_backend(self, masks: Masks) -> None:
-        """Refuse an attention back end that takes no mask, or would get padded pictures wrong without a word."""
-        processor: Any = self.get_submodule("transformer_blocks.0.attn").processor
-        name = active_backend(processor._attention_backend)
-        pictures = masks[0] is not None or masks[1] is not None
-        if name in NO_MASK or (pictures and name not in ANY_MASK):
-            what = "sample sizes" if pictures else "texts of different lengths"
-            raise InputError(f"Attention back end {name!r} cannot mix {what}: use 'native' or equal ones.")
 
 
 def dead_parameters(model: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
-"""Modulation ahead of time: what the blocks make of t depends on t alone, and a schedule has few times.
+"""Modulation ahead of time: it depends on t alone, and a schedule has few times.
 
-A third of the released transformer's parameters (6.8 of 20.4 billion) do nothing else. Here they wait in main memory
-while a table of their answers serves the run: exact but for the rounding of a matrix product over more rows.
+A third of the released transformer's parameters (6.8 of 20.4 billion) compute nothing else. They wait in main memory
+while a table of their results serves the run: exact but for the rounding of a matrix product over more rows.
 """
 
 from __future__ import annotations
@@ -63,6 +63,6 @@ class ModulationTable:
 
 
 def _visit(module: nn.Module, embedded: Tensor) -> Tensor:
-    """What a module in main memory says on the device of its input; its weights are copied, not moved."""
+    """Run a module in main memory on the device of its input; its weights are copied, not moved."""
     weights = {name: weight.to(embedded.device) for name, weight in module.named_parameters()}
     return torch.func.functional_call(module, weights, (embedded,))

@@ -1,8 +1,8 @@
 """Rows of unequal samples: padded to one length under a mask, or packed, the real ones alone.
 
 A sample has three parts: targets, inputs, text. Padded they are (B, rows, ...) each; packed (1, N, ...), the rows of
-one sample behind those of another. `Padding` and `Packing` answer a call of the transformer alike, and so do `Padded`
-and `Packed`, what a block is told about its rows: none of them asks which it is.
+one sample behind those of another. `Padding` and `Packing` have the same methods for a call of the transformer, and so
+have `Padded` and `Packed` for its blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
-from torch import Tensor
+from torch import Tensor, nn
+
+from omnialpha.errors import InputError
 
 try:
     from torch.nn.attention.varlen import varlen_attn as _varlen_attn
@@ -111,6 +113,23 @@ def _by_sample(x: Tensor, parts: Sequence[Counts]) -> Tensor:
 def active_backend(chosen: AttentionBackendName | None) -> str:
     """Name of the attention back end that serves a processor which chose this one, or none."""
     return str((chosen or _AttentionBackendRegistry.get_active_backend()[0]).value)
+
+
+# Attention back ends that take any key mask. The others keep the first keys: right for padded text, which comes last,
+# but they would drop real tokens that follow a padded picture.
+ANY_MASK = ("native", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "_native_xla", "xformers")
+NO_MASK = ("flash", "_native_flash")  # refuse a mask of any kind, also the one of padded text
+
+
+def check_backend(transformer: nn.Module, what: str, last: bool) -> None:
+    """InputError where the attention back end takes no mask, or would get padding wrong without a word.
+
+    what: differs and is padded, for the message; last: whether no real keys follow the padding.
+    """
+    processor: Any = transformer.get_submodule("transformer_blocks.0.attn").processor
+    name = active_backend(processor._attention_backend)
+    if name in NO_MASK or not (last or name in ANY_MASK):
+        raise InputError(f"Attention back end {name!r} cannot mix {what}: use 'native' or equal ones.")
 
 
 def _has_varlen(query: Tensor, chosen: AttentionBackendName | None) -> bool:

@@ -91,9 +91,8 @@ def position_ids(layout: Layout, text_length: int, target_order: TargetOrder) ->
 
 def _picture_ids(layer: int, size: Size) -> Tensor:
     """Row-major ids (h * w, 3) of one picture; 0 is its centre, odd sizes have the extra row and column before it."""
-    axes = [torch.tensor([layer], device="cpu")]
-    axes += [torch.arange(length // 2 - length, length // 2, device="cpu") for length in size]
-    return torch.cartesian_prod(*axes)
+    axes = [torch.arange(length // 2 - length, length // 2, device="cpu") for length in size]
+    return torch.cartesian_prod(torch.tensor([layer], device="cpu"), *axes)
 
 
 def _text_ids(start: int, length: int) -> Tensor:
@@ -101,12 +100,12 @@ def _text_ids(start: int, length: int) -> Tensor:
     return torch.arange(start, start + length, device="cpu")[:, None].expand(-1, 3)
 
 
-def rotary(ids: Tensor, axes: Axes = QWEN_AXES, theta: float = THETA) -> tuple[Tensor, Tensor]:
+def rotary(ids: Tensor, axes: Axes = QWEN_AXES) -> tuple[Tensor, Tensor]:
     """Cosine and sine (..., head_dim / 2) in float32 of integer ids (..., 3); no limit on the ids."""
     angles = []
     for axis, channels in enumerate(axes):
         exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=ids.device) / channels
-        angles.append(ids[..., axis, None] * (1.0 / torch.pow(theta, exponents)))
+        angles.append(ids[..., axis, None] * (1.0 / torch.pow(THETA, exponents)))
     angle = torch.cat(angles, dim=-1)
     # polar, not cos and sin: its last bit is what the published weights were trained with
     table = torch.polar(torch.ones_like(angle), angle)
@@ -119,7 +118,6 @@ def batch_positions(
     target_order: TargetOrder,
     axes: Sequence[int] = QWEN_AXES,
     device: torch.device | str = "cpu",
-    theta: float = THETA,
 ) -> Positions:
     """Tables and masks of a batch, one layout and one text length a sample."""
     assert len(layouts) == len(text_lengths) > 0, (len(layouts), len(text_lengths))
@@ -128,17 +126,17 @@ def batch_positions(
     targets = [layout.target_tokens for layout in layouts]
     inputs = [layout.input_tokens for layout in layouts]
     rows = (max(targets), max(inputs))
-    image = _stack([_image_table(layout, rows, target_order, axes, theta, device) for layout in layouts])
+    image = _stack([_image_table(layout, rows, target_order, axes, device) for layout in layouts])
     length = max(text_lengths)
-    text = _stack([_text_table(layout.text_start, length, axes, theta, device) for layout in layouts])
+    text = _stack([_text_table(layout.text_start, length, axes, device) for layout in layouts])
     return Positions(
         image_cos=image[:, 0],
         image_sin=image[:, 1],
         text_cos=text[:, 0],
         text_sin=text[:, 1],
-        target_mask=_mask(targets, device),
-        input_mask=_mask(inputs, device),
-        text_mask=_mask(text_lengths, device),
+        target_mask=padding_mask(targets, device),
+        input_mask=padding_mask(inputs, device),
+        text_mask=padding_mask(text_lengths, device),
     )
 
 
@@ -146,21 +144,21 @@ def batch_positions(
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _image_table(
-    layout: Layout, rows: tuple[int, int], target_order: TargetOrder, axes: Axes, theta: float, device: torch.device
+    layout: Layout, rows: tuple[int, int], target_order: TargetOrder, axes: Axes, device: torch.device
 ) -> Tensor:
     """Cosine and sine (2, Lt + Li, head_dim / 2) with zero rows up to `rows` = (Lt, Li)."""
     ids, _ = position_ids(layout, 0, target_order)
     counts = [layout.target_tokens, layout.input_tokens]
-    parts = torch.stack(rotary(ids, axes, theta)).split(counts, dim=1)
+    parts = torch.stack(rotary(ids, axes)).split(counts, dim=1)
     padded = [F.pad(part, (0, 0, 0, row - count)) for part, row, count in zip(parts, rows, counts, strict=True)]
     return torch.cat(padded, dim=1).to(device)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _text_table(start: int, length: int, axes: Axes, theta: float, device: torch.device) -> Tensor:
+def _text_table(start: int, length: int, axes: Axes, device: torch.device) -> Tensor:
     """Cosine and sine (2, length, head_dim / 2)."""
-    return torch.stack(rotary(_text_ids(start, length), axes, theta)).to(device)
+    return torch.stack(rotary(_text_ids(start, length), axes)).to(device)
 
 
 def _stack(tables: list[Tensor]) -> Tensor:
@@ -170,7 +168,7 @@ def _stack(tables: list[Tensor]) -> Tensor:
     return torch.stack(tables)
 
 
-def _mask(counts: Sequence[int], device: torch.device) -> Tensor | None:
+def padding_mask(counts: Sequence[int], device: torch.device) -> Tensor | None:
     """Boolean (B, max(counts)), True on real tokens; None if all counts are equal."""
     if min(counts) == max(counts):
         return None

@@ -8,13 +8,12 @@ Sources: Qwen-Image (arXiv 2508.02324) for the architecture, AlphaVAE (arXiv 250
 from __future__ import annotations
 
 import inspect
-import json
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLQwenImage
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write
-from omnialpha.models.checkpoints.card import forget_origin
+from omnialpha.models.checkpoints.card import forget_origin, write_json
 from omnialpha.models.flux import vae as flux_vae
 from omnialpha.models.flux.vae import FluxVAE
 from omnialpha.models.vae.autoencoder import (
@@ -98,9 +97,7 @@ class AlphaVAE(Autoencoder):
 
     @torch.no_grad()
     def set_linear_autoencoder(self, basis: Tensor, mean: Tensor) -> None:
-        """Start as a linear patch VAE: basis (z, C * ratio^2) with orthonormal rows, of patches in [-1, 1] less mean
-        (C,).
-        """
+        """Start as a linear patch VAE: basis (z, C * ratio^2), orthonormal, of patches in [-1, 1] less mean (C,)."""
         weight = basis.view(self.config.z_dim, self.config.channels, self.ratio, self.ratio)
         self.linear_in.weight.copy_(weight)
         self.linear_out.weight.copy_(weight)
@@ -121,25 +118,47 @@ class AlphaVAE(Autoencoder):
                 raise InputError(
                     f"{folder} attends at the scales {config['attn_scales']}: use a VAE without attn_scales."
                 )
-            config, state = {k: _setting(config, k) for k in SHARED}, fold(state)
+            # what is not written is diffusers' default, the latents' statistics too
+            defaults = inspect.signature(AutoencoderKLQwenImage.__init__).parameters
+            config, state = {k: config.get(k, defaults[k].default) for k in SHARED}, fold(state)
             config["channels"] = channels_of(state, str(folder))
         return build(lambda: cls.from_config(config), state, dtype, str(folder))
 
-    def export(self, folder: str | Path, source: str | Path) -> None:
-        """Write a diffusers folder: the 3-D checkpoint at `source` with its acting slices replaced by these weights."""
-        if self._own_parts:
+    def export(self, folder: Path, source: Path | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write a folder of diffusers' Qwen-Image VAE.
+
+        Args:
+            folder: where.
+            source: the 3-D checkpoint whose acting slices these weights replace; None for one that is 0 elsewhere and
+                never resamples in time.
+            dtype: of the written weights; None keeps it.
+
+        Raises:
+            InputError: this VAE has parts that diffusers' does not.
+        """
+        own = self.config
+        if own.patch_size != 1 or own.linear_skip or own.premultiplied:
             raise InputError("this VAE has parts that diffusers' does not: save it with save_pretrained.")
-        folder, source = Path(folder), Path(source)
-        config, template = read_config(source, DIFFUSERS_CLASSES), read_weights(source)
-        if self.config.channels != template[f"{FIRST}.weight"].shape[1]:
-            # the class of the released RGBA VAE, which takes these two keys
-            config.pop("input_channels", None)
-            config |= {"_class_name": DIFFUSERS_CLASSES[1], "in_channels": 4, "out_channels": 4}
-        statistics = {k: self.config[k] for k in ("latents_mean", "latents_std")}  # training may have moved them
-        config |= {k: list(v) for k, v in statistics.items() if v is not None}
+        statistics = {key: own[key] and list(own[key]) for key in ("latents_mean", "latents_std")}
+        if source is None:
+            config = {"_class_name": DIFFUSERS_CLASSES[0], "input_channels": own.channels, "attn_scales": []}
+            config |= {key: own[key] for key in SHARED if key not in statistics}
+            config["temperal_downsample"] = [False] * (len(own.dim_mult) - 1)
+            config |= dict(zip(statistics, self.normalisation, strict=True))
+            with torch.device("meta"):
+                shapes = AutoencoderKLQwenImage.from_config(config).state_dict()
+            template = {key: torch.zeros(value.shape) for key, value in shapes.items()}
+        else:
+            config, template = read_config(source, DIFFUSERS_CLASSES), read_weights(source)
+            if own.channels != template[f"{FIRST}.weight"].shape[1]:
+                # the class of the released RGBA VAE, which takes these two keys
+                config.pop("input_channels", None)
+                config |= {"_class_name": DIFFUSERS_CLASSES[1], "in_channels": 4, "out_channels": 4}
+            config |= {key: values for key, values in statistics.items() if values}  # training may have moved them
+        state = {key: value.to(dtype or value.dtype) for key, value in unfold(self.state_dict(), template).items()}
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / WEIGHTS, partial(save_file, unfold(self.state_dict(), template)))
-        atomic_write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        atomic_write(folder / WEIGHTS, lambda path: save_file(state, path, {"format": "pt"}))
+        write_json(folder / "config.json", config)
 
     @torch.no_grad()
     def widened(self) -> Self:
@@ -147,34 +166,16 @@ class AlphaVAE(Autoencoder):
         made = build(lambda: type(self).from_config(config), opaque_weights(self.state_dict()), self.dtype, "the VAE")
         return made.to(self.device)
 
-    @property
-    def _own_parts(self) -> bool:
-        return self.config.patch_size != 1 or self.config.linear_skip or self.config.premultiplied
-
-
-def _setting(config: dict[str, Any], name: str) -> Any:
-    """Of a Qwen-Image VAE: what is not written is diffusers' default, the latents' statistics too."""
-    if name in config:
-        return config[name]
-    from diffusers import AutoencoderKLQwenImage
-
-    return inspect.signature(AutoencoderKLQwenImage.__init__).parameters[name].default
-
 
 def opaque_initialization(vae: C) -> C:
-    """RGB VAE -> RGBA VAE that ignores alpha on the way in and answers alpha = 1 on the way out [OmniAlpha, appendix
-    A.1].
-    """
-    if vae.config.channels != 3:
-        raise InputError(
-            f"opaque initialisation needs a 3-channel VAE, this one has {vae.config.channels}: use it as is."
-        )
+    """RGB VAE -> RGBA VAE that ignores alpha on the way in and gives alpha 1 on the way out [OmniAlpha, A.1]."""
+    if (channels := vae.config.channels) != 3:
+        raise InputError(f"opaque initialisation needs a 3-channel VAE, this one has {channels}: use it as is.")
     return vae.widened()
 
 
-CLASSES: dict[str, type[Autoencoder]] = (
-    dict.fromkeys((OWN, *DIFFUSERS_CLASSES), AlphaVAE) | dict.fromkeys(flux_vae.CLASSES, FluxVAE)
-)  # fmt: skip
+CLASSES: dict[str, type[Autoencoder]] = dict.fromkeys((OWN, *DIFFUSERS_CLASSES), AlphaVAE)
+CLASSES |= dict.fromkeys(flux_vae.CLASSES, FluxVAE)
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool = False) -> Autoencoder:
@@ -184,13 +185,11 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32, widen: bool
 
 
 def write(vae: Autoencoder, folder: str | Path, source: str | Path | None = None) -> None:
-    """Save a VAE in the layout it came from, with the statistics of its latents: weights of a Qwen-Image VAE go back
-    into their three dimensions, over the rest of what is at `source`.
-
-    source: the folder that the autoencoder was read from; None for one that was made new.
+    """Save a VAE in the layout of `source`, the folder that it was read from, or of its own (None). Weights of a
+    Qwen-Image VAE go back into their three dimensions, over the rest of what is there.
     """
     if isinstance(vae, AlphaVAE) and source and read_config(Path(source), CLASSES)["_class_name"] in DIFFUSERS_CLASSES:
-        vae.export(folder, source)
+        vae.export(Path(folder), Path(source))
     else:
         vae.save_pretrained(folder)
     forget_origin(Path(folder) / "config.json")

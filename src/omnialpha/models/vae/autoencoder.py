@@ -1,10 +1,7 @@
-"""What the picture VAEs share: one interface, batches in pieces, tiles, and weights read with errors that say which
-folder, which key and which shape.
-"""
+"""What the picture VAEs share: one interface, batches in pieces, tiles, and how their folders are read."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,15 +9,16 @@ from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.models.checkpoints.card import read_json
+from omnialpha.models.checkpoints.headers import DIFFUSERS_STEM, read_header, weight_files
 from omnialpha.models.vae.tiling import Tiling, tiled
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"{DIFFUSERS_STEM}.safetensors"
 FIRST, LAST = "encoder.conv_in", "decoder.conv_out"  # the layers that meet the picture's channels
 # What an opaque alpha adds: to which weights, along which axis, which value. The linear path has none of it to add.
 OPAQUE = (
@@ -36,8 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Autoencoder(ModelMixin, ConfigMixin):
-    """RGBA (or RGB) pictures (B, C, H, W) in [0, 1] <-> latents (B, z_dim, H / ratio, W / ratio), normalised per
-    channel.
+    """RGBA or RGB pictures (B, C, H, W) in [0, 1] <-> latents (B, z_dim, H / ratio, W / ratio), normalised by channel.
 
     max_batch_pixels: a batch runs in pieces of at most so many pixels, but a picture at least (None: all at once);
     the same up to rounding, and the memory of one piece.
@@ -60,9 +57,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     def reconstruct(self, z: Tensor) -> Tensor:
-        """Latents before normalisation -> what the network says, in [-1, 1] but not clamped (training needs the
-        overshoot).
-        """
+        """Latents before normalisation -> the network's output, in [-1, 1] but not clamped, for training."""
         raise NotImplementedError
 
     def widened(self) -> Self:
@@ -135,15 +130,10 @@ def opaque_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_config(folder: Path, classes: Collection[str]) -> dict[str, Any]:
     """The config.json of a VAE folder whose class is one of `classes`."""
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json: point to a VAE folder in the diffusers layout.")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): restore the file.") from None
-    name = config.get("_class_name")
-    if name not in classes:
+    config = read_json(folder / "config.json")
+    if (name := config.get("_class_name")) not in classes:
         raise InputError(
             f"{folder} holds a {name}, not an autoencoder for pictures known here: use {' or '.join(classes)}."
         )
@@ -152,18 +142,10 @@ def read_config(folder: Path, classes: Collection[str]) -> dict[str, Any]:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a folder, from one file or from the shards of its index."""
-    index = folder / f"{WEIGHTS}.index.json"
-    names = [WEIGHTS]
-    if index.is_file() and not (folder / WEIGHTS).is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     state: dict[str, Tensor] = {}
-    for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} holds no {name}: download or convert the VAE again.")
-        try:
-            state |= load_file(folder / name)
-        except SafetensorError as error:
-            raise OSError(f"{folder / name} is damaged: {error}") from None
+    for path in weight_files(folder, DIFFUSERS_STEM):
+        read_header(path)  # refuses a damaged file
+        state |= load_file(path)
     return state
 
 

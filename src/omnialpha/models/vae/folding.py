@@ -1,8 +1,4 @@
-"""Folding the causal 3-D Qwen-Image VAE into its exact single-frame 2-D network, and back.
-
-With one frame every temporal kernel sees zero frames before it, so only its last slice acts; `time_conv` layers are
-skipped on the first chunk, and one frame is the first chunk.
-"""
+"""Folding the causal 3-D Qwen-Image VAE into its exact single-frame 2-D network, and back."""
 
 from __future__ import annotations
 

@@ -63,12 +63,7 @@ def convolve(
     if _is_last(conv):
         y = _run_last(x, conv, prepare)
         return y if add is None else add.add_(y)
-    grown = 2 if doubled else 1
-    if add is None:
-        y = x.new_empty(len(x), grown * x.shape[2], grown * x.shape[3], conv.out_channels)
-    else:
-        y = add.movedim(1, -1)
-    return _run(x, conv, DOUBLED if doubled else PLAIN, prepare, y, add is not None).movedim(-1, 1)
+    return _run(x, conv, DOUBLED if doubled else PLAIN, prepare, add)
 
 
 def workspace(channels: int, pixels: int) -> int:
@@ -85,21 +80,20 @@ def workspace(channels: int, pixels: int) -> int:
 def _suits(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether this module is quicker: float32 on a CPU without gradients, whole tiles, a wide layer or the last one."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
-    return plain and (_is_wide(conv) or _is_last(conv)) and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
-
-
-def _is_wide(conv: nn.Conv2d) -> bool:
-    return min(conv.in_channels, conv.out_channels) >= NARROW
+    wide = min(conv.in_channels, conv.out_channels) >= NARROW
+    return plain and (wide or _is_last(conv)) and x.shape[2] % TILE == 0 and x.shape[3] % TILE == 0
 
 
 def _is_last(conv: nn.Conv2d) -> bool:
     return conv.in_channels >= NARROW and conv.out_channels <= FEW
 
 
-def _run(x: Tensor, conv: nn.Conv2d, kind: Filters, prepare: Prepare, y: Tensor, adds: bool) -> Tensor:
-    """Into y, (B, H, W, C) or twice as high and wide."""
+def _run(x: Tensor, conv: nn.Conv2d, kind: Filters, prepare: Prepare, add: Tensor | None) -> Tensor:
+    """As `convolve`."""
     height, width = x.shape[2:]
     channels, channels_out, grown = conv.in_channels, conv.out_channels, len(kind)
+    size = (len(x), grown * height, grown * width, channels_out)
+    y = x.new_empty(size) if add is None else add.movedim(1, -1)
     across = width // TILE
     deep = _depth(height // TILE, across)
     taps = _taps(conv, kind)
@@ -123,10 +117,10 @@ def _run(x: Tensor, conv: nn.Conv2d, kind: Filters, prepare: Prepare, y: Tensor,
                 products[math.isqrt(count) + 1].add_(bias)  # what is at (1, 1) counts once in every pixel
                 torch.mm(sums, products.view(count, -1), out=out)
                 rows = made[down::grown, right::grown].unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE))
-                rows.add_(pixels[: len(rows)]) if adds else rows.copy_(pixels[: len(rows)])
+                rows.copy_(pixels[: len(rows)]) if add is None else rows.add_(pixels[: len(rows)])
 
     _share(_jobs(x, deep * TILE), work)
-    return y
+    return y.movedim(-1, 1)
 
 
 def _run_last(x: Tensor, conv: nn.Conv2d, prepare: Prepare) -> Tensor:
@@ -230,10 +224,8 @@ def _share(jobs: Sequence[J], work: Callable[[Iterable[J]], None]) -> None:
     """Have all jobs done by `work`, which is given those of one thread, without gradients. Fewer jobs than threads stay
     in this thread, where torch uses all threads for each.
 
-    Threads that compute a piece together wait for each other after every operation, which costs most where operations
-    are short and other programs hold a core. They also wait awake: after an operation that torch shared out, its
-    threads look for the next one for some milliseconds, on the cores that the threads here need. So what lies between
-    two calls is better shared by it too, however short.
+    Threads that compute a piece together wait for each other after every operation, awake for some milliseconds, on the
+    cores that the threads here need (decision 13). So short work between two calls is better shared by this too.
     """
     threads = torch.get_num_threads()
     if threads == 1 or len(jobs) < threads:

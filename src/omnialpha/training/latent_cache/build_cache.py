@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -57,8 +56,7 @@ def build_cache(
             f"a cache of {batches} batches, {a_shard} a shard, as {dtype} cannot be made: "
             f"use numbers above 0, and one of {', '.join(DTYPES)}."
         )
-    folder, plain = Path(folder), replace(mixture, prompt_dropout=0.0)
-    identity = cache.identity(model)
+    folder, plain, identity = Path(folder), replace(mixture, prompt_dropout=0.0), cache.identity(model)
     settings = {
         "version": cache.VERSION,
         "model": identity,
@@ -71,19 +69,22 @@ def build_cache(
     }
     _begin(folder, settings)
     numbers = {"made": 0, "kept": 0, "redone": 0}
-    for number in range(-(-batches // a_shard)):
-        path, first = folder / f"{number:05}.safetensors", number * a_shard
-        wanted = min(a_shard, batches - first)
-        there = path.is_file()
-        found = _sound(path) if there else 0
+    for number, first in enumerate(range(0, batches, a_shard)):
+        path, indices = cache.shard_path(folder, number), range(first, min(first + a_shard, batches))
+        found = _sound(path)
         if found and verify and cache.read(path, 0)[0]["key"] != cache.key(identity, plain.batch(first)):
             found = 0
-        if found < wanted:
-            _write(path, model, identity, plain, range(first, first + wanted), DTYPES[dtype], watch, batches)
-        numbers["kept" if found >= wanted else "redone" if there and not found else "made"] += 1
-        watch(first + wanted, batches)
-    shards = sorted(folder.glob("[0-9]*.safetensors"))
-    return BuiltCache(**numbers, batches=batches, bytes=sum(path.stat().st_size for path in shards))
+        what = "kept" if found >= len(indices) else "made" if found or not path.is_file() else "redone"
+        numbers[what] += 1
+        if what != "kept":
+            encoded = []
+            for index in indices:
+                encoded.append(cache.encode(model, identity, *plain[index], DTYPES[dtype]))
+                watch(index + 1, batches)
+            _write(path, encoded)
+        watch(indices[-1] + 1, batches)
+    size = sum(path.stat().st_size for path in folder.glob("[0-9]*.safetensors"))
+    return BuiltCache(**numbers, batches=batches, bytes=size)
 
 
 def _begin(folder: Path, settings: cache.Json) -> None:
@@ -104,9 +105,9 @@ def _begin(folder: Path, settings: cache.Json) -> None:
 
 
 def _sound(path: Path) -> int:
-    """How many batches a shard holds; 0 where any of them is damaged."""
+    """How many batches a shard holds; 0 where there is none, or any of them is damaged."""
     try:
-        count = len(cache.records(path))
+        count = len(cache.records(path)) if path.is_file() else 0
         for place in range(count):
             cache.read(path, place)
     except InputError:
@@ -114,24 +115,9 @@ def _sound(path: Path) -> int:
     return count
 
 
-def _write(
-    path: Path,
-    model: OmniAlpha,
-    identity: str,
-    mixture: Mixture | Stream,
-    indexes: range,
-    dtype: torch.dtype,
-    watch: Watch,
-    total: int,
-) -> None:
-    records: list[cache.Json] = []
-    tensors: cache.Tensors = {}
-    for place, index in enumerate(indexes):
-        record, made = cache.encode(model, identity, mixture.batch(index), mixture.weight(index), dtype)
-        records.append(record)
-        tensors |= {f"{place}.{name}": value for name, value in made.items()}
-        watch(index + 1, total)
-    header = {"batches": json.dumps(records)}  # one entry: their order is not kept
+def _write(path: Path, encoded: Sequence[tuple[cache.Json, cache.Tensors]]) -> None:
+    tensors = {f"{place}.{name}": x for place, (_, named) in enumerate(encoded) for name, x in named.items()}
+    header = {"batches": json.dumps([record for record, _ in encoded])}  # one entry: their order is not kept
     try:
         atomic_write(path, lambda temporary: save_file(tensors, temporary, header))
     except SafetensorError as error:

@@ -6,7 +6,8 @@ A cache is a folder: cache.json says what it was made with, 00000.safetensors an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -108,21 +109,24 @@ def _example(stored: Json, dropped: bool) -> Example:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def _shard(folder: Path, number: int) -> Path:
+def shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05}.safetensors"
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """InputError for whatever a damaged shard leads to."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is damaged: run `omnialpha data cache` again, which makes it anew.") from error
 
 
 @lru_cache(maxsize=64)
 def _open(path: Path, _stamp: tuple[int, int]) -> tuple[Any, list[Json]]:
-    try:
+    with _undamaged(path):
         file: Any = safe_open(path, "pt")
         return file, json.loads(file.metadata()["batches"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged: run `omnialpha data cache` again, which makes it anew.")
 
 
 def _opened(path: Path) -> tuple[Any, list[Json]]:
@@ -138,15 +142,12 @@ def records(path: Path) -> list[Json]:
 def read(path: Path, place: int) -> tuple[Json, Tensors]:
     """Batch `place` of a shard; InputError where it is not what was written."""
     file, recorded = _opened(path)
-    names = [name for name in file.keys() if name.startswith(f"{place}.")]  # noqa: SIM118 - it is no dict
-    try:
+    with _undamaged(path):
+        names = [name for name in file.keys() if name.startswith(f"{place}.")]  # noqa: SIM118 - it is no dict
         tensors = {name.partition(".")[2]: file.get_tensor(name) for name in names}
-        sound = recorded[place]["digest"] == stored(recorded[place], tensors)
-    except (OSError, SafetensorError, LookupError, TypeError) as error:
-        raise _damaged(path) from error
-    if not sound:
-        raise _damaged(path)
-    return recorded[place], tensors
+        if recorded[place]["digest"] != stored(recorded[place], tensors):
+            raise ValueError("another digest")
+        return recorded[place], tensors
 
 
 def read_settings(folder: Path) -> Json:
@@ -166,7 +167,7 @@ def read_settings(folder: Path) -> Json:
 class CachedBatches:
     """The batches of a cache as an endless stream: every one once, in a drawn order, before one comes again.
 
-    Batch i depends on the first `count` batches, the seed and i alone, so that a cache may grow beside a run.
+    Batch i depends on the first `count` batches, the seed and i alone, so that a cache may grow during a run.
     prompt_dropout: share of samples without their instruction.
     """
 
@@ -195,7 +196,8 @@ class CachedBatches:
         folder = Path(folder)
         settings = read_settings(folder)
         check_recipe(folder, settings["recipe"], recipe, but=("seed",))
-        if not same_files(settings, files) and settings["model"] != identity(model):
+        same_files = files is not None and settings["files"] == files
+        if not same_files and settings["model"] != identity(model):
             raise InputError(
                 f"the cache {folder} was made with other weights or settings of the autoencoder or the instruction "
                 "encoder than the recipe's: make one with this recipe's model."
@@ -219,7 +221,7 @@ class CachedBatches:
 
     @property
     def batch_size(self) -> int:
-        """Of what is drawn beside it; by tokens one by one."""
+        """For held-out batches; 1 where the recipe counts tokens."""
         return int(self.settings["recipe"].get("batch", 1))
 
     @property
@@ -239,7 +241,8 @@ class CachedBatches:
 
     def __getitem__(self, index: int) -> tuple[Json, Tensors]:
         """Record and tensors at `index`, read and checked."""
-        return read(*self._where(index))
+        shard, at = divmod(self.place(index), self.settings["a_shard"])
+        return read(shard_path(self.folder, shard), at)
 
     def encoded(
         self, index: int, model: OmniAlpha, batch: tuple[Json, Tensors] | None = None
@@ -248,28 +251,14 @@ class CachedBatches:
         record, tensors = batch or self[index]
         return decode(model, record, tensors, self.dropped(index, len(record["examples"])))
 
-    def weight(self, index: int) -> float:
-        """As of a mixture."""
-        path, at = self._where(index)
-        return float(records(path)[at]["weight"])
-
-    def _where(self, index: int) -> tuple[Path, int]:
-        shard, at = divmod(self.place(index), self.settings["a_shard"])
-        return _shard(self.folder, shard), at
-
 
 def _finished(folder: Path, a_shard: int) -> int:
     """Batches of the shards, up to the first that is not there or not full."""
     number = there = 0
-    while there == number * a_shard and (path := _shard(folder, number)).is_file():
+    while there == number * a_shard and (path := shard_path(folder, number)).is_file():
         there += len(records(path))
         number += 1
     return there
-
-
-def same_files(settings: Json, files: Json | None) -> bool:
-    """Whether a cache was made from the weights in these files."""
-    return files is not None and settings.get("files") == files
 
 
 @lru_cache(maxsize=4)

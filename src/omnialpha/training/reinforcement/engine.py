@@ -118,7 +118,7 @@ class RayEngine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
             handler = signal.getsignal(signal.SIGTERM)
             try:
-                self.ray.init(log_to_driver=False, logging_level="ERROR")
+                self.ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(f"Ray did not start ({str(error).splitlines()[0].rstrip('.')}).") from error
             self.running.callback(self.ray.shutdown)

@@ -25,8 +25,8 @@ from omnialpha.training.reinforcement.algorithms import Algorithm, Losses
 from omnialpha.training.reinforcement.engine import RayEngine
 from omnialpha.training.reinforcement.rewards import Outcome, Reward, score
 from omnialpha.training.reinforcement.rollouts import Rollout, RolloutSettings, roll
-from omnialpha.training.sft import FlowLoss, LoraObjective, LoraSettings
-from omnialpha.training.state import part, whole
+from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective
+from omnialpha.training.state import gather, part
 
 GROUP_SEED = 1_000_003  # between the seeds of two recipes' groups
 DRAW_SEED = 1 << 50  # between the noise of rollouts and that of what is learnt from them
@@ -85,7 +85,7 @@ class Guards:
                 )
 
 
-class ReinforcementObjective(LoraObjective):
+class ReinforcementObjective(SFTObjective):
     """Trains a LoRA by the rewards of what the model generates.
 
     Micro-batches are numbered so that one optimiser step takes all parts of `groups` rollouts; a process makes the
@@ -98,8 +98,8 @@ class ReinforcementObjective(LoraObjective):
         mixture: Mixture | Stream,
         held_out: Bank | Stream,
         validation: int,
-        lora: LoraSettings,
         tasks: Sequence[str],
+        lora: LoraSettings,
         *,
         algorithm: Algorithm,
         rollouts: RolloutSettings,
@@ -113,14 +113,13 @@ class ReinforcementObjective(LoraObjective):
         """begun: the file of a LoRA that training goes on from; a new one, which changes nothing yet, without it.
         engine: what rolls out in the place of this process.
         """
-        super().__init__(model, mixture, held_out, FlowLoss(), validation, lora, tasks)
+        super().__init__(model, mixture, held_out, FlowLoss(), validation, tasks, lora)
         self.data, self.examples = None, mixture  # examples are drawn where a rollout begins
         self.algorithm, self.settings_of_rollouts, self.scoring = algorithm, rollouts, scoring
         self.group_count, self.guards, self.seed = groups, guards, seed
         self.period = algorithm.updates
         self.parts = algorithm.parts(rollouts.steps, rollouts.trained)
-        # a new LoRA changes nothing: without it, the model is the reference
-        self.copies = [name for name in algorithm.policies() if begun or name != "reference"]
+        self.copies = algorithm.policies()
         if begun:
             adapters.load(model.transformer, self.NAME, begun)
         for name in self.copies:
@@ -132,9 +131,9 @@ class ReinforcementObjective(LoraObjective):
     # ---- policies ----------------------------------------------------------------------------------------------------
 
     def using(self, policy: str) -> AbstractContextManager[None]:
-        """The model with the adapter of one policy, within the block."""
-        others = [name for name in (self.NAME, *self.copies) if name != policy]
-        return adapters.disable(self.model.transformer, *others) if others else nullcontext()  # without names: all
+        """The model with the adapter of one policy, within the block; outside it is the trained one."""
+        trained = policy == self.NAME
+        return nullcontext() if trained else adapters.instead(self.model.transformer, self.NAME, policy)
 
     def kept(self) -> dict[str, nn.Parameter]:
         """With the old policy, which is another one with each rollout."""
@@ -170,7 +169,7 @@ class ReinforcementObjective(LoraObjective):
 
             one, first = PartialState(), turn * self.group_count
             own = range(first, first + self.group_count)[one.process_index :: one.num_processes]
-            weights: dict[str, Any] = {name: whole(p, main=True) for name, p in self.rolling().items()}
+            weights: dict[str, Any] = {name: gather(p, main=True) for name, p in self.rolling().items()}
             self.engine.ask(own, weights, self.model.device)
 
     def close(self) -> None:
@@ -182,7 +181,6 @@ class ReinforcementObjective(LoraObjective):
         example = self.examples.batch(number)[0]
         with torch.no_grad(), self.using(self.algorithm.roller):
             rollout = roll(self.model, example, self.settings_of_rollouts, self.seed * GROUP_SEED + number)
-        torch.clear_autocast_cache()  # of weights that were cast without gradients: the update would have none
         rewards = self.scoring.rewards(rollout.example, self._decoded(rollout))
         rollout.advantages, rollout.figures = advantages(rewards, self.scoring.weights, self.scoring.settings)
         reward = self.scoring.mean(rewards)

@@ -14,16 +14,17 @@ from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.stream.stream import Stream
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.folders import Parts
-from omnialpha.training.loop import FitSettings, Objective
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.reinforcement.advantages import AdvantageSettings
 from omnialpha.training.reinforcement.algorithms import GRPO, NFT
 from omnialpha.training.reinforcement.engine import RayEngine
+from omnialpha.training.reinforcement.judge import JudgeSettings
 from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
 from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
 from omnialpha.training.reinforcement.rollouts import RolloutSettings
-from omnialpha.training.run import SFTRecipe
+from omnialpha.training.reinforcement.services import Service, TextMatch
 from omnialpha.training.sft import FlowLoss
+from omnialpha.training.sft_recipe import SFTRecipe
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ReinforcementRecipe(SFTRecipe):
         groups: Examples whose rollouts make one optimiser step, over all processes.
         grpo, nft: The algorithm, exactly one of them.
         rewards: Their weights by name; the released ones, 1 each, where there are none.
+        text_match, services, judge: Rewards from elsewhere, under the names text, their own, and judge.
         guards: See `objective.Guards`.
         engine: What rolls out: "local" is each process of the run itself; "ray" has `actors` Ray actors for each, of
             `actor_gpus` GPUs. The result is the same.
@@ -50,22 +52,30 @@ class ReinforcementRecipe(SFTRecipe):
     nft: NFT | None = None
     advantages: AdvantageSettings = AdvantageSettings()
     rewards: dict[str, float] = field(default_factory=dict)
+    text_match: TextMatch | None = None
+    services: dict[str, Service] = field(default_factory=dict)
+    judge: JudgeSettings | None = None
     perceptual: PerceptualSettings = PerceptualSettings()
     guards: dict[str, list[float]] = field(default_factory=dict)
     engine: Literal["local", "ray"] = "local"
     actors: int = 2
     actor_gpus: float = 0.0
 
-    def objective(self) -> Objective:
-        algorithm = self._algorithm()
-        if not self.lora:
-            raise InputError("reinforcement trains a LoRA: give [lora].")
+    def __post_init__(self) -> None:
+        """Let a step take all micro-batches of its rollouts, as many in each process."""
+        world, algorithm = int(os.environ.get("WORLD_SIZE", "1")), self._algorithm()
+        if self.groups < 1 or self.groups % world:
+            raise InputError(f"groups={self.groups} cannot be shared by {world} processes: use a multiple of {world}.")
+        parts = algorithm.parts(self.rollout.steps, self.rollout.trained)
+        object.__setattr__(self, "fit", replace(self.fit, accumulate=self.groups * parts // world))
+
+    def objective(self) -> ReinforcementObjective:
+        if not self.lora or self.lora.dropout:
+            raise InputError("reinforcement trains a LoRA, without dropout: give [lora], and leave dropout out of it.")
         if self.cache or self.tokens or self.batch != 1:
             raise InputError("reinforcement draws one example a group: give batch=1, without cache and tokens.")
         if self.continued and not self.adapter:
             raise InputError("continued=true trains the LoRA of fine-tuning on: give it as adapter.")
-        if self.lora.dropout:
-            raise InputError(f"lora.dropout={self.lora.dropout:g} makes another policy of each step: use 0.")
         local = replace(self, engine="local")
         engine = RayEngine(local.objective, self.fit, self.actors, self.actor_gpus) if self.engine == "ray" else None
         scoring = self._scoring()
@@ -77,9 +87,9 @@ class ReinforcementRecipe(SFTRecipe):
             mixture,
             self.unseen(mixture),
             self.validation,
-            self.lora,
             self.validation_tasks,
-            algorithm=algorithm,
+            self.lora,
+            algorithm=self._algorithm(),
             rollouts=self.rollout,
             scoring=scoring,
             groups=self.groups,
@@ -88,21 +98,14 @@ class ReinforcementRecipe(SFTRecipe):
             begun=Path(self.adapter) if self.continued else None,
             engine=engine,
         )
-        return self._checked(made)
+        if self.fit.validate_every:
+            made.validated()  # raises now what it would raise later
+        return made
 
     def parts(self) -> Parts:
         """With the LoRA of fine-tuning, where that stays as it is."""
         parts = super().parts()
         return parts.with_lora([self.adapter]) if self.adapter and not self.continued else parts
-
-    def settings(self) -> FitSettings:
-        """Those of the run: a step takes all micro-batches of its rollouts."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.groups < 1 or self.groups % world:
-            raise InputError(f"groups={self.groups} cannot be shared by {world} processes: use a multiple of {world}.")
-        algorithm = self._algorithm()
-        parts = algorithm.parts(self.rollout.steps, self.rollout.trained)
-        return replace(self.fit, accumulate=self.groups * parts // world)
 
     def _algorithm(self) -> GRPO | NFT:
         if (self.grpo is None) == (self.nft is None):
@@ -116,7 +119,12 @@ class ReinforcementRecipe(SFTRecipe):
 
     def _scoring(self) -> Scoring:
         weights = self.rewards or dict.fromkeys(RELEASED, 1.0)
-        more: Mapping[str, Reward] = {}
+        elsewhere = {"text": self.text_match, **self.services, "judge": self.judge}
+        if taken := {"text", "judge", *REWARDS} & self.services.keys():
+            raise InputError(f"services.{min(taken)} has the name of another reward: choose another one.")
+        more: Mapping[str, Reward] = {name: one.reward() for name, one in elsewhere.items() if one}
+        if idle := more.keys() - weights.keys():
+            raise InputError(f"the recipe says where {min(idle)!r} comes from, but gives it no weight in [rewards].")
         for name, weight in weights.items():
             if name not in REWARDS and name not in more:
                 known = ", ".join([*REWARDS, *more])

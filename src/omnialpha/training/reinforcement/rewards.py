@@ -1,7 +1,7 @@
 """Rewards: what generations are worth, from their decoded layers, each a row of `REWARDS`.
 
 A row says nothing (NaN) of a task that it does not fit. All are in [0, 1], greater is better. The first seven are those
-of the released procedure; docs/reinforcement.md says what each of the others is for.
+of the released procedure; docs/reinforcement.md says which way of cheating each of the others answers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from omnialpha.training.perceptual import Distance, pyramid
 BACKDROPS = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))  # what layers are looked at on
 SOFT = (0.05, 0.95)  # alpha between these is the soft band of r4
 BLUR, SIGMA = 21, 10 / 3  # pixels of the window of r4, and the deviation of its Gaussian
+GRAD_WINDOW, GRAD_SIGMA = 9, 1.4  # the same of the metric GRAD
 PSNR_FULL = 50.0  # dB that are worth 1
 SAME = 1.5 / 255  # colours nearer than this are the input's own
 
@@ -58,10 +59,6 @@ class Outcome:
         """Made and true layers of a role, (G, k, 4, H, W) and (k, 4, H, W)."""
         own = [k for k, target in enumerate(self.example.targets) if target is role]
         return self.layers[:, own], self.truths[own]
-
-    @property
-    def category(self) -> str:
-        return TASKS[self.example.task].category
 
 
 Measure = Callable[[Outcome], Tensor]  # -> (G,)
@@ -127,7 +124,7 @@ def soft_band(out: Outcome) -> Tensor:
     """r4: one minus the error of alpha in the blurred soft bands of truth and prediction. 1 where neither has any."""
     made, true = (layers[..., 3, :, :] for layers in out.of(Role.FOREGROUND))
     true = true.expand_as(made)
-    weight = (_blurred(_is_soft(made)) + _blurred(_is_soft(true))).clamp(0, 1)
+    weight = (_blurred(_is_soft(made), BLUR, SIGMA) + _blurred(_is_soft(true), BLUR, SIGMA)).clamp(0, 1)
     error = (weight * (made - true).abs()).sum(dim=(-2, -1)) / (weight.sum(dim=(-2, -1)) + 1e-6)
     return (1 - error).mean(dim=1)
 
@@ -136,13 +133,13 @@ def _is_soft(alpha: Tensor) -> Tensor:
     return ((alpha >= SOFT[0]) & (alpha <= SOFT[1])).float()
 
 
-def _blurred(maps: Tensor) -> Tensor:
+def _blurred(maps: Tensor, window: int, sigma: float) -> Tensor:
     """(G, k, H, W) under a Gaussian, with zeros outside."""
-    x = torch.arange(BLUR, dtype=torch.float32, device=maps.device) - BLUR // 2
-    taps = torch.exp(-x.square() / (2 * SIGMA**2))
+    x = torch.arange(window, dtype=torch.float32, device=maps.device) - window // 2
+    taps = torch.exp(-x.square() / (2 * sigma**2))
     taps = (taps / taps.sum()).view(1, 1, 1, -1)
-    flat = F.conv2d(maps.flatten(0, 1)[:, None], taps, padding=(0, BLUR // 2))
-    return F.conv2d(flat, taps.transpose(2, 3), padding=(BLUR // 2, 0)).view_as(maps)
+    flat = F.conv2d(maps.flatten(0, 1)[:, None], taps, padding=(0, window // 2))
+    return F.conv2d(flat, taps.transpose(2, 3), padding=(window // 2, 0)).view_as(maps)
 
 
 # ---- what those miss -------------------------------------------------------------------------------------------------
@@ -156,24 +153,25 @@ def alpha(out: Outcome) -> Tensor:
 
 
 def band_gradient(out: Outcome) -> Tensor:
-    """1 / (1 + error of alpha's gradient in the unknown band, in parts of the true one): blur and hard edges cost."""
+    """1 / (1 + error of alpha's smoothed gradient in the unknown band, in parts of the true one)."""
     made, true = (layers[..., 3, :, :] for layers in out.of(Role.FOREGROUND))
-    band = _band(true)
+    band, true = _band(true), true.expand_as(made)
     error = (_gradient(made - true) * band).sum(dim=(-2, -1))
     return (1 / (1 + error / (_gradient(true) * band).sum(dim=(-2, -1)).clamp_min(1e-3))).mean(dim=1)
 
 
 def _band(alphas: Tensor) -> Tensor:
-    """The unknown band of mattes (..., H, W), 3 % of the shorter side to each side of what is soft."""
+    """The unknown band of mattes (k, H, W), 3 % of the shorter side to each side of what is soft."""
     radius = max(1.0, 0.03 * min(alphas.shape[-2:]))
-    flat = alphas.reshape(-1, *alphas.shape[-2:])
-    return (masks.trimap(flat, radius) == 0.5).float().view_as(alphas)
+    bands = [masks.trimap(alpha, radius) == 0.5 for alpha in alphas]
+    return torch.stack(bands).float()
 
 
-def _gradient(alphas: Tensor) -> Tensor:
-    """Length of the forward differences."""
-    dx, dy = F.pad(alphas.diff(dim=-1), (0, 1)), F.pad(alphas.diff(dim=-2), (0, 0, 0, 1))
-    return (dx.square() + dy.square() + 1e-12).sqrt()
+def _gradient(maps: Tensor) -> Tensor:
+    """Length of the gradient of maps (G, k, H, W) under the Gaussian of the metric GRAD, which noise hardly passes."""
+    smooth = _blurred(maps, GRAD_WINDOW, GRAD_SIGMA)
+    dx, dy = F.pad(smooth.diff(dim=-1), (0, 1)), F.pad(smooth.diff(dim=-2), (0, 0, 0, 1))
+    return (dx.square() + dy.square()).sqrt()
 
 
 def colour(out: Outcome) -> Tensor:
@@ -184,43 +182,44 @@ def colour(out: Outcome) -> Tensor:
 
 
 def unchanged(out: Outcome) -> Tensor:
-    """One minus the mean error, times ten, where a true layer is opaque and has the input's own colour."""
-    same = (out.truths[:, :3] - out.composite[:3]).abs().amax(dim=1) < SAME
-    same = (same & (out.truths[:, 3] == 1)).float()
-    error = (out.layers - torch.cat([out.composite[:3], torch.ones_like(out.composite[3:])])).abs().mean(dim=2) * same
-    return 1 - (10 * error.sum(dim=(1, 2, 3)) / same.sum().clamp_min(1)).clamp(0, 1)
+    """1 / (1 + ten times the mean error) where a true layer is opaque and has the input's own colour."""
+    same = ((out.truths[:, :3] - out.composite[:3]).abs().amax(dim=1) < SAME) & (out.truths[:, 3] == 1)
+    error = (out.layers - rgba.opaque(out.composite)).abs().mean(dim=2) * same
+    return 1 / (1 + 10 * error.sum(dim=(1, 2, 3)) / same.sum().clamp_min(1))
+
+
+def removed(out: Outcome) -> Tensor:
+    """Where the true background differs from the input: 0 if the input was copied, 1 if it is the true one."""
+    made, true = (layers[..., 0, :3, :, :] for layers in out.of(Role.BACKGROUND))
+    changed = (true - out.composite[:3]).abs()
+    away, copied = (((made - other).abs() * changed).sum(dim=(1, 2, 3)) + 1e-6 for other in (true, out.composite[:3]))
+    return copied / (away + copied)
 
 
 def exclusive(out: Outcome) -> Tensor:
-    """No layer shows what belongs to another: foregrounds overlap no more than true ones, and where one hides the
-    background, that is nearer to the true background than to the input.
-    """
+    """1 / (1 + how much more foregrounds overlap than the true ones, in parts of the smaller one's area)."""
     made, true = (layers[..., 3, :, :] for layers in out.of(Role.FOREGROUND))
     total = torch.zeros(len(made), device=made.device)
     for a, b in combinations(range(made.shape[1]), 2):
         excess = (made[:, a] * made[:, b] - true[a] * true[b]).clamp_min(0).sum(dim=(-2, -1))
         total = total + excess / torch.minimum(true[a].sum(), true[b].sum()).clamp_min(1)
-    backs, true_back = out.of(Role.BACKGROUND)
-    hidden = (true.amax(dim=0) > 0.5).float()
-    away = (backs[:, 0, :3] - true_back[0, :3]).abs().mean(dim=1)
-    copied = (backs[:, 0, :3] - out.composite[:3]).abs().mean(dim=1)
-    share = (away / (away + copied + 1e-3) * hidden).sum(dim=(-2, -1)) / hidden.sum().clamp_min(1)
-    return (1 - total).clamp(0, 1) * (1 - share)
+    return 1 / (1 + total)
 
 
 def hint(out: Outcome) -> Tensor:
-    """One minus the mean error of alpha where the map that was given is certain. NaN without a map."""
-    role = next((role for role in out.example.roles if role in MAPS), None)
+    """One minus the mean error of alpha where the given map is certain. NaN without a map."""
     made = out.of(Role.FOREGROUND)[0][..., 3, :, :].amax(dim=1)
-    if role is None:
+    role = next((role for role in out.example.roles if role in MAPS), None)
+    given = out.example.given(role) if role else None
+    if given is None:
         return made.new_full((len(made),), torch.nan)
-    given = out.example.given(role)
-    assert given is not None
-    told = given[0].to(made)
-    sure = {Role.TRIMAP: (told - 0.5).abs() > 0.4, Role.ROUGH: told < 0.1}.get(role, told >= 0)
-    if role is Role.PRECISE:
-        sure = told > 0.5  # soft edges lie outside of it
-    return 1 - ((made - told).abs() * sure).sum(dim=(-2, -1)) / sure.sum().clamp_min(1)
+    values = given[0].to(made)
+    sure = {
+        Role.TRIMAP: (values - 0.5).abs() > 0.4,
+        Role.ROUGH: values < 0.1,  # it is larger than the subject
+        Role.PRECISE: values > 0.5,  # soft edges lie outside of it
+    }.get(role, values >= 0)  # type: ignore[arg-type]
+    return 1 - ((made - values).abs() * sure).sum(dim=(-2, -1)) / sure.sum().clamp_min(1)
 
 
 LAYERED = ("decomposition",)
@@ -236,6 +235,7 @@ REWARDS: dict[str, Reward] = {
     "band_gradient": Reward(band_gradient, ("matting", "decomposition")),
     "colour": Reward(colour),
     "unchanged": Reward(unchanged),
+    "removed": Reward(removed, ("removal", "decomposition")),
     "exclusive": Reward(exclusive, LAYERED),
     "hint": Reward(hint, ("matting", "decomposition")),
 }

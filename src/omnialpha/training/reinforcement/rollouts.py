@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -88,17 +89,8 @@ class RolloutSettings:
         return (3 * u / (1 + 2 * u)).float()
 
     def velocity(self, model: OmniAlpha, cond: Condition) -> Velocity:
-        """What a rollout and its updates ask, bit for bit: x (G, Lt, C), t (G,) -> the velocity."""
-        device = model.device.type
-        half = model.transformer.dtype != torch.float32 or torch.is_autocast_enabled(device)
-        update = torch.is_grad_enabled()
-
-        def asked(x: Tensor, t: Tensor) -> Tensor:
-            # bf16 attention on a CPU has other bits with gradients than without
-            with torch.set_grad_enabled(update or (half and device == "cpu")):
-                velocity = model.velocity(x, t, cond)
-            return velocity if update else velocity.detach()
-
+        """What a rollout and its updates ask: x (G, Lt, C), t (G,) -> the velocity."""
+        asked = partial(model.velocity, cond=cond)
         return (lambda x, t: asked(x, (t * 1000).floor() / 1000)) if self.round_times else asked
 
 
@@ -151,8 +143,7 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
     Returns:
         The rollout, without advantages yet.
     """
-    [example] = model.hinted([example])
-    one = model.condition([example])
+    one = model.condition([example], looks=1)
     cond = model.repeat(one, settings.group)
     generator = torch.Generator().manual_seed(seed)
     chosen = settings.choose(generator)
@@ -166,14 +157,21 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
             return None
         return model.noise(cond, [seed * settings.group + g + index * STEP_SEED for g in range(settings.group)])
 
+    asked = settings.velocity(model, cond)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        """As an update will compute it: some kernels differ where gradients are kept."""
+        with torch.set_grad_enabled(settings.trained > 0):
+            return asked(x, t).detach()
+
     x = model.noise(cond, seeds)
     kept = torch.zeros(3, settings.trained, *x.shape, device=x.device)
     places = torch.arange(1, settings.steps + 1)[:, None, None] == chosen.T  # (S, K, G)
-    for step in sample(settings.velocity(model, cond), x, times, settings.moves(), fresh):
+    for step in sample(velocity, x, times, settings.moves(), fresh):
         if step.mean is not None:
             for k, g in places[step.index - 1].nonzero().tolist():
                 kept[0, k, g], kept[1, k, g], kept[2, k, g] = x[g], step.x[g], step.mean[g]
         x = step.x
     steps, (before, after, means) = chosen.T.contiguous(), kept
     nothing = torch.zeros(settings.group)
-    return Rollout(example, cond, times, steps, before, after, means, step.x0, settings.moves(), seed, nothing)
+    return Rollout(one.examples[0], cond, times, steps, before, after, means, step.x0, settings.moves(), seed, nothing)
