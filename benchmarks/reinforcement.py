@@ -35,7 +35,7 @@ SHARED = [
     *("validation_tasks=[]", "fit.validate_every=0", "fit.steps=1000000", "fit.trackers=[]", "fit.save_every=20"),
 ]
 RELEASED = [
-    *("rollout.transition=dance", "rollout.strength=0.3", "rollout.steps=8", "rollout.window=0", "rollout.keep=0.6"),
+    *("rollout.transition=dance", "rollout.strength=0.3", "rollout.window=0", "rollout.keep=0.6"),
     *("rollout.times=released", "grpo={updates=1, clip=1e-4}", "guards={}", "groups=2", "advantages={floor=1e-8}"),
     "rewards={layer_ssim=1, layer_psnr=1, composite_ssim=1, composite_psnr=1, composite_lpips=1, background_lpips=1, "
     "soft_band=1}",
@@ -43,9 +43,9 @@ RELEASED = [
 # way -> (recipe, changes)
 WAYS: dict[str, tuple[str, list[str]]] = {
     "more fine-tuning": ("nano-sft-lora.toml", []),
-    "GRPO, released": ("nano-grpo.toml", RELEASED),
-    "GRPO, ours": ("nano-grpo.toml", []),
-    "DiffusionNFT": ("nano-nft.toml", []),
+    "GRPO, released": ("nano-grpo.toml", [*RELEASED, "rollout.steps=6"]),
+    "GRPO, ours": ("nano-grpo.toml", ["rollout.steps=6"]),
+    "DiffusionNFT": ("nano-nft.toml", ["rollout.steps=6"]),
 }
 FIGURES = {  # name -> (format, whether less is better)
     "decomposition RGB L1": (".4f", True),

@@ -20,6 +20,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "referring": (SAD, MSE, GRAD, CONN),
     "matting": (SAD, MSE, MAD, GRAD, CONN),
     "removal": (PSNR, LPIPS_COLUMN, FID, CLIP_FID),
+    "changes": tuple(
+        Column(name.lower().replace(" ", "_"), f"{name}, %", 2, "lower") for name in ("RGB L1", "SAD", "GRAD")
+    ),
     "reconstruction": (PSNR, SSIM, Column("fid", "rFID", 2, "lower"), LPIPS_COLUMN),
     "layers": tuple(
         Column(f"{key}_{merges}", f"{title} ({merges})", 4, better)
