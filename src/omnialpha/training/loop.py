@@ -77,11 +77,16 @@ def fit(objective: Objective, settings: FitSettings, quiet: bool = False) -> dic
     indices, pinned = range(begin, end, world), accelerator.device.type == "cuda"
     loaded = batches(objective.data, indices, settings.workers, settings.prefetch, pinned)
     numbers = iter(indices)
-    with _stop_flag() as stop, closing(loaded), closing(_Reporter(folder, settings, accelerator, quiet)) as reporter:
+    with (
+        _stop_flag() as stop,
+        closing(loaded),
+        closing(objective),
+        closing(_Reporter(folder, settings, accelerator, quiet)) as reporter,
+    ):
         while step < settings.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group.get("pace", 1.0)
-            objective.step = step
+            objective.begin(step)
             now = zip(islice(numbers, settings.accumulate), loaded, strict=False)
             norms = _backward(model, optimizer, settings, accelerator, now, reporter.seen)
             _check_gradients(norms, reporter.seen["loss"][-settings.accumulate :], settings, step)

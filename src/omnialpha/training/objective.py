@@ -70,13 +70,20 @@ class Objective(nn.Module):
 
     Attributes:
         data: what is loaded ahead of the step; None where `forward` makes its batch from the index.
-        step: the optimiser step that is being made; `fit` sets it.
+        step: the optimiser step that is being made.
         period: runs are saved, and end, after multiples of so many steps; between, it holds what no checkpoint has.
     """
 
     data: IndexedDataset | None = None
     step: int = 0
     period: int = 1
+
+    def begin(self, step: int) -> None:
+        """Called before the first micro-batch of an optimiser step, in all processes, while weights may be sharded."""
+        self.step = step
+
+    def close(self) -> None:
+        """Give back what training took; called when a run ends, however it does."""
 
     def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         """Losses of a micro-batch.

@@ -22,10 +22,11 @@ from omnialpha.training import parallel
 from omnialpha.training.perceptual import Distance
 from omnialpha.training.reinforcement.advantages import AdvantageSettings, advantages
 from omnialpha.training.reinforcement.algorithms import Algorithm, Losses
+from omnialpha.training.reinforcement.engine import RayEngine
 from omnialpha.training.reinforcement.rewards import REWARDS, Outcome, Reward, score
 from omnialpha.training.reinforcement.rollouts import Rollout, RolloutSettings, roll
 from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective
-from omnialpha.training.state import part
+from omnialpha.training.state import gather, part
 
 GROUP_SEED = 1_000_003  # between the seeds of two recipes' groups
 DRAW_SEED = 1 << 50  # between the noise of rollouts and that of what is learnt from them
@@ -112,8 +113,11 @@ class ReinforcementObjective(SFTObjective):
         guards: Guards,
         seed: int,
         begun: Path | None = None,
+        engine: RayEngine | None = None,
     ) -> None:
-        """begun: the file of a LoRA that training goes on from; a new one, which changes nothing yet, without it."""
+        """begun: the file of a LoRA that training goes on from; a new one, which changes nothing yet, without it.
+        engine: what rolls out in the place of this process.
+        """
         super().__init__(model, mixture, held_out, FlowLoss(), validation, tasks, lora)
         self.data, self.examples = None, mixture  # examples are drawn where a rollout begins
         self.algorithm, self.settings_of_rollouts, self.scoring = algorithm, rollouts, scoring
@@ -127,7 +131,7 @@ class ReinforcementObjective(SFTObjective):
             adapters.copy(model.transformer, self.NAME, name)
         self._rollouts: dict[int, Rollout] = {}  # by number of the group, of the rollout that is learnt from
         self._rewards: list[float] = []  # since the last validation
-        self._turn = -1
+        self.engine = engine
 
     # ---- policies ----------------------------------------------------------------------------------------------------
 
@@ -151,21 +155,64 @@ class ReinforcementObjective(SFTObjective):
             for old, new in zip(self._adapter("old").values(), self._adapter(self.NAME).values(), strict=True):
                 part(old).copy_(decay * part(old) + (1 - decay) * part(new))
 
+    # ---- rollouts ----------------------------------------------------------------------------------------------------
+
+    def rolling(self) -> dict[str, nn.Parameter]:
+        """The trained or the old adapter, which rolls out."""
+        return self._adapter(self.algorithm.roller)
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        turn, update = divmod(step, self.period)
+        if update:
+            return
+        if turn:
+            self._age()
+        self._rollouts = {}
+        if self.engine:
+            from accelerate import PartialState
+
+            one, first = PartialState(), turn * self.group_count
+            own = range(first, first + self.group_count)[one.process_index :: one.num_processes]
+            weights: dict[str, Any] = {name: gather(p, main=True) for name, p in self.rolling().items()}
+            self.engine.ask(own, weights, self.model.device)
+
+    def close(self) -> None:
+        if self.engine:
+            self.engine.close()
+
+    def roll(self, number: int) -> Rollout:
+        """The rollout of group `number`, counted over the run, with its advantages."""
+        example = self.examples.batch(number)[0]
+        with torch.no_grad(), self.using(self.algorithm.roller):
+            rollout = roll(self.model, example, self.settings_of_rollouts, self.seed * GROUP_SEED + number)
+        rewards = self.scoring.rewards(rollout.example, self._decoded(rollout))
+        rollout.advantages, rollout.figures = advantages(rewards, self.scoring.weights, self.scoring.settings)
+        reward = self.scoring.mean(rewards)
+        rollout.figures |= {"reward": reward, f"reward/{example.task}": reward}
+        return rollout
+
+    @torch.no_grad()
+    def _decoded(self, rollout: Rollout) -> Tensor:
+        """Layers (G, m, 4, H, W) at the size of the truths; those that no reward reads are left empty."""
+        roles = self.scoring.roles(rollout.example)
+        if not roles & set(rollout.example.targets):  # no reward says anything of this task
+            roles = set(Role)
+        made = self.model.pictures(rollout.x0, rollout.cond, roles)
+        return torch.stack([rollout.cond.canvases[0].restore(layers) for layers in made])
+
     # ---- a micro-batch -----------------------------------------------------------------------------------------------
 
     def forward(self, index: int, batch: Any = None) -> Losses:
-        place = index % (self.group_count * self.parts)
         turn, update = divmod(self.step, self.period)
-        part, group = divmod(place, self.group_count)
-        if turn != self._turn:
-            if turn:
-                self._age()
-            self._rollouts, self._turn = {}, turn
+        part, group = divmod(index % (self.group_count * self.parts), self.group_count)
         number = turn * self.group_count + group
         figures: Losses = {}
         if number not in self._rollouts:
-            self._rollouts[number] = self._roll(number)
-            figures = {k: torch.tensor(v) for k, v in self._rollouts[number].figures.items() if v == v}
+            made = self.engine.take(number, self.model.device) if self.engine else self.roll(number)
+            self._rollouts[number] = made
+            self._rewards.append(made.figures["reward"])
+            figures = {k: torch.tensor(v) for k, v in made.figures.items() if v == v}
         rollout = self._rollouts[number]
 
         def ask(policy: str, x: Tensor, t: Tensor) -> Tensor:
@@ -178,26 +225,6 @@ class ReinforcementObjective(SFTObjective):
             return self.model.noise(rollout.cond, [first + g for g in range(count)])
 
         return self.algorithm.losses(rollout, update * self.parts + part, ask, draw) | figures
-
-    def _roll(self, number: int) -> Rollout:
-        example = self.examples.batch(number)[0]
-        with torch.no_grad(), self.using(self.algorithm.roller):
-            rollout = roll(self.model, example, self.settings_of_rollouts, self.seed * GROUP_SEED + number)
-        rewards = self.scoring.rewards(rollout.example, self._decoded(rollout))
-        rollout.advantages, rollout.figures = advantages(rewards, self.scoring.weights, self.scoring.settings)
-        reward = self.scoring.mean(rewards)
-        rollout.figures |= {"reward": reward, f"reward/{example.task}": reward}
-        self._rewards.append(reward)
-        return rollout
-
-    @torch.no_grad()
-    def _decoded(self, rollout: Rollout) -> Tensor:
-        """Layers (G, m, 4, H, W) at the size of the truths; those that no reward reads are left empty."""
-        roles = self.scoring.roles(rollout.example)
-        if not roles & set(rollout.example.targets):  # no reward says anything of this task
-            roles = set(Role)
-        made = self.model.pictures(rollout.x0, rollout.cond, roles)
-        return torch.stack([rollout.cond.canvases[0].restore(layers) for layers in made])
 
     # ---- what watches ------------------------------------------------------------------------------------------------
 

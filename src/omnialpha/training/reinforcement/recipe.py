@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from omnialpha.models.checkpoints.folders import Parts
 from omnialpha.training.perceptual import PerceptualSettings
 from omnialpha.training.reinforcement.advantages import AdvantageSettings
 from omnialpha.training.reinforcement.algorithms import GRPO, NFT
+from omnialpha.training.reinforcement.engine import RayEngine
 from omnialpha.training.reinforcement.judge import JudgeSettings
 from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
 from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
@@ -37,6 +39,8 @@ class ReinforcementRecipe(SFTRecipe):
         rewards: Their weights by name; the released ones, 1 each, where there are none.
         text_match, services, judge: Rewards from elsewhere, under the names text, their own, and judge.
         guards: See `objective.Guards`.
+        engine: What rolls out: "local" is each process of the run itself; "ray" has `actors` Ray actors for each, of
+            `actor_gpus` GPUs. The result is the same.
     """
 
     loss: FlowLoss = FlowLoss()
@@ -53,6 +57,9 @@ class ReinforcementRecipe(SFTRecipe):
     judge: JudgeSettings | None = None
     perceptual: PerceptualSettings = PerceptualSettings()
     guards: dict[str, list[float]] = field(default_factory=dict)
+    engine: Literal["local", "ray"] = "local"
+    actors: int = 2
+    actor_gpus: float = 0.0
 
     def __post_init__(self) -> None:
         """Let a step take all micro-batches of its rollouts, as many in each process."""
@@ -69,6 +76,8 @@ class ReinforcementRecipe(SFTRecipe):
             raise InputError("reinforcement draws one example a group: give batch=1, without cache and tokens.")
         if self.continued and not self.adapter:
             raise InputError("continued=true trains the LoRA of fine-tuning on: give it as adapter.")
+        local = replace(self, engine="local")
+        engine = RayEngine(local.objective, self.fit, self.actors, self.actor_gpus) if self.engine == "ray" else None
         scoring = self._scoring()
         base, mixture = self._lora()
         assert isinstance(mixture, Mixture | Stream)
@@ -87,6 +96,7 @@ class ReinforcementRecipe(SFTRecipe):
             guards=Guards(self.guards),
             seed=self.fit.seed,
             begun=Path(self.adapter) if self.continued else None,
+            engine=engine,
         )
         if self.fit.validate_every:
             made.validated()  # raises now what it would raise later
