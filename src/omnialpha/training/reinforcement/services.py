@@ -38,6 +38,8 @@ class TextMatch:
         """A row that says something of tasks with a text. InputError where the function cannot be imported."""
         try:
             match: Callable[[Tensor, str], Tensor] = pkgutil.resolve_name(self.function)
+            if not callable(match):
+                raise ValueError("it is no function")
         except (ImportError, AttributeError, ValueError) as error:
             raise InputError(
                 f"text_match.function={self.function!r} cannot be imported ({error}): give package.module:function."
