@@ -29,6 +29,7 @@ from omnialpha.training import run as runs
 from omnialpha.training.validation import ValidationSet
 
 ROOT = Path(__file__).parents[1]
+BATCH = 16  # held-out scenes at once
 TASK_LIST = ("decompose_rough", "matting_rough", "removal_rough")
 SHARED = [
     "tasks={decompose_rough=0.5, matting_rough=0.3, removal_rough=0.2}",
@@ -76,7 +77,10 @@ def measure(
     """Figures of each scene by name, and what was made of each by task, without `fidelity`."""
     made = {}
     for name, asked in examples.items():
-        stacks = [model.run([e], seed=k, steps=8, raw=True)[0] for k, e in enumerate(asked)]
+        stacks = []
+        for first in range(0, len(asked), BATCH):
+            part = asked[first : first + BATCH]
+            stacks += model.run(part, seed=list(range(first, first + len(part))), steps=8, raw=True)
         made[name] = [torch.stack([layer.rgba for layer in stack]) for stack in stacks]
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     for example, layers in zip(examples["decompose_rough"], made["decompose_rough"], strict=True):

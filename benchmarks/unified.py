@@ -62,7 +62,7 @@ def from_noise(model: OmniAlpha, bank: Bank, size: tuple[int, int], category: st
     """
     found = []
     for objective, mixture, index in batches(model, bank, size, category, loss):
-        cond, x0, _ = objective.encoded(mixture, index)
+        cond, x0, _ = objective.encoded(mixture, index, mixture[index])
         noise = model.noise(cond, index * 16)
         clean = noise - model.velocity(noise, torch.ones(len(noise)), cond)
         found.append(float((clean - x0).square().mean()))
