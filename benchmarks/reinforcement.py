@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for way in WAYS:
         if (folder(options.output, way) / "model").is_dir():
             models[way] = omnialpha.load(lora=folder(options.output, way) / "model")
+    for model in models.values():  # its own alphas, not its finder's
+        model.card = replace(model.card, alpha_from_finder=[])
     results = {way: measure(model, examples) for way, model in models.items()}
     table = Table(
         "Reinforcement of nano, held out",

@@ -8,6 +8,7 @@ import torch
 from finders import SIDE, Red
 from omnialpha import fidelity, loading, masks
 from omnialpha.errors import InputError
+from omnialpha.evaluation.suite.suite import of_model
 from omnialpha.hints import add_hint, count_inputs, look
 from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.models.finder import FINDER, U2NetP, hint_of
@@ -263,3 +264,12 @@ def test_nothing_is_sampled_where_the_finders_alpha_is_all(
     monkeypatch.undo()
     monkeypatch.setattr(own.transformer, "forward", lambda *_: pytest.fail("the transformer was asked"))
     own.run([asked])
+
+
+def test_the_suite_decodes_one_sampling_in_both_ways(tiny_model: OmniAlpha) -> None:
+    own = with_finder(tiny_model, Red(), alpha_from_finder=["matting_auto"])
+    own.card = replace(own.card, refine=True)
+    asked = TASKS["matting_auto"].example(image=torch.rand(4, 48, 40, generator=torch.Generator().manual_seed(0)))
+    [both] = of_model(own).make([asked], [3])
+    for made, raw in zip(both, (False, True), strict=True):
+        assert torch.equal(made[0], own.run([asked], seed=3, raw=raw)[0][0].rgba.clamp(0, 1))

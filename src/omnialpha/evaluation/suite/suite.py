@@ -70,9 +70,9 @@ def of_model(model: OmniAlpha, batch: int = BATCH) -> Method:
 
     def make(examples: Sequence[Example], seeds: Sequence[int]) -> list[Tensor]:
         steps: list[Any] = []
-        stacks = model.run(examples, seed=seeds, on_step=lambda *last: steps.append(last))
+        raw = model.run(examples, seed=seeds, raw=True, on_step=lambda *last: steps.append(last))
         step, cond = steps[-1]
-        pairs = zip(stacks, model.decode(step.x, cond, raw=True), strict=True)
+        pairs = zip(model.decode(step.x, cond), raw, strict=True)
         return [
             torch.stack([torch.stack([layer.rgba for layer in stack]) for stack in pair]).clamp(0, 1).cpu()
             for pair in pairs
