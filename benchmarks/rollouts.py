@@ -58,7 +58,7 @@ def grouped(made: ReinforcementObjective, turns: list[int]) -> None:
 def one_by_one(made: ReinforcementObjective, turns: list[int]) -> None:
     """The released procedure: a sample at a time, in rollout and update."""
     turns[0] += 1
-    settings, model = made.settings_of_rollouts, made.model
+    settings, model = made.rollout_settings, made.model
     example = made.examples.batch(turns[0])[0]
     rows: list[dict[str, Any]] = [generate(model, example, settings, turns[0] * 100 + g) for g in range(settings.group)]
     layers = torch.stack([row["layers"] for row in rows])

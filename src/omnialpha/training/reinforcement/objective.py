@@ -120,7 +120,7 @@ class ReinforcementObjective(SFTObjective):
         """
         super().__init__(model, mixture, held_out, FlowLoss(), validation, tasks, lora)
         self.data, self.examples = None, mixture  # examples are drawn where a rollout begins
-        self.algorithm, self.settings_of_rollouts, self.scoring = algorithm, rollouts, scoring
+        self.algorithm, self.rollout_settings, self.scoring = algorithm, rollouts, scoring
         self.group_count, self.guards, self.seed = groups, guards, seed
         self.period = algorithm.updates
         self.parts = algorithm.parts(rollouts.steps, rollouts.trained)
@@ -185,7 +185,7 @@ class ReinforcementObjective(SFTObjective):
         """The rollout of group `number`, counted over the run, with its advantages."""
         example = self.examples.batch(number)[0]
         with torch.no_grad(), self.using(self.algorithm.roller):
-            rollout = roll(self.model, example, self.settings_of_rollouts, self.seed * GROUP_SEED + number)
+            rollout = roll(self.model, example, self.rollout_settings, self.seed * GROUP_SEED + number)
         rewards = self.scoring.rewards(rollout.example, self._decoded(rollout))
         rollout.advantages, rollout.figures = advantages(rewards, self.scoring.weights, self.scoring.settings)
         reward = self.scoring.mean(rewards)
@@ -205,7 +205,7 @@ class ReinforcementObjective(SFTObjective):
 
     def forward(self, index: int, batch: Any = None) -> Losses:
         turn, update = divmod(self.step, self.period)
-        part, group = divmod(index % (self.group_count * self.parts), self.group_count)
+        k, group = divmod(index % (self.group_count * self.parts), self.group_count)
         number = turn * self.group_count + group
         figures: Losses = {}
         if number not in self._rollouts:
@@ -217,14 +217,14 @@ class ReinforcementObjective(SFTObjective):
 
         def ask(policy: str, x: Tensor, t: Tensor) -> Tensor:
             with self.using(policy), torch.set_grad_enabled(policy == self.NAME):
-                return self.settings_of_rollouts.velocity(self.model, rollout.cond.fresh())(x, t)
+                return self.rollout_settings.velocity(self.model, rollout.cond.fresh())(x, t)
 
         def draw(noise: int) -> Tensor:
             count = len(rollout.x0)
             first = DRAW_SEED + (rollout.seed * self.period * self.parts + noise) * count
             return self.model.noise(rollout.cond, [first + g for g in range(count)])
 
-        return self.algorithm.losses(rollout, update * self.parts + part, ask, draw) | figures
+        return self.algorithm.losses(rollout, update * self.parts + k, ask, draw) | figures
 
     # ---- what watches ------------------------------------------------------------------------------------------------
 
