@@ -9,6 +9,7 @@ scenes, 95 %, of the difference to the model before.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,9 +148,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             change = 100 * (after.mean() / before.mean() - 1)
             row = [name, way, float(after.mean()), float(change), f"{low:+.4f} to {high:+.4f}"]
             table.rows.append(row if way != "before" else [name, way, float(after.mean()), None, ""])
-    print(table.text())
-    save([table], {"n": options.n, "minutes": options.minutes}, options.json, None)
+    tables = [table, progress(options.output)]
+    for one in tables:
+        print(one.text())
+    save(tables, {"n": options.n, "minutes": options.minutes}, options.json, None)
     draw(options.output / "before-after.png", examples, {way: made for way, (_, made) in results.items()})
+
+
+def progress(output: Path) -> Table:
+    """What the logs say: steps, seconds, and the mean reward of the first and the last third of the run."""
+    table = Table(
+        "Reinforcement of nano, in training",
+        "mean reward of a group, over the logged steps of each third; tasks differ from step to step",
+        {"way": "", "steps": "d", "minutes": ".0f", "first third": ".4f", "last third": ".4f"},
+    )
+    for way in WAYS:
+        log = folder(output, way) / "log.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        rewards = [row["reward"] for row in rows if "reward" in row]
+        if rows:
+            third, minutes = max(1, len(rewards) // 3), (rows[-1]["time"] - rows[0]["time"]) / 60
+            ends = [float(np.mean(part)) if part else None for part in (rewards[:third], rewards[-third:])]
+            table.rows.append([way, rows[-1]["step"], minutes, *ends])
+    return table
 
 
 def draw(path: Path, examples: dict[str, list[Example]], made: dict[str, dict[str, list[Tensor]]]) -> None:
