@@ -169,7 +169,8 @@ def progress(output: Path) -> Table:
         if rows:
             third, minutes = max(1, len(rewards) // 3), (rows[-1]["time"] - rows[0]["time"]) / 60
             ends = [float(np.mean(part)) if part else None for part in (rewards[:third], rewards[-third:])]
-            table.rows.append([way, rows[-1]["step"], minutes, *ends])
+            saved = torch.load(log.with_name("checkpoint.pt"), weights_only=True, mmap=True)
+            table.rows.append([way, saved["step"], minutes, *ends])
     return table
 
 
