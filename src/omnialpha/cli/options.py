@@ -113,8 +113,9 @@ class Options:
     @property
     def of_networks(self) -> bool:
         """Whether an option is given that speaks of networks beside the finder, their weights or their sampling."""
-        names = ("device", "steps", "guidance", "base", "vae", "lora", "dtype", "offload", "quantize", "attention")
-        return any(getattr(self, n) != getattr(Options, n) for n in (*names, "compile", "approximate"))
+        names = ("steps", "guidance", "base", "vae", "lora", "dtype", "offload", "quantize", "attention")
+        given = any(getattr(self, n) != getattr(Options, n) for n in (*names, "compile", "approximate"))
+        return given or self.device not in ("auto", "cpu")  # where a finder runs
 
     @property
     def approximations(self) -> dict[str, str]:
