@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from common.tables import Cell, Table, save
 from common.timing import surroundings
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import omnialpha
@@ -29,6 +30,7 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Role
 from omnialpha.training import run as runs
 from omnialpha.training.validation import ValidationSet
+from omnialpha.transitions import token_mean
 
 ROOT = Path(__file__).parents[1]
 BATCH = 16  # held-out scenes at once
@@ -58,7 +60,10 @@ FIGURES = {  # name -> (format, whether less is better)
     "matting GRAD, thousands": (".4f", True),
     "boundary error": (".4f", True),
     "removal PSNR, dB": (".2f", False),
+    "completion, error of clean latents": (".4f", True),
+    "generation, error of clean latents": (".4f", True),
 }
+OTHERS = {"completion": "foreground_to_full", "generation": "text_to_image"}  # not trained here: are they forgotten?
 
 
 def folder(output: Path, way: str) -> Path:
@@ -78,8 +83,8 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, list[Tensor]]]:
     """Figures of each scene by name, and what was made of each by task, without `fidelity`."""
     made = {}
-    for name, asked in examples.items():
-        stacks = []
+    for name in TASK_LIST:
+        asked, stacks = examples[name], []
         for first in range(0, len(asked), BATCH):
             part = asked[first : first + BATCH]
             stacks += model.run(part, seed=list(range(first, first + len(part))), steps=8, raw=True)
@@ -101,7 +106,24 @@ def measure(
         figures["boundary error"].append(float((got - wanted).abs()[band].mean()))
     for example, layers in zip(examples["removal_rough"], made["removal_rough"], strict=True):
         figures["removal PSNR, dB"].append(rgba.psnr(layers[0, :3], example.true_layers()[0, :3]))
+    for category, name in OTHERS.items():
+        figures[f"{category}, error of clean latents"] = forgotten(model, examples[name])
     return {name: np.array(values) for name, values in figures.items()}, made
+
+
+@torch.no_grad()
+def forgotten(model: OmniAlpha, asked: list[Example]) -> list[float]:
+    """Mean squared error of clean latents (decision 5) of each example, at times and noise that are always the same."""
+    found: list[float] = []
+    for first in range(0, len(asked), BATCH):
+        part = asked[first : first + BATCH]
+        cond = model.condition(part)
+        x0 = model.encode_targets([example.true_layers() for example in part], cond)
+        t = torch.rand(len(part), generator=torch.Generator().manual_seed(first)).clamp_min(0.05)
+        x_t = torch.lerp(x0, model.noise(cond, first), t.view(-1, 1, 1))
+        clean = x_t - t.view(-1, 1, 1) * model.velocity(x_t, t, cond)
+        found += token_mean((clean - x0).square(), cond.positions.target_mask).tolist()
+    return found
 
 
 def interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
@@ -125,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.only:
         return
     held_out = ValidationSet(banks.unseen(128))
-    examples = {name: held_out.examples(name, options.n, (96, 96)) for name in TASK_LIST}
+    examples = {name: held_out.examples(name, options.n, (96, 96)) for name in (*TASK_LIST, *OTHERS.values())}
     models: dict[str, OmniAlpha] = {"before": omnialpha.load()}
     for way in WAYS:
         if (folder(options.output, way) / "model").is_dir():
@@ -152,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for one in tables:
         print(one.text())
     save(tables, {"n": options.n, "minutes": options.minutes}, options.json, None)
+    curves(options.output)
     draw(options.output / "before-after.png", examples, {way: made for way, (_, made) in results.items()})
 
 
@@ -174,11 +197,36 @@ def progress(output: Path) -> Table:
     return table
 
 
+def curves(output: Path) -> None:
+    """The mean reward of groups over the steps of each run, as logged, into a picture."""
+    sheet = Image.new("RGB", (640, 360), "white")
+    pen, colors = ImageDraw.Draw(sheet), ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+    points = {}
+    for way in WAYS:
+        log = folder(output, way) / "log.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        points[way] = [(row["step"], row["reward"]) for row in rows if "reward" in row]
+    every = [point for row in points.values() for point in row]
+    if not every:
+        return
+    steps, low, high = max(x for x, _ in every), min(y for _, y in every) - 0.01, max(y for _, y in every) + 0.01
+    for (way, row), color in zip(points.items(), colors, strict=True):
+        line = [(50 + 570 * x / steps, 320 - 290 * (y - low) / (high - low)) for x, y in row]
+        if line:
+            pen.line(line, fill=color, width=2)
+            pen.text((line[-1][0] - 90, line[-1][1] - 16), way, fill=color)
+    pen.line([(50, 20), (50, 320), (620, 320)], fill="black")
+    for words, place in ((f"{high:.2f}", (12, 25)), (f"{low:.2f}", (12, 308)), (f"step {steps}", (570, 328))):
+        pen.text(place, words, fill="black")
+    pen.text((60, 5), "mean reward of a group, by optimiser step", fill="black")
+    sheet.save(output / "curves.png")
+
+
 def draw(path: Path, examples: dict[str, list[Example]], made: dict[str, dict[str, list[Tensor]]]) -> None:
     """A sheet of the first scenes: the input, what each way makes of it, and the truth."""
     cards = []
-    for name, asked in examples.items():
-        for k, example in enumerate(asked[:2]):
+    for name in TASK_LIST:
+        for k, example in enumerate(examples[name][:2]):
             rows = [[(str(role), picture) for role, picture in zip(example.roles, example.inputs, strict=True)]]
             for way, layers in [
                 *((way, rows_[name][k]) for way, rows_ in made.items()),
