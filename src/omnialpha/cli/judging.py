@@ -12,7 +12,6 @@ import typer
 
 from omnialpha.cli.options import Options, number, whole
 from omnialpha.cli.reporting import RUNS, write_report
-from omnialpha.errors import InputError
 
 if TYPE_CHECKING:
     from omnialpha.evaluation.judge.judge_report import Comparison
@@ -60,12 +59,12 @@ def judge(
     """Let a vision-language model compare two runs, each pair in both orders; goes on where it was stopped."""
     from omnialpha.cli.progress import open_bar
     from omnialpha.evaluation.judge import judge_report
-    from omnialpha.evaluation.judge.endpoint import Endpoint
+    from omnialpha.evaluation.judge.endpoint import Endpoint, read_key
     from omnialpha.evaluation.judge.judge import Judge, count
     from omnialpha.evaluation.judge.pairs import match
 
     began = time.monotonic()
-    endpoint = Endpoint(url, model, _key(key_from), timeout=timeout)
+    endpoint = Endpoint(url, model, read_key(key_from or ""), timeout=timeout)
     asked = Judge(endpoint, _aspects(aspects), ground, workers)
     pairs = match(out_a, out_b, limit)
     where = output or RUNS / "judge" / "-".join((*pairs.names.values(), model)).replace(os.sep, "_")
@@ -130,15 +129,6 @@ def _aspects(names: str | None) -> tuple[str, ...]:
     from omnialpha.evaluation.judge import pairs
 
     return pairs.aspects([name.strip() for name in (names or "").split(",") if name.strip()])
-
-
-def _key(variable: str | None) -> str:
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise InputError(f"the environment variable {variable} is not set: set it to the key of the endpoint.")
-    return key
 
 
 def _note_missing(pairs: Pairs, quiet: bool) -> None:

@@ -20,9 +20,11 @@ from omnialpha.data.synthetic.bank import Bank
 from omnialpha.models.lora import adapters
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
+from omnialpha.tasks import Example
 from omnialpha.training.latent_cache.cache import CachedBatches
 from omnialpha.training.loop import Objective
-from omnialpha.training.validation import FOLDER, ValidationSet, chosen, validate
+from omnialpha.training.validation import FOLDER, Pictures, ValidationSet, chosen, validate
+from omnialpha.transitions import token_mean
 
 Batches = Mixture | Stream | CachedBatches
 ENCODERS = ("vae", "text_encoder")
@@ -57,10 +59,7 @@ def flow_losses(velocity: Tensor, wanted: Tensor, weight: Tensor, mask: Tensor |
     """Of each sample (B,) the mean over its targets, which have one size. velocity, wanted (B, Lt, C); weight (B,);
     mask (B, Lt) or None.
     """
-    error = (velocity - wanted).square().mean(dim=-1)  # (B, Lt)
-    if mask is None:
-        return error.mean(dim=1) * weight
-    return (error * mask).sum(dim=1) / mask.sum(dim=1) * weight
+    return token_mean((velocity - wanted).square(), mask) * weight
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,15 @@ class SFTObjective(Objective):
         indices = range(max(1, self.validation // drawn.batch_size))
         self.eval()
         with self._encoders():
-            how = (self.validation, drawn.batch_size, drawn.sizes[0], path)
+            how = (self.validation, drawn.batch_size, drawn.sizes[0], path, self.see)
             figures = validate(self.model, self.held_out, names, *how)
             with torch.no_grad():
                 figures["val_loss"] = sum(float(self.losses(unseen, i)["loss"]) for i in indices) / len(indices)
         self.train()
         return figures
+
+    def see(self, asked: Sequence[Example], made: Pictures) -> None:
+        """Shown what is made of held-out examples, layers (m, 4, H, W) of each."""
 
     @contextmanager
     def _encoders(self) -> Iterator[None]:

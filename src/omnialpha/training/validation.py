@@ -82,11 +82,18 @@ def chosen(weights: Mapping[str, float], able: Collection[str], named: Sequence[
 
 @torch.no_grad()
 def validate(
-    model: OmniAlpha, held_out: ValidationSet, names: Sequence[str], count: int, together: int, size: Size, path: Path
+    model: OmniAlpha,
+    held_out: ValidationSet,
+    names: Sequence[str],
+    count: int,
+    together: int,
+    size: Size,
+    path: Path,
+    see: Callable[[Sequence[Example], Pictures], None] = lambda asked, made: None,
 ) -> dict[str, float]:
     """Figures of `count` examples of each task, by `run` untouched by `fidelity`, and a sheet of the first ones.
 
-    together: how many are made at a time. path: of the sheet, a PNG.
+    together: how many are made at a time. path: of the sheet, a PNG. see: is shown what is made of each task.
     """
     figures: dict[str, float] = {}
     cards = []
@@ -97,6 +104,7 @@ def validate(
             part = asked[first : first + together]
             stacks = model.run(part, seed=list(range(first, first + len(part))), raw=True)
             made += [torch.stack([layer.rgba for layer in stack]) for stack in stacks]
+        see(asked, made)
         true = [example.true_layers().cpu() for example in asked]
         measure = MEASURES.get(TASKS[name].category)
         own = measure(asked, made, true) if measure else {}

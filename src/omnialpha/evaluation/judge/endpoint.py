@@ -7,6 +7,7 @@ long as `Retry-After` says, up to two minutes. Answers that are not in the asked
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -154,6 +155,14 @@ class Endpoint:
         if isinstance(error, openai.APITimeoutError):
             return f"no answer within {self.timeout:g} s"
         return f"the connection broke ({type(cause).__name__})"
+
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable; "" without one. InputError where it is not set."""
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
+        raise InputError(f"the environment variable {variable} is not set: set it to the key of the endpoint.")
+    return key
 
 
 def content(body: bytes) -> str:

@@ -87,7 +87,7 @@ class GRPO:
         part = number % len(rollout.steps)
         x, after, before_mean = rollout.before[part], rollout.after[part], rollout.means[part]
         mask, (t, t_next) = rollout.cond.positions.target_mask, rollout.span(part)
-        reference = ask("reference", x, t) if self.kl or self.norm else None
+        reference = ask("reference", x, t) if "reference" in self.policies() else None
         velocity = ask("trained", x, t)
         mean, deviation = rollout.transition.moments(x, velocity, t, t_next)
         change = log_probability(after, mean, deviation, mask) - log_probability(after, before_mean, deviation, mask)
@@ -102,10 +102,7 @@ class GRPO:
         policy = (torch.maximum(-advantages * ratio, -advantages * clipped) * weight).mean()
         outside = ((ratio - 1).abs() > self.clip).float().mean()
         made = {"loss": policy, "ratio": ratio.mean().detach(), "clip_fraction": outside}
-        if reference is not None:
-            made |= compare(velocity, reference, mask)
-            made["loss"] = policy + self.kl * made["kl"] + self.norm * made["norm_excess"]
-        return made
+        return made if reference is None else regularise(made, velocity, reference, mask, self.kl, self.norm)
 
 
 @dataclass(frozen=True)
@@ -157,15 +154,12 @@ class NFT:
         t = rollout.times[shuffled[:, number % steps]]
         x_t = torch.lerp(x0, draw(number), t.to(x0.device).view(-1, 1, 1))
         old = ask("old", x_t, t)
-        reference = ask("reference", x_t, t) if self.kl or self.norm else None
+        reference = ask("reference", x_t, t) if "reference" in self.policies() else None
         velocity = ask("trained", x_t, t)
         good = (rollout.advantages.to(x0.device) / (2 * self.most) + 0.5).clamp(0, 1)
         losses = nft_losses(x_t, t.to(x0.device), x0, velocity, old, good, self.beta, mask)
         made = {"loss": self.most * losses.mean()}
-        if reference is not None:
-            made |= compare(velocity, reference, mask)
-            made["loss"] = made["loss"] + self.kl * made["kl"] + self.norm * made["norm_excess"]
-        return made
+        return made if reference is None else regularise(made, velocity, reference, mask, self.kl, self.norm)
 
 
 def nft_losses(
@@ -191,12 +185,15 @@ def nft_losses(
     return total
 
 
-def compare(velocity: Tensor, reference: Tensor, mask: Tensor | None) -> Losses:
-    """Mean squared difference, squared share by which the norm is greater, and ratio of the norms."""
+def regularise(
+    made: Losses, velocity: Tensor, reference: Tensor, mask: Tensor | None, kl: float, norm: float
+) -> Losses:
+    """Losses with what holds a policy near the reference, by these weights: "kl", the mean squared difference of
+    velocities (G, Lt, C), and "norm_excess", the squared share by which its norm is greater; and the ratio of norms.
+    """
     norms = [token_mean(v.square(), mask).sqrt() for v in (velocity, reference)]
     ratio = norms[0] / norms[1].clamp_min(1e-9)
-    return {
-        "kl": token_mean((velocity - reference).square(), mask).mean(),
-        "norm_excess": (ratio - 1).clamp_min(0).square().mean(),
-        "velocity_norm": ratio.mean().detach(),
-    }
+    apart = token_mean((velocity - reference).square(), mask).mean()
+    excess = (ratio - 1).clamp_min(0).square().mean()
+    figures = {"kl": apart, "norm_excess": excess, "velocity_norm": ratio.mean().detach()}
+    return made | figures | {"loss": made["loss"] + kl * apart + norm * excess}

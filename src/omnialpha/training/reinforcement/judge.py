@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from omnialpha.errors import InputError
-from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, Message, Unanswered
+from omnialpha.evaluation.judge.endpoint import Endpoint, Malformed, Message, Unanswered, read_key
+from omnialpha.evaluation.reports.report import data_uri
 from omnialpha.files import sha256
 from omnialpha.io.contact_sheet import GAP, INK, PAPER, font, thumbnail
 from omnialpha.tasks import CATEGORIES, Role
@@ -62,10 +61,7 @@ class JudgeSettings:
         Raises:
             InputError: The address, the key or a limit cannot be used; from the row, no question was answered.
         """
-        key = os.environ.get(self.key_from, "").strip() if self.key_from else ""
-        if self.key_from and not key:
-            raise InputError(f"the environment variable {self.key_from} is not set: set it to the key of the judge.")
-        endpoint = Endpoint(self.url, self.model, key, self.timeout, self.tries)
+        endpoint = Endpoint(self.url, self.model, read_key(self.key_from), self.timeout, self.tries)
         known: dict[str, list[float]] = {}
         return Reward(lambda out: asyncio.run(_judge(endpoint, out, known)), CATEGORIES, known=False)
 
@@ -141,10 +137,7 @@ def _question(out: Outcome, words: str, answers: Image.Image, count: int) -> Que
 
 
 def _picture(image: Image.Image) -> Message:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": uri}}
+    return {"type": "image_url", "image_url": {"url": data_uri(np.asarray(image))}}
 
 
 def _small(layer: Tensor, side: int) -> Image.Image:

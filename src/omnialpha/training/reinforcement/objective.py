@@ -23,17 +23,18 @@ from omnialpha.training.perceptual import Distance
 from omnialpha.training.reinforcement.advantages import AdvantageSettings, advantages
 from omnialpha.training.reinforcement.algorithms import Algorithm, Losses
 from omnialpha.training.reinforcement.engine import RayEngine
-from omnialpha.training.reinforcement.rewards import REWARDS, Outcome, Reward, score
+from omnialpha.training.reinforcement.rewards import Outcome, Reward, find, score
 from omnialpha.training.reinforcement.rollouts import Rollout, RolloutSettings, roll
 from omnialpha.training.sft import FlowLoss, LoraSettings, SFTObjective
 from omnialpha.training.state import gather, part
+from omnialpha.training.validation import Pictures
 
 GROUP_SEED = 1_000_003  # between the seeds of two recipes' groups
 DRAW_SEED = 1 << 50  # between the noise of rollouts and that of what is learnt from them
 
 
 @dataclass(frozen=True)
-class Scoring:
+class RewardFunction:
     """What generations are worth.
 
     Attributes:
@@ -55,8 +56,8 @@ class Scoring:
 
     def roles(self, example: Example) -> set[Role]:
         """Of the layers that the rewards of an example read."""
-        rows = {**REWARDS, **self.more}
-        return {role for name in self.weights if rows[name].fits(example) for role in rows[name].roles}
+        rows = find(self.weights, self.more).values()
+        return {role for row in rows if row.fits(example) for role in row.roles}
 
     def mean(self, rewards: Mapping[str, Tensor]) -> float:
         """The weighted mean of a group over the terms that say something; NaN where none does."""
@@ -108,7 +109,7 @@ class ReinforcementObjective(SFTObjective):
         *,
         algorithm: Algorithm,
         rollouts: RolloutSettings,
-        scoring: Scoring,
+        scoring: RewardFunction,
         groups: int,
         guards: Guards,
         seed: int,
@@ -131,6 +132,7 @@ class ReinforcementObjective(SFTObjective):
             adapters.copy(model.transformer, self.NAME, name)
         self._rollouts: dict[int, Rollout] = {}  # by number of the group, of the rollout that is learnt from
         self._rewards: list[float] = []  # since the last validation
+        self._unseen: list[float] = []  # of the held-out examples of the last one
         self.engine = engine
 
     # ---- policies ----------------------------------------------------------------------------------------------------
@@ -231,17 +233,15 @@ class ReinforcementObjective(SFTObjective):
     def watch(self, figures: Mapping[str, float], step: int) -> None:
         self.guards.check(figures, step)
 
+    def see(self, asked: Sequence[Example], made: Pictures) -> None:
+        for example, layers in zip(asked, made, strict=True):
+            self._unseen.append(self.scoring.mean(self.scoring.rewards(example, layers[None])))
+
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """With the mean reward of held-out examples, one generation each, and how far that of training lies above."""
+        self._unseen = []
         figures = super().validate(folder, step)
-        rewards = []
-        with self._encoders(), torch.no_grad():
-            for name in self.validated():
-                for k, example in enumerate(self.held_out.examples(name, self.validation, self.mixture.sizes[0])):
-                    stack = self.model.run([example], seed=k, raw=True)[0]
-                    layers = torch.stack([layer.rgba for layer in stack])[None]
-                    rewards.append(self.scoring.mean(self.scoring.rewards(example, layers)))
-        figures["val_reward"] = float(torch.tensor(rewards).nanmean())
+        figures["val_reward"] = float(torch.tensor(self._unseen).nanmean())
         seen = [reward for rows in parallel.everywhere([self._rewards]) for reward in rows if reward == reward]
         if seen:
             figures["reward_gap"] = sum(seen) / len(seen) - figures["val_reward"]

@@ -19,8 +19,8 @@ from omnialpha.training.reinforcement.advantages import AdvantageSettings
 from omnialpha.training.reinforcement.algorithms import GRPO, NFT
 from omnialpha.training.reinforcement.engine import RayEngine
 from omnialpha.training.reinforcement.judge import JudgeSettings
-from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, Scoring
-from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward
+from omnialpha.training.reinforcement.objective import Guards, ReinforcementObjective, RewardFunction
+from omnialpha.training.reinforcement.rewards import RELEASED, REWARDS, Reward, find
 from omnialpha.training.reinforcement.rollouts import RolloutSettings
 from omnialpha.training.reinforcement.services import Service, TextMatch
 from omnialpha.training.sft import FlowLoss
@@ -117,7 +117,7 @@ class ReinforcementRecipe(SFTRecipe):
                 raise InputError(f"grpo.normalise is for flow_sde, not {self.rollout.transition}: leave it out.")
         return self.grpo or self.nft  # type: ignore[return-value]
 
-    def _scoring(self) -> Scoring:
+    def _scoring(self) -> RewardFunction:
         weights = self.rewards or dict.fromkeys(RELEASED, 1.0)
         elsewhere = {"text": self.text_match, **self.services, "judge": self.judge}
         if taken := {"text", "judge", *REWARDS} & self.services.keys():
@@ -125,10 +125,8 @@ class ReinforcementRecipe(SFTRecipe):
         more: Mapping[str, Reward] = {name: one.reward() for name, one in elsewhere.items() if one}
         if idle := more.keys() - weights.keys():
             raise InputError(f"the recipe says where {min(idle)!r} comes from, but gives it no weight in [rewards].")
+        find(weights, more)  # raises for a name that is not known
         for name, weight in weights.items():
-            if name not in REWARDS and name not in more:
-                known = ", ".join([*REWARDS, *more])
-                raise InputError(f"the reward {name!r} is not known: use some of {known}.")
             if weight <= 0:
                 raise InputError(f"rewards.{name}={weight:g}: use a weight above 0, or leave it out.")
-        return Scoring(weights, more, self.perceptual.distance(), self.advantages)
+        return RewardFunction(weights, more, self.perceptual.distance(), self.advantages)

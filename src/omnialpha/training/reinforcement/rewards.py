@@ -6,7 +6,7 @@ of the released procedure; docs/reinforcement.md says which way of cheating each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -243,20 +243,17 @@ REWARDS: dict[str, Reward] = {
 RELEASED = tuple(REWARDS)[:7]
 
 
-def score(out: Outcome, names: Sequence[str], more: Mapping[str, Reward] | None = None) -> dict[str, Tensor]:
-    """Rewards of a group by name, (G,) float32 on the CPU: NaN of rows that do not fit its task.
-
-    Args:
-        out: What was made.
-        names: Of rows.
-        more: Rows beside `REWARDS`: services, judges.
-
-    Raises:
-        InputError: A name that is not known.
-    """
-    rows = {**REWARDS, **(more or {})}
+def find(names: Iterable[str], more: Mapping[str, Reward]) -> dict[str, Reward]:
+    """Rows by name, of `REWARDS` and of others (services, judges). InputError for a name that is not known."""
+    rows = {**REWARDS, **more}
     for name in names:
         if name not in rows:
             raise InputError(f"the reward {name!r} is not known: use some of {', '.join(rows)}.")
+    return {name: rows[name] for name in names}
+
+
+def score(out: Outcome, names: Sequence[str], more: Mapping[str, Reward] | None = None) -> dict[str, Tensor]:
+    """Rewards of a group by name, (G,) float32 on the CPU: NaN of rows that do not fit its task. See `find`."""
     empty = torch.full((len(out.layers),), torch.nan)
-    return {n: rows[n].measure(out).float().cpu() if rows[n].fits(out.example) else empty for n in names}
+    rows = find(names, more or {}).items()
+    return {name: row.measure(out).float().cpu() if row.fits(out.example) else empty for name, row in rows}

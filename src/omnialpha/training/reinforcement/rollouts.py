@@ -150,10 +150,9 @@ def roll(model: OmniAlpha, example: Example, settings: RolloutSettings, seed: in
     times = settings.schedule(cond.target_tokens, model)
     seeds = [seed * settings.group + (0 if settings.same_noise else g) for g in range(settings.group)]
     random = set(chosen.flatten().tolist()) if settings.window else set(range(1, settings.steps + 1))
-    random = random if settings.trained else set()
 
     def fresh(index: int) -> Tensor | None:
-        if index not in random:
+        if not settings.trained or index not in random:
             return None
         return model.noise(cond, [seed * settings.group + g + index * STEP_SEED for g in range(settings.group)])
 
