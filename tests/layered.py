@@ -68,3 +68,13 @@ def manifest(folder: Path, count: int, layers: int = 1, name: str = "rows.jsonl"
     """A manifest of `count` layered rows."""
     folder.mkdir(parents=True, exist_ok=True)
     return write_manifest(folder / name, [layered_row(folder, n, layers, **changes) for n in range(count)])
+
+
+def pack_shards(folder: Path, layers: list[int]) -> str:
+    """Records with so many foregrounds each, as shards; their path as a recipe has it."""
+    from omnialpha.data.records import shards
+    from omnialpha.data.stream.datasets import DatasetSettings, rows
+
+    listed = write_manifest(folder / "rows.jsonl", [layered_row(folder, n, count) for n, count in enumerate(layers)])
+    shards.pack([row.record for row in rows(DatasetSettings(str(listed))) if row.record], folder / "shards")
+    return json.dumps(f"{folder}/shards/*.tar")

@@ -6,6 +6,42 @@ import torch
 
 from omnialpha.training.loop import FitSettings, fit
 
+# A recipe of reinforcement without an algorithm, as small as it can be
+REINFORCEMENT = """
+kind = "reinforcement"
+start = "unset"
+batch = 1
+sizes = [[16, 16], [16, 32]]
+prompt_dropout = 0.0
+groups = 2
+validation = 1
+[fit]
+output = "unset"
+steps = 4
+lr = 1e-2
+device = "cpu"
+save_every = 2
+log_every = 1
+trackers = []
+[lora]
+rank = 2
+targets = "attention+mlp"
+[rollout]
+group = 3
+steps = 4
+window = 1
+[rewards]
+layer_psnr = 1.0
+alpha = 1.0
+[data]
+size = 32
+foregrounds = 12
+backgrounds = 4
+[tasks]
+matting_rough = 1.0
+decompose_auto = 1.0
+"""
+
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)

@@ -195,7 +195,7 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
 def test_refused_before_the_model_is_loaded(
     arguments: list[str], words: tuple[str, ...], pictures: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_task, "load", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(run_task, "load", lambda *_: pytest.fail("the model was loaded"))
     before = listing()
     assert refused(call(*arguments), *words) and listing() == before
 
@@ -215,7 +215,7 @@ def test_unreadable_file(pictures: Path, call: Call, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("verb", [MATTE, ["decompose", "photo.png", "-o", "new"]], ids=["file", "folder"])
 def test_unwritable_output(verb: list[str], pictures: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     before = listing()
-    monkeypatch.setattr(run_task, "load", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(run_task, "load", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(os, "access", lambda path, mode, **options: not mode & os.W_OK)
     refused(call(*verb), verb[-1], "may not be written", "change the permissions or choose another")
     assert listing() == before
@@ -344,7 +344,7 @@ def test_a_real_process_shows_no_traceback(pictures: Path) -> None:
 def test_what_is_not_the_user_s_mistake_is_not_hidden(
     pictures: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bug(options: Any) -> None:
+    def bug(*_: Any) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(run_task, "load", bug)

@@ -461,7 +461,7 @@ def test_doctor_finds_a_working_model(call: Call, tiny_model_folder: Path) -> No
 def test_doctor_names_the_problem(call: Call, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
     done = call("doctor", "--model", "missing", "--json")
     assert done.exit_code == 1 and "'missing'" in json.loads(done.stdout)["problem"] and done.stderr == ""
-    monkeypatch.setattr(doctor, "load", lambda options: broken())
+    monkeypatch.setattr(doctor, "load", lambda *_: broken())
     assert "makes NaN" in json.loads(call("doctor", "--model", tiny_model_folder, "--json").stdout)["problem"]
 
 

@@ -9,10 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import omnialpha
-from layered import layered_row, write_manifest
+from layered import pack_shards
 from omnialpha import config
-from omnialpha.data.records import shards
-from omnialpha.data.stream.datasets import DatasetSettings, rows
 from omnialpha.errors import InputError
 from omnialpha.models.lora.names import ATTENTION, MLP
 from omnialpha.tasks import TASKS
@@ -27,11 +25,7 @@ DEAD = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net
 @pytest.fixture(scope="module")
 def overrides(released_base: Path, released_omnialpha: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What is tiny: the checkpoint, its records in shards, sizes, rank and steps."""
-    folder = tmp_path_factory.mktemp("records")
-    manifest = write_manifest(folder / "rows.jsonl", [layered_row(folder, n, 1 + n % 2) for n in range(8)])
-    records = [row.record for row in rows(DatasetSettings(str(manifest))) if row.record]
-    shards.pack(records, folder / "shards")
-    path = json.dumps(f"{folder}/shards/*.tar")
+    path = pack_shards(tmp_path_factory.mktemp("records"), [1, 2] * 4)
     return [
         f"start={released_base}",
         f"vae={released_omnialpha}/rgba_vae",

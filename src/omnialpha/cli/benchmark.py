@@ -131,7 +131,7 @@ def _model(options: Options, batch: int) -> Method:
     how |= {"raw": options.raw, "steps": options.steps, "guidance": options.guidance}
     identity = identity_of(setup.parts, **{k: v for k, v in how.items() if k not in ("device", "offload", "compile")})
     name = Path(options.model or "nano").name
-    return of_model(load(options), name, identity, options.raw, batch, options.steps, options.guidance)
+    return of_model(load(options, setup), name, identity, options.raw, batch, options.steps, options.guidance)
 
 
 # ---- autoencoders ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import typer
 from omnialpha import __version__
 from omnialpha.cli.options import Options
 from omnialpha.cli.progress import silence_libraries
-from omnialpha.cli.run_task import load
+from omnialpha.cli.run_task import build_setup, load
 from omnialpha.errors import InputError
 
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -121,7 +121,7 @@ def self_test(options: Options) -> dict[str, Any]:
     from omnialpha.tasks import TASKS
 
     began = time.monotonic()
-    model = load(options)
+    model = load(options, build_setup(options))
     loaded = time.monotonic()
     height, width = model.native_size()
     rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]

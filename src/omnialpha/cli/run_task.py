@@ -96,12 +96,13 @@ def run_task(
     loaded, device, canvas = 0.0, "cpu", example.size
     stack = _cut_out(parts, example, options, messages)
     if stack is None:
-        forecast = build_setup(options).forecast(example, steps, guidance != 1.0, options.raw)
+        setup = build_setup(options, parts)
+        forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
         messages.say(f"{card.name} on {forecast}")
         if forecast.warning:
             messages.note(forecast.warning)
         loading = time.monotonic()
-        model = load(options)
+        model = load(options, setup)
         loaded = time.monotonic() - loading
         stack = _run(model, task, example, used, messages)
         device, canvas = str(model.device), model.canvas(example).size
@@ -199,21 +200,21 @@ def read(
     return pictures
 
 
-def build_setup(options: Options) -> Setup:
-    """The model that the options name, and its placement, before anything is loaded."""
+def build_setup(options: Options, parts: Parts | None = None) -> Setup:
+    """The model that the options name, and its placement, before anything is loaded. parts: where they are known."""
     silence_libraries()
     from omnialpha.loading import Approximations, Placement, Setup, resolve
 
     how = (options.dtype, options.offload, options.quantize, options.attention, options.compile)
     placement = Placement(options.device, *how)  # type: ignore[arg-type]
-    return Setup(resolve(options.model, **options.parts), placement, Approximations.parse(options.approximations))
+    parts = parts or resolve(options.model, **options.parts)
+    return Setup(parts, placement, Approximations.parse(options.approximations))
 
 
-def load(options: Options) -> OmniAlpha:
-    """The model on its device; InputError where its files are damaged."""
+def load(options: Options, setup: Setup) -> OmniAlpha:
+    """The model of the options on its device; InputError where its files are damaged."""
     from safetensors import SafetensorError
 
-    setup = build_setup(options)
     try:
         return setup.load()
     except (OSError, SafetensorError) as error:

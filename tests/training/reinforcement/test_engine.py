@@ -10,52 +10,20 @@ from omnialpha.errors import InputError
 from omnialpha.training import run as runs
 from omnialpha.training.loop import fit
 from processes import checkpoint, one_thread  # noqa: F401 - a fixture
-from training_runs import logged
+from training_runs import REINFORCEMENT, logged
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'omnialpha[ray]'")
 
-RECIPE = """
-kind = "reinforcement"
-start = "unset"
-batch = 1
-sizes = [[16, 16], [16, 32]]
-prompt_dropout = 0.0
-groups = 3
-engine = "ray"
-actors = 2
-validation = 1
-[fit]
-output = "unset"
-steps = 4
-lr = 1e-2
-device = "cpu"
-save_every = 2
-log_every = 1
-trackers = []
-[lora]
-rank = 2
-[rollout]
-group = 2
-steps = 3
-window = 1
-[rewards]
-layer_psnr = 1.0
-alpha = 1.0
-[data]
-size = 32
-foregrounds = 12
-backgrounds = 4
-[tasks]
-matting_rough = 1.0
-decompose_auto = 1.0
-"""
+CHANGES = ["groups=3", "engine=ray", "actors=2", "lora.targets=attention", "rollout.group=2", "rollout.steps=3"]
 
 
 @pytest.fixture
 def read(tmp_path, tiny_model_folder):
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return lambda *changes: runs.read(path, [f"start={tiny_model_folder}", f"fit.output={tmp_path}/run", *changes])
+    path.write_text(REINFORCEMENT)
+    return lambda *changes: runs.read(
+        path, [f"start={tiny_model_folder}", f"fit.output={tmp_path}/run", *CHANGES, *changes]
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["grpo.updates=2", pytest.param("nft.updates=2", marks=pytest.mark.slow)])

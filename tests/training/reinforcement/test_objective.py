@@ -15,42 +15,8 @@ from omnialpha.errors import InputError
 from omnialpha.training import run as runs
 from omnialpha.training.loop import fit
 from processes import checkpoint, one_thread, run_two  # noqa: F401 - a fixture
-from training_runs import assert_resumes, logged
+from training_runs import REINFORCEMENT, assert_resumes, logged
 
-RECIPE = """
-kind = "reinforcement"
-start = "unset"
-batch = 1
-sizes = [[16, 16], [16, 32]]
-prompt_dropout = 0.0
-groups = 2
-validation = 1
-[fit]
-output = "unset"
-steps = 4
-lr = 1e-2
-device = "cpu"
-save_every = 2
-log_every = 1
-trackers = []
-[lora]
-rank = 2
-targets = "attention+mlp"
-[rollout]
-group = 3
-steps = 4
-window = 1
-[rewards]
-layer_psnr = 1.0
-alpha = 1.0
-[data]
-size = 32
-foregrounds = 12
-backgrounds = 4
-[tasks]
-matting_rough = 1.0
-decompose_auto = 1.0
-"""
 ALGORITHMS = {
     "grpo": ["grpo.updates=2", "grpo.kl=1e-2", "grpo.clip=0.1"],
     "nft": ["nft.updates=2", "nft.norm=1e-2", "nft.schedule=slow"],
@@ -61,7 +27,7 @@ ALGORITHMS = {
 def read(tmp_path, tiny_model_folder):
     """Overrides -> the recipe."""
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
+    path.write_text(REINFORCEMENT)
     return lambda *changes: runs.read(path, [f"start={tiny_model_folder}", f"fit.output={tmp_path}/run", *changes])
 
 
@@ -272,7 +238,7 @@ torch.distributed.destroy_process_group()
 def two(tmp_path_factory, tiny_model_folder):
     """The folder of two processes' runs."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "recipe.toml").write_text(REINFORCEMENT)
     changes = {name: [f"start={tiny_model_folder}", *own] for name, own in ALGORITHMS.items()}
     run_two(WORKER, folder / "recipe.toml", folder, json.dumps(changes))
     return folder

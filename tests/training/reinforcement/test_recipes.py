@@ -7,9 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layered import layered_row, write_manifest
-from omnialpha.data.records import shards
-from omnialpha.data.stream.datasets import DatasetSettings, rows
+from layered import pack_shards
 from omnialpha.errors import InputError
 from omnialpha.training import run as runs
 from released import RANK
@@ -21,11 +19,7 @@ OURS = ("omnialpha-grpo", "omnialpha-grpo-ours", "omnialpha-nft")
 @pytest.fixture(scope="module")
 def overrides(released_base: Path, released_omnialpha: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What is tiny: the checkpoint, its records in shards, sizes, ranks, groups and steps."""
-    folder = tmp_path_factory.mktemp("records")
-    manifest = write_manifest(folder / "rows.jsonl", [layered_row(folder, n, 1) for n in range(6)])
-    records = [row.record for row in rows(DatasetSettings(str(manifest))) if row.record]
-    shards.pack(records, folder / "shards")
-    path = json.dumps(f"{folder}/shards/*.tar")
+    path = pack_shards(tmp_path_factory.mktemp("records"), [1] * 6)
     return [
         f"start={released_base}",
         f"vae={released_omnialpha}/rgba_vae",
