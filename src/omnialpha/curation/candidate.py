@@ -55,9 +55,9 @@ class SourceItem:
             alpha = subject_mask(matte, Role.ALPHA)[None]
             color = made[k][:3]
             if self.mixed:
-                from omnialpha.refine import foreground_color
+                from omnialpha import refine
 
-                color = foreground_color(color, alpha[0])
+                color = refine.foreground(color, alpha[0])[:3]
             made[k] = torch.cat([color, alpha])
         return made
 
