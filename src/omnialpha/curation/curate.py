@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 from omnialpha import __version__
-from omnialpha.curation import engine, filters, output, review, scoring, sources, stages
+from omnialpha.curation import advance, engine, filters, output, review, scoring, sources, stages
 from omnialpha.curation.candidate import Candidate, Outcome, Rejected, SourceItem
 from omnialpha.curation.engine import Watch
 from omnialpha.curation.recipe import CurationRecipe
@@ -166,13 +166,13 @@ def estimate(recipe: CurationRecipe) -> list[StageEstimate]:
     known, todo = Counter[str](), Counter[str]()
     ready: list[Candidate] = []
     for item in items(recipe):
-        done = stages.known(item, tools)
+        done = advance.known(item, tools)
         known.update(done.passed)
-        todo.update((*done.missing, *(stages.LAYERS if done.missing else ())))  # it may come to all the others
+        todo.update((*done.missing, *(advance.LAYERS if done.missing else ())))  # it may come to all the others
         ready += [done.candidate] if not (done.missing or done.rejected) else []
     fit, _ = filtered(ready, recipe)
     for candidate in fit:
-        done = stages.known(candidate, tools)
+        done = advance.known(candidate, tools)
         known.update(done.passed)
         todo.update(done.missing)
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -82,9 +82,7 @@ class QwenImageEdit:
     def __init__(self, settings: EditSettings) -> None:
         from diffusers import QwenImageEditPlusPipeline
 
-        self.pipe = _pipeline(
-            lambda **more: QwenImageEditPlusPipeline.from_pretrained(settings.model, **more), settings
-        )
+        self.pipe = _pipeline(partial(QwenImageEditPlusPipeline.from_pretrained, settings.model), settings)
         given = {"num_inference_steps": settings.steps, "true_cfg_scale": settings.guidance}
         self.options = {"negative_prompt": " "} | {k: v for k, v in given.items() if v is not None} | settings.options
         self.lock = threading.Lock()

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omnialpha.curation import stages
+from omnialpha.curation import advance, stages
 from omnialpha.curation.candidate import Candidate, Outcome, SourceItem
 from omnialpha.curation.recipe import CurationRecipe
 from omnialpha.curation.stages import Event
@@ -27,9 +27,9 @@ Job = SourceItem | Candidate
 Watch = Callable[[str, Event, int], None]  # a stage, what became of candidates there, and of how many
 
 
-def work(job: Job, tools: Tools, watch: stages.Watch) -> Outcome:
+def work(job: Job, tools: Tools, watch: advance.Watch) -> Outcome:
     """All stages of a phase: of an item those that need no model, of a candidate the others."""
-    return stages.take(job, tools, watch) if isinstance(job, SourceItem) else stages.advance(job, tools, watch)
+    return advance.take(job, tools, watch) if isinstance(job, SourceItem) else advance.advance(job, tools, watch)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _threads(plan: Sequence[Shard], tools: Tools, watch: Watch) -> Iterator[list
             yield outcomes
 
 
-def _done(shard: Shard, tools: Tools, pool: ThreadPoolExecutor, watch: stages.Watch) -> list[Outcome]:
+def _done(shard: Shard, tools: Tools, pool: ThreadPoolExecutor, watch: advance.Watch) -> list[Outcome]:
     futures = [pool.submit(work, job, tools, watch) for job in shard.jobs]
     try:
         outcomes = [future.result() for future in futures]
