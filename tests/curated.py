@@ -1,6 +1,5 @@
 """Finished candidates of curation, drawn by rule: a disk or two in front of ramps, their pictures in a store."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +48,3 @@ def candidates(folder: Path, count: int) -> tuple[Store, list[Candidate]]:
     """Every third of them has two foregrounds."""
     store = Store(folder / "store")
     return store, [candidate(store, n, 2 if n % 3 == 2 else 1) for n in range(count)]
-
-
-def renamed(one: Candidate, **changes: object) -> Candidate:
-    return replace(one, **changes)  # type: ignore[arg-type]

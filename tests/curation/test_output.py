@@ -162,6 +162,7 @@ def test_datasets_loads_the_folder_and_our_reader_takes_it(written: Any, tmp_pat
     loaded = datasets.load_dataset(str(written[0]), cache_dir=str(tmp_path))
     assert {split: len(rows) for split, rows in loaded.items()} == {"train": 6, "test": 1}
     assert loaded["train"][0]["composite"].size == (56, 40)
+    (written[0] / "decisions.json").write_text("{}")  # lies there once a reviewer has saved some
     report = examine(DatasetSettings(f"hf:{written[0]}#train"), deep=True)
     assert (len(report.good), report.bad) == (6, [])
 

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +15,18 @@ from omnialpha.curation.candidate import Candidate
 from omnialpha.curation.review import FORMAT, SHOWN, VERSION, mark, read_decisions, write_review
 from omnialpha.curation.store import Store
 from omnialpha.errors import InputError
+from pages import Page
 
 NASTY = "</script><script>alert('x')</script> & <b>\"bold\"</b>"
 
 
-class PageReader(HTMLParser):
-    """What a browser would load and run."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.scripts and self.lasttag == "script":
-            self.scripts[-1] += data
-
-
-def page(folder: Path, count: int = 4, **changes: Any) -> tuple[PageReader, dict[str, Any], Store, list[Candidate]]:
+def page(folder: Path, count: int = 4, **changes: Any) -> tuple[Page, dict[str, Any], Store, list[Candidate]]:
     store, made = candidates(folder, count)
     made[0] = replace(made[0], scene=NASTY)
     scores = {one.id: 1 - one.scores["premultiplied"] for one in made}
     values: dict[str, Any] = {"cut": 0.9975, "near": [made[2].id], **changes}
     written = write_review(folder / "review", store, made, scores, **values)
-    read = PageReader(written.read_text())
+    read = Page(written.read_text())
     return read, json.loads(read.scripts[0]), store, made
 
 

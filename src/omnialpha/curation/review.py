@@ -76,6 +76,7 @@ def write_review(
     data = {
         "format": FORMAT, "version": VERSION, "run": sha256(json.dumps([[c["id"], c["mark"]] for c in cards]))[:20],
         "cut": cut if cut is not None and isfinite(cut) else None, "decided": dict(decided or {}), "cards": cards,
+        "amplified": AMPLIFIED,
     }  # fmt: skip
     page = folder / PAGE
     atomic_write(page, render("review.html", title="Accept or reject", count=len(cards), data=data))

@@ -14,7 +14,7 @@ function figure(card, [label, file]) {
     loading: "lazy", decoding: "async", width: card.size[0], height: card.size[1], alt: card.id + ": " + label, src: file,
   });
   if (label === "foreground") image.className = "on-checkerboard";
-  made.append(image, element("figcaption", label));
+  made.append(image, element("figcaption", label === "difference" ? label + " × " + data.amplified : label));
   return made;
 }
 function figures(scores) {
