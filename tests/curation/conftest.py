@@ -15,7 +15,7 @@ from PIL import Image
 
 
 class ImageServer:
-    """Gives a picture back with what its mask leaves clear, or all, in one colour. fields: of each request."""
+    """Gives a picture back with its grey, or what its mask leaves clear, in one colour. fields: of each request."""
 
     def __init__(self) -> None:
         self.fields: list[dict[str, bytes]] = []
@@ -26,8 +26,11 @@ class ImageServer:
         if self.answer:
             return self.answer
         pixels = np.array(Image.open(io.BytesIO(fields["image"])).convert("RGB"))
-        mask = np.asarray(Image.open(io.BytesIO(fields["mask"])))[..., 3] == 0 if "mask" in fields else ...
-        pixels[mask] = (20, 120, 60)
+        if "mask" in fields:
+            clear = np.asarray(Image.open(io.BytesIO(fields["mask"])))[..., 3] == 0
+        else:
+            clear = (pixels == 128).all(-1)
+        pixels[clear] = (20, 120, 60)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         return json.dumps({"data": [{"b64_json": base64.b64encode(file.getvalue()).decode()}]}).encode()

@@ -10,14 +10,14 @@ import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline
 from PIL import Image
-from reference import published_pipeline
-from released import write_base
 
 from omnialpha import rgba
 from omnialpha.curation import editing
 from omnialpha.curation.editing import EDITORS, REMOVERS, EditSettings
 from omnialpha.curation.vlm import GREY, VLMSettings
 from omnialpha.errors import InputError
+from reference import published_pipeline
+from released import write_base
 
 FRONT = torch.zeros(4, 48, 72)
 FRONT[:, 12:36, 20:50] = torch.tensor([0.8, 0.1, 0.1, 1.0])[:, None, None]

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from chat_server import Chat, serve
 from PIL import Image
 
+from chat_server import Chat, serve
 from omnialpha.curation import answers
 from omnialpha.curation.candidate import Rejected
 from omnialpha.curation.vlm import Server, VLMSettings
