@@ -52,7 +52,8 @@ def main() -> None:
             given.photographs
         )
         values = {
-            "output": str(given.output or Path(scratch) / "out"), "sources": folders, "side": SIDE, "limit": given.limit,
+            "output": str(given.output or Path(scratch) / "out"), "sources": folders, "side": SIDE,
+            "limit": given.limit,
             "vlm": {"url": url, "model": "canned", "parallel": 8},
             "edit": {"kind": "completion"}, "remove": {"kind": "removal"},
             "filters": {"min_side": 64, "sharpness": 0.0},
