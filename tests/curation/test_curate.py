@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from omnialpha import config
-from omnialpha.curation import engine
+from omnialpha.curation import engine, review
 from omnialpha.curation.candidate import Candidate, SourceItem
 from omnialpha.curation.curate import curate, estimate, items, total
 from omnialpha.curation.recipe import CurationRecipe
@@ -124,7 +124,9 @@ def test_the_best_are_kept_and_reviewers_decide(foregrounds: Path, tmp_path: Pat
     page = (tmp_path / "out" / "review" / "index.html").read_text(encoding="utf-8")
     assert kept[0] in page and left in page
     decisions = {kept[0]: "reject", left: "accept"}
-    written = {"format": "omnialpha curation decisions", "version": 1, "decisions": decisions}
+    rows = [Candidate.parse({k: row[k] for k in Candidate.__dataclass_fields__}) for row in lines(tmp_path / "out" / "manifest.jsonl") if row["id"] in decisions]
+    marks = {candidate.id: review.mark(candidate) for candidate in rows}
+    written = {"format": review.FORMAT, "version": review.VERSION, "decisions": decisions, "marks": marks}
     (tmp_path / "out" / "decisions.json").write_text(json.dumps(written))
     second = curate(made).status
     assert second[kept[0]] == "select" and second[left] in ("train", "test")
