@@ -17,7 +17,7 @@ from omnialpha.curation.tools import Tools
 from omnialpha.errors import InputError
 from omnialpha.files import sha256
 
-DECISIONS = "decisions.json"
+DECISIONS, REVIEW = "decisions.json", "review"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def _finish(outcomes: Mapping[str, Outcome], tools: Tools) -> Curated:
     recipe, folder = tools.recipe, tools.recipe.folder
     made = {name: o.candidate for name, o in outcomes.items() if not o.stage}
     figures = {name: c.scores[recipe.select.score] for name, c in made.items()}
-    decisions = review.read_decisions(folder / DECISIONS) if (folder / DECISIONS).is_file() else {}
+    decisions = {}
+    if (folder / DECISIONS).is_file():
+        decisions = review.read_decisions(folder / DECISIONS, [o.candidate for o in outcomes.values()])
     chosen = scoring.select(
         figures, recipe.select.keep or None, recipe.select.threshold or None, recipe.select.near,
         {name: decision for name, decision in decisions.items() if name in figures},
@@ -115,8 +117,9 @@ def _finish(outcomes: Mapping[str, Outcome], tools: Tools) -> Curated:
     }
     status = {name: o.stage or places[name] for name, o in final.items()}
     about = _about(recipe) | {"near": chosen.near, "cut": chosen.cut}
-    output.write(folder, tools.store, kept, list(final.values()), status, about, recipe.out)
-    review.write_review(folder / "review", tools.store, list(made.values()), figures, chosen)
+    output.write(folder, tools.store, kept, list(final.values()), about, recipe.out)
+    page = folder / REVIEW
+    review.write_review(page, tools.store, list(made.values()), figures, chosen.cut, chosen.near, decisions)
     counts = Counter(status.values())
     return Curated(status, dict(counts), chosen.near, [o for o in final.values() if o.failed])
 

@@ -97,7 +97,7 @@ class QwenImageEdit:
 
 
 class ObjectClear:
-    """ObjectClear by its own package, at 512 px of the shorter side as published; pasted where it changes nothing."""
+    """ObjectClear by its own package, at 512 px of the shorter side as published."""
 
     def __init__(self, settings: EditSettings) -> None:
         try:

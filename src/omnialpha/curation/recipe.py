@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from omnialpha.curation import editing
+from omnialpha.curation import editing, output
 from omnialpha.curation.editing import EditSettings
 from omnialpha.curation.filters import FilterSettings
 from omnialpha.curation.output import OutputSettings
@@ -107,6 +107,7 @@ class CurationRecipe:
     def check(self) -> None:
         """InputError for what would stop the run later: unknown kinds, addresses, keys and words."""
         Prompts.read(self.prompts)
+        output.check(self.out)
         Server(self.vlm)
         for section in ("edit", "remove"):
             settings: EditSettings = getattr(self, section)
