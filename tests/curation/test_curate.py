@@ -124,8 +124,9 @@ def test_the_best_are_kept_and_reviewers_decide(foregrounds: Path, tmp_path: Pat
     page = (tmp_path / "out" / "review" / "index.html").read_text(encoding="utf-8")
     assert kept[0] in page and left in page
     decisions = {kept[0]: "reject", left: "accept"}
-    rows = [Candidate.parse({k: row[k] for k in Candidate.__dataclass_fields__}) for row in lines(tmp_path / "out" / "manifest.jsonl") if row["id"] in decisions]
-    marks = {candidate.id: review.mark(candidate) for candidate in rows}
+    rows = [row for row in lines(tmp_path / "out" / "manifest.jsonl") if row["id"] in decisions]
+    candidates = [Candidate.parse({name: row[name] for name in Candidate.__dataclass_fields__}) for row in rows]
+    marks = {candidate.id: review.mark(candidate) for candidate in candidates}
     written = {"format": review.FORMAT, "version": review.VERSION, "decisions": decisions, "marks": marks}
     (tmp_path / "out" / "decisions.json").write_text(json.dumps(written))
     second = curate(made).status

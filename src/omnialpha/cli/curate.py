@@ -85,10 +85,10 @@ def _say_result(curated: Curated, folder: Path, options: Options) -> None:
 def _bars(quiet: bool) -> Iterator[Watch]:
     """On a terminal a line for each stage: what is done, what was known or rejected, and how many a second."""
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    from rich.progress import Progress, TaskID, TextColumn
 
     counts: dict[str, Counter[str]] = {}
-    lines: dict[str, int] = {}
+    lines: dict[str, TaskID] = {}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:12}"), TextColumn("{task.fields[said]}"))
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:

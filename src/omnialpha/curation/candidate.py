@@ -107,13 +107,14 @@ class Candidate:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Candidate:
         """Of `data`, or of its JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        made: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**made)
 
     def extended(self, fields: Mapping[str, Any]) -> Candidate:
         """With these fields, as JSON has them, and tables among them added to its own."""
         values = self.data()
         tables = {key: values[key] | value for key, value in fields.items() if isinstance(values[key], dict)}
-        return self.parse(values | fields | tables)
+        return self.parse({**values, **fields, **tables})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each is a row of a table, made once in a process; `edit` and `remove` may be cal
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol
@@ -158,7 +158,7 @@ REMOVERS: dict[str, Callable[[EditSettings, str], Remover]] = {
 
 def check_kind(section: str, kind: str) -> None:
     """InputError for a kind that its table does not have."""
-    table = {"edit": EDITORS, "remove": REMOVERS}[section]
+    table: Collection[str] = EDITORS if section == "edit" else REMOVERS
     if kind not in table:
         raise InputError(f"{section}.kind={kind!r} is not known: use one of {', '.join(table)}.")
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -64,11 +65,9 @@ def stamp(handle: Handle) -> Any:
     if isinstance(handle, MadePicture):
         return [handle.name, handle.recipe, *map(stamp, handle.sources)]
     file = getattr(handle, "file", handle)
-    try:
-        stat = file.stat()
-    except (OSError, AttributeError):
+    if not (isinstance(file, Path) and file.is_file()):
         return str(handle)
-    return [str(handle), stat.st_size, stat.st_mtime_ns]
+    return [str(handle), file.stat().st_size, file.stat().st_mtime_ns]
 
 
 def handles(item: SourceItem) -> list[Handle]:
@@ -182,7 +181,7 @@ def background(candidate: Candidate, tools: Tools, usage: Usage) -> Fields:
 
 def maps(candidate: Candidate, tools: Tools, usage: Usage) -> Fields:
     alpha = subject(candidate, tools)[3]
-    radius = masks.draw_radius(*alpha.shape, torch.Generator().manual_seed(seed(candidate)))
+    radius = masks.draw_radius(alpha.shape[0], alpha.shape[1], torch.Generator().manual_seed(seed(candidate)))
     made = scoring.maps(alpha, radius, tools.recipe.mask.derivation)
     return {"maps": {name: tools.store.put(masks.as_picture(values)) for name, values in made.items()}}
 
