@@ -36,11 +36,11 @@ def maps(alpha: Tensor, radius: float, derivation: Literal["training", "publishe
     map, whatever the radius.
     """
     if derivation == "training":
-        trimap, rough = masks.trimap(alpha, radius), masks.rough(alpha, radius)
+        trimap = masks.trimap(alpha, radius)
     else:
-        inside = masks.erode(alpha >= FULL, radius).to(alpha.dtype)
-        rough = masks.dilate(alpha > masks.PRESENT, radius).to(alpha.dtype)
-        trimap = (inside + rough) / 2
+        inside, reached = masks.erode(alpha >= FULL, radius), masks.dilate(alpha > masks.PRESENT, radius)
+        trimap = (inside.to(alpha.dtype) + reached.to(alpha.dtype)) / 2
+    rough = (trimap > 0).to(alpha.dtype)
     return {"alpha": alpha, "precise": masks.precise(alpha), "trimap": trimap, "rough": rough}
 
 
