@@ -63,21 +63,21 @@ def scores(foreground: Tensor, background: Tensor, composite: Tensor) -> dict[st
     Raises:
         Rejected: No pixel has alpha above .05.
     """
-    front, back, whole = (picture[:3].double() for picture in (foreground, background, composite))
-    alpha = foreground[3].double()
+    front, back, whole, alpha = foreground[:3], background[:3], composite[:3], foreground[3]
     region = alpha > VISIBLE
     if not bool(region.any()):
         raise Rejected(f"alpha is nowhere above {VISIBLE}.")
 
-    def error(a: Tensor, b: Tensor, where: Tensor) -> float:
-        return float((a - b).square().sum(0)[where].mean())
+    def squared(difference: Tensor) -> Tensor:
+        return difference.square().sum(0).double()
 
-    recomposed = error(alpha * front + (1 - alpha) * back, whole, torch.ones_like(region))
-    made = {"recomposition": recomposed}
-    compared = {"literal": (front, alpha * whole), "premultiplied": (alpha * front, whole - (1 - alpha) * back)}
-    for name, pair in compared.items():
-        part = error(*pair, region)
-        made |= {f"{name}_foreground": part, name: FOREGROUND_SHARE * part + (1 - FOREGROUND_SHARE) * recomposed}
+    rest = squared(alpha * front + (1 - alpha) * back - whole)  # alpha front - (whole - (1 - alpha) back) is the same
+    recomposition = float(rest.mean())
+    parts = {"literal": squared(front - alpha * whole)[region], "premultiplied": rest[region]}
+    made = {"recomposition": recomposition}
+    for name, part in parts.items():
+        mean = float(part.mean())
+        made |= {f"{name}_foreground": mean, name: FOREGROUND_SHARE * mean + (1 - FOREGROUND_SHARE) * recomposition}
     return made
 
 
