@@ -44,6 +44,8 @@ class SourceSettings:
         limit: the first so many items; 0 is all.
         foreground, alpha: of pairs, the two folders.
         mixed: of pairs, the colours are those of a photograph, with the background in soft pixels.
+        whole: photographs, and pictures that are mixed, are the composites of their subjects too. Else what is made of a
+            subject is a new picture.
         model: of photographs, as `load` takes it; "" is the bundled one.
     """
 
@@ -55,6 +57,7 @@ class SourceSettings:
     foreground: str = "fg"
     alpha: str = "alpha"
     mixed: bool = False
+    whole: bool = False
     model: str = ""
 
 
@@ -139,7 +142,7 @@ def _paired(settings: SourceSettings, title: str, rows: tuple[PairFolders, ...])
         held = [(inside(place, *row.color), inside(place, *row.alpha)) for place in places]
         if found := dict.fromkeys((color, alpha) for color, alpha in held if color and alpha):
             for color, alpha in found:
-                yield from _pairs_of(folder, color, alpha, row.mixed)
+                yield from _pairs_of(folder, color, alpha, row.mixed, settings.whole)
             return
     names = [" or ".join(f"{name}/" for name in of) for of in (rows[0].color, rows[0].alpha)]
     raise unlike(folder, title, " and ".join(names))
@@ -153,13 +156,13 @@ def _places(folder: Path, parts: tuple[str, ...]) -> list[Path]:
     return [place for path in below for place in _places(path, parts[1:])]
 
 
-def _pairs_of(folder: Path, color: Path, alpha: Path, mixed: bool) -> Iterator[SourceItem]:
+def _pairs_of(folder: Path, color: Path, alpha: Path, mixed: bool, whole: bool) -> Iterator[SourceItem]:
     pictures, mattes = by_name(color), by_name(alpha)
     for found, place, others, other in ((mattes, alpha, pictures, color), (pictures, color, mattes, alpha)):
         if lost := sorted(others.keys() - found.keys()):
             raise incomplete(place, lost, other, len(others))
     for name, path in pictures.items():
-        yield _item(path, folder, alphas=(mattes[name],), mixed=mixed, composite=path if mixed else None)
+        yield _item(path, folder, alphas=(mattes[name],), mixed=mixed, composite=path if mixed and whole else None)
 
 
 def _collected(settings: SourceSettings, row: Collection) -> Iterator[SourceItem]:
@@ -232,7 +235,7 @@ def _photographs(settings: SourceSettings) -> Iterator[SourceItem]:
     for path in folders.find(folder):
         recipe = f"cut out by {settings.model or 'the bundled model'}"
         subject = MadePicture(f"the subject of {path}", partial(_cut_out, path, settings.model), (path,), recipe)
-        yield _item(path, folder, subject, composite=path)
+        yield _item(path, folder, subject, composite=path if settings.whole else None)
 
 
 @lru_cache(maxsize=1)
