@@ -56,7 +56,7 @@ def main() -> None:
             "limit": given.limit,
             "vlm": {"url": url, "model": "canned", "parallel": 8},
             "edit": {"kind": "completion"}, "remove": {"kind": "removal"},
-            "filters": {"min_side": 64, "sharpness": 0.0},
+            "filters": {"min_side": 64, "min_sharpness": 0.0},
         }  # fmt: skip
         recipe = config.build(CurationRecipe, values)
         began = time.monotonic()

@@ -29,6 +29,7 @@ class SourceItem:
         mixed: the colours are those of a photograph, with the background in soft pixels.
         background, composite: files of the whole, where the source has them.
         captions: of each layer, where the source has them; else ().
+        folder: of the source, which is not told of where its files came from.
     """
 
     id: str
@@ -40,6 +41,7 @@ class SourceItem:
     background: Handle | None = None
     composite: Handle | None = None
     captions: tuple[str, ...] = ()
+    folder: str = ""
 
     def foregrounds(self) -> list[Tensor]:
         """The layers, (4, H, W) in [0, 1] each, straight alpha, back to front.
@@ -68,7 +70,7 @@ class Candidate:
 
     Attributes:
         id, source, licence: those of the item.
-        origin: the files that it was made of, for people.
+        origin: the files that it was made of, below the folder of the source.
         foregrounds: layers, back to front.
         subjects: of each layer what it shows, in a word or two, such as "cat".
         captions: T_fg of each layer.

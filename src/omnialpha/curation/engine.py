@@ -164,8 +164,10 @@ def _candidate(job: Job) -> Candidate:
 def _blocks(todo: Sequence[tuple[int, Shard]], tools: Tools, watch: Watch) -> Iterator[tuple[int, list[Outcome]]]:
     try:
         import ray.data
-    except ImportError:
-        raise InputError("run.engine='ray' needs ray: pip install 'omnialpha[ray]', or use 'threads'.") from None
+    except ImportError as error:
+        raise InputError(
+            f"run.engine='ray' needs Ray Data ({error}): pip install 'omnialpha[ray]', or use 'threads'."
+        ) from None
     settings = tools.recipe.run
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from omnialpha import masks
@@ -28,9 +27,9 @@ def maps(alpha: Tensor, radius: float, derivation: Literal["training", "publishe
 
     training: definite foreground has alpha above .95 within the radius, as `masks.trimap`.
     published: definite foreground is where the eroded alpha (grey-level, the lowest alpha within the disk) is full,
-        background where the dilated one (the highest) is 0. The paper compares a pixel with a continuous map ("x in M") without a
-        threshold, and calls k the size of a kernel as well as the radius of a disk: here full and 0 are those of 8
-        bits, and k is the radius; half of it is what the other reading gives.
+        background where the dilated one (the highest) is 0. The paper compares a pixel with a continuous map ("x in M")
+        without a threshold, and calls k the size of a kernel as well as the radius of a disk: here full and 0 are those
+        of 8 bits, and k is the radius; half of it is what the other reading gives.
 
     A level of a grey-level erosion is the binary erosion of that level, so both take one exact distance transform a
     map, whatever the radius.

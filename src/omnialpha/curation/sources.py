@@ -44,8 +44,8 @@ class SourceSettings:
         limit: the first so many items; 0 is all.
         foreground, alpha: of pairs, the two folders.
         mixed: of pairs, the colours are those of a photograph, with the background in soft pixels.
-        whole: photographs, and pictures that are mixed, are the composites of their subjects too. Else what is made of a
-            subject is a new picture.
+        whole: photographs, and pictures that are mixed, are the composites of their subjects too. Else what is made of
+            a subject is a new picture.
         model: of photographs, as `load` takes it; "" is the bundled one.
     """
 
@@ -83,7 +83,8 @@ def items(settings: SourceSettings) -> list[SourceItem]:
     name = settings.name or (settings.kind if collection else path.stem if path.is_file() else path.resolve().name)
     licence = settings.licence or (collection.licence if collection else UNKNOWN)
     made = list(_collected(settings, collection) if collection else KINDS[settings.kind](settings))
-    made = [replace(item, id=f"{name}/{item.id}", source=name, licence=licence) for item in _named(made)]
+    folder = str(path.parent if path.is_file() else path)
+    made = [replace(item, id=f"{name}/{item.id}", source=name, licence=licence, folder=folder) for item in _named(made)]
     return sorted(made, key=lambda item: item.id)[: settings.limit or None]
 
 

@@ -109,7 +109,7 @@ def load_key(item: SourceItem, tools: Tools) -> str:
 
 
 def start(item: SourceItem) -> Candidate:
-    origin = tuple(str(handle) for handle in handles(item))
+    origin = tuple(str(handle).replace(f"{item.folder}/", "") for handle in handles(item))
     return Candidate(item.id, item.source, item.licence, origin)
 
 
@@ -213,7 +213,7 @@ def _nothing(tools: Tools) -> Any:
 
 FRONT = ("foregrounds",)
 STAGES: dict[str, Stage] = {
-    "aesthetic": Stage(aesthetic, FRONT, lambda tools: tools.recipe.filters.aesthetic),
+    "aesthetic": Stage(aesthetic, FRONT, lambda tools: [tools.recipe.filters.aesthetic, tools.recipe.filters.clip]),
     "caption": Stage(caption, FRONT, _asked("caption"), unless=("captions",), service="vlm"),
     "scene": Stage(scene, (*FRONT, "captions", "subjects", "composite"), _asked("scene", "whole"), service="vlm"),
     "instruction": Stage(instruction, (*FRONT, "scene"), _asked("instruction"), unless=("composite",), service="vlm"),
