@@ -44,8 +44,8 @@ class SourceSettings:
         limit: the first so many items; 0 is all.
         foreground, alpha: of pairs, the two folders.
         mixed: of pairs, the colours are those of a photograph, with the background in soft pixels.
-        whole: photographs, and pictures that are mixed, are the composites of their subjects too. Else what is made of a
-            subject is a new picture.
+        whole: photographs, and pictures that are mixed, are the composites of their subjects too. Else what is made of
+            a subject is a new picture.
         model: of photographs, as `load` takes it; "" is the bundled one.
     """
 
