@@ -275,9 +275,20 @@ def test_what_a_colour_cannot_give_stays_missing():
 def test_scenes_are_opaque_and_layers_are_snapped(name):
     row, made = TASKS[name], layer(noise(*SIZE, seed=4), 5)
     (kept,) = restore_unchanged(example(name), [made])
+    if name == "foreground_to_full":
+        front = next(layer for layer in example(name).inputs)
+        made = rgba.over(front, rgba.opaque(made))
     assert torch.equal(kept[:3], made[:3])
     wanted = snap_alpha(made)[3] if row.targets == (Role.FOREGROUND,) else torch.ones(SIZE)
     assert torch.equal(kept[3], wanted)
+
+
+def test_a_picture_around_a_foreground_keeps_it_bit_for_bit():
+    front = layer(noise(*SIZE, seed=1), 2)
+    front[3, :4], front[3, 4:8] = 1, 0
+    made = layer(noise(*SIZE, seed=2), 3)
+    (kept,) = restore_unchanged(TASKS["foreground_to_full"].example({Role.FOREGROUND: [front]}, prompt="x"), [made])
+    assert torch.equal(kept[:3, :4], front[:3, :4]) and torch.equal(kept[:3, 4:8], made[:3, 4:8])
 
 
 def test_nothing_is_changed_in_place():

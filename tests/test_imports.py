@@ -24,7 +24,7 @@ ORDER = (
     ("condition", "pretrained", "pipeline", "loading"),
     ("data",),
     ("evaluation",),
-    ("training",),
+    ("training", "curation"),
     ("cli", "demo"),
     ("__main__",),
 )

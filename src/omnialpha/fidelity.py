@@ -67,9 +67,9 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
     category, composite = TASKS[example.task].category, example.given(Role.COMPOSITE)
     maps = [(role, picture[0]) for role, picture in zip(example.roles, example.inputs, strict=True) if role in MAPS]
     role, guide = maps[0] if maps else (None, None)
-    if composite is None:  # generation and completion take nothing over
+    if composite is None:
         return [
-            rgba.opaque(x) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
+            restore_foregrounds(example, rgba.opaque(x)) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
             for x, own in zip(layers, example.targets, strict=True)
         ]
     if category == "matting":
@@ -84,6 +84,12 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
         return [paste(layers[0], composite, where)]
     assert category == "decomposition", category
     return restore_decomposition(layers, composite, example.targets, guide, role)
+
+
+def restore_foregrounds(example: Example, picture: Tensor) -> Tensor:
+    """The whole picture (4, H, W) with the foregrounds that it was made around on top; any other picture as it is."""
+    given = [layer for layer, role in zip(example.inputs, example.roles, strict=True) if role is Role.FOREGROUND]
+    return rgba.opaque(rgba.recompose([picture, *given])) if given and Role.FULL in example.targets else picture
 
 
 def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:

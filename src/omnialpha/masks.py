@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,16 +31,34 @@ def erode(mask: Tensor, radius: float) -> Tensor:
     Raises:
         InputError: The shape is another one, or the radius is negative.
     """
-    from scipy.ndimage import distance_transform_edt
-
     if mask.ndim != 2:
         raise InputError(f"A mask of shape {tuple(mask.shape)} is not a mask; pass (height, width).")
     if radius < 0:
         raise InputError(f"The radius {radius} is negative; pass a number of pixels >= 0.")
-    inside = mask.detach().cpu().numpy().astype(bool)
-    if not inside.all():  # without background the distance to it is undefined
-        inside = distance_transform_edt(inside) > radius
-    return torch.from_numpy(inside).to(mask.device)
+    return torch.from_numpy(_eroded(mask.detach().cpu().numpy().astype(bool), radius)).to(mask.device)
+
+
+def _eroded(inside: np.ndarray, radius: float) -> np.ndarray:
+    """(H, W) bool: more than `radius` from all False pixels, exactly, in a time that does not depend on the radius.
+
+    A False pixel in the same column at a distance d takes away sqrt(radius^2 - d^2) pixels to the left and right.
+    """
+    height, width = inside.shape
+    rows, columns = np.arange(height, dtype=np.int32)[:, None], np.arange(width, dtype=np.int32)
+    far = np.int32(height + int(radius) + 2)
+    above, below = np.where(inside, -far, rows), np.where(inside, far, rows)  # the nearest False pixel's row
+    for k in range(1, height):  # ten times as fast as ufunc.accumulate along the rows
+        np.maximum(above[k - 1], above[k], out=above[k])
+        np.minimum(below[-k], below[-k - 1], out=below[-k - 1])
+    distance = np.arange(int(radius) + 1)
+    reach = np.floor(np.sqrt(radius**2 - distance**2)).astype(np.int32)
+    reach += np.hypot(reach + 1, distance) <= radius  # where the square root was rounded
+    reach -= np.hypot(reach, distance) > radius
+    beyond = np.append(reach, np.int32(-1))  # of a column without one within the radius: not even the pixel itself
+    taken = np.take(beyond, np.minimum(np.minimum(rows - above, below - rows), len(reach)))
+    right = np.maximum.accumulate(columns + taken, axis=1)
+    left = np.minimum.accumulate((columns - taken)[:, ::-1], axis=1)[:, ::-1]
+    return (right < columns) & (left > columns)
 
 
 def dilate(mask: Tensor, radius: float) -> Tensor:

@@ -101,7 +101,7 @@ def test_a_study(call: Call) -> None:
     ("arguments", "words"),
     [
         (["judge", "heron", "nowhere", "--url", "http://x/v1", "--model", "m"], "nowhere holds no samples.jsonl"),
-        (["judge", "heron", "otter", "--url", "x", "--model", "m"], "'x' is no address of a judge"),
+        (["judge", "heron", "otter", "--url", "x", "--model", "m"], "'x' is no address of a chat model"),
         (["judge", "heron", "otter", "--url", "http://x/v1"], "Missing option '--model'"),
         (["judge", "heron", "otter", "--url", "http://x/v1", "--model", "m", "--key-from", "NO_SUCH"],
          "the environment variable NO_SUCH is not set"),

@@ -80,6 +80,7 @@ class Candidate:
         background_caption: T_bg.
         maps: alpha, precise, trimap, rough.
         scores: figures by name, lower is better but for `aesthetic`.
+        facts: of the subject, see `filters.measure`.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Candidate:
     background_caption: str = ""
     maps: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """In plain types, as JSON has them."""
@@ -105,4 +107,30 @@ class Candidate:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Candidate:
         """Of `data`, or of its JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        made: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**made)
+
+    def extended(self, fields: Mapping[str, Any]) -> Candidate:
+        """With these fields, as JSON has them, and tables among them added to its own."""
+        values = self.data()
+        tables = {key: values[key] | value for key, value in fields.items() if isinstance(values[key], dict)}
+        return self.parse({**values, **fields, **tables})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate. stage, reason: where and why it went no further; "": it passed. failed: that may be
+    otherwise the next time, as when a server did not answer.
+    """
+
+    candidate: Candidate
+    stage: str = ""
+    reason: str = ""
+    failed: bool = False
+
+    def data(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Outcome:
+        return cls(**{**values, "candidate": Candidate.parse(values["candidate"])})

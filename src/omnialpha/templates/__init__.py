@@ -1,4 +1,4 @@
-"""The HTML pages that this package writes: Jinja2 templates in this folder, with their styles and scripts."""
+"""The pages and texts that this package writes: Jinja2 templates in this folder, with their styles and scripts."""
 
 from __future__ import annotations
 

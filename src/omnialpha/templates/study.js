@@ -1,6 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const at = id => document.getElementById(id);
 let annotator = "", questions = [], answers = {}, place = 0;
 
 // ---- chance: one order and one choice of sides for each study and annotator ----
@@ -27,22 +24,8 @@ function draw(name) {
   return samples.flatMap(({sample, left}) => sample.aspects.map(aspect => ({sample, left, aspect})));
 }
 
-// ---- what is kept in the browser ----
 const slot = () => "omnialpha-study/" + data.study + "/" + annotator;
-function load() {
-  try {
-    return JSON.parse(localStorage.getItem(slot())) || {};
-  } catch {
-    return {};
-  }
-}
-function keep() {
-  try {
-    localStorage.setItem(slot(), JSON.stringify(answers));
-  } catch {
-    at("warning").textContent = "This browser keeps nothing: save your answers before you close the page.";
-  }
-}
+const keep = () => store(slot(), answers);
 
 // ---- what is shown ----
 const key = question => question.sample.id + "/" + question.aspect;
@@ -102,13 +85,8 @@ function result() {
   }));
   return {format: data.format, version: data.version, study: data.study, annotator, answers: made};
 }
-function save() {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(result(), null, 1) + "\n"], {type: "application/json"}));
-  link.download = "study-" + data.study + "-" + annotator.replace(/[^\p{L}\p{N}]+/gu, "-") + ".json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
+const save = () =>
+  download("study-" + data.study + "-" + annotator.replace(/[^\p{L}\p{N}]+/gu, "-") + ".json", result());
 
 // ---- what is pressed ----
 const KEYS = {ArrowLeft: "left", 1: "left", ArrowDown: "tie", 2: "tie", ArrowRight: "right", 3: "right"};
@@ -117,7 +95,7 @@ at("intro").addEventListener("submit", event => {
   annotator = at("name").value.normalize().trim().replace(/\s+/g, " ");
   if (!annotator) return;
   questions = draw(annotator);
-  const known = load();
+  const known = stored(slot());
   answers = Object.fromEntries(questions.map(key).filter(name => known[name]).map(name => [name, known[name]]));
   place = questions.findIndex(question => !answers[key(question)]);
   if (place < 0) place = questions.length;

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,9 @@ from judged_runs import GREY, run, sample, two
 from omnialpha.errors import InputError
 from omnialpha.evaluation.judge.pairs import ASPECTS, aspects, match
 from omnialpha.evaluation.judge.study import Study, build, read, read_answers
+from pages import Page
 
 KEYS = tuple(f"a-{n}" for n in range(12))
-
-
-class Page(HTMLParser):
-    """What a browser would load, run and read out."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.scripts and self.lasttag == "script":
-            self.scripts[-1] += data
 
 
 def made(folder: Path, names: Sequence[str] = ("overall",), keys: Sequence[str] = KEYS, **options: Any) -> Study:

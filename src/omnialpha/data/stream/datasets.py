@@ -18,6 +18,7 @@ from omnialpha.tasks import MAPS, Role
 from omnialpha.tasks import task as find_task
 
 HF = "hf:"
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 SEVERAL = (str(Role.FOREGROUND), INPUTS, OUTPUTS)
 Found = tuple[str, Any, Path | None]  # of a row its place, its values, and the folder that its paths begin in
 PICTURES = (*SEVERAL, str(Role.BACKGROUND), str(Role.COMPOSITE), *map(str, MAPS))
@@ -189,8 +190,9 @@ def _table(source: str) -> Any:
         raise InputError(f"{source} needs the package `datasets`: pip install datasets.") from None
     name, _, split = source.removeprefix(HF).partition("#")
     try:
-        if Path(name).expanduser().is_dir() and any(Path(name).expanduser().glob("*.json")):
-            found = datasets.load_from_disk(str(Path(name).expanduser()))
+        folder = Path(name).expanduser()
+        if any((folder / file).is_file() for file in SAVED):
+            found = datasets.load_from_disk(str(folder))
             found = found[split or "train"] if isinstance(found, datasets.DatasetDict) else found
         else:
             found = datasets.load_dataset(name, split=split or "train")

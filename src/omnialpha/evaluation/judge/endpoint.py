@@ -37,7 +37,14 @@ class Malformed(ValueError):
 
 
 class Unanswered(Exception):
-    """A question without an answer after all tries; says what was wrong with the last one."""
+    """A question without an answer after all tries; says what was wrong with the last one.
+
+    malformed: there was an answer, but none in the asked form.
+    """
+
+    def __init__(self, why: str, malformed: bool = False) -> None:
+        super().__init__(why)
+        self.malformed = malformed
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,11 @@ class Endpoint:
             parts = urlsplit(self.url)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            raise InputError(f"the address of the judge cannot be read: {EXAMPLE}") from None
+            raise InputError(f"the address of the chat model cannot be read: {EXAMPLE}") from None
         if "@" in parts.netloc or parts.query:
-            raise InputError("the address of the judge holds a name, a password or a query: give the key by itself.")
+            raise InputError("the address of the chat model holds a name, a password or a query: give the key by itself.")
         if not good:
-            raise InputError(f"{self.url!r} is no address of a judge: {EXAMPLE}")
+            raise InputError(f"{self.url!r} is no address of a chat model: {EXAMPLE}")
         if not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
             raise InputError("the key has spaces, line ends or letters outside ASCII: store it again.")
         if not (self.tries >= 1 and self.timeout > 0):
@@ -86,7 +93,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise InputError("the judge needs openai's client: `pip install omnialpha[eval]` brings it.") from None
+            raise InputError("a chat model needs openai's client: `pip install omnialpha[eval]` brings it.") from None
         import httpx2
 
         limits = httpx2.Timeout(self.timeout, connect=min(CONNECT, self.timeout))
@@ -103,7 +110,12 @@ class Endpoint:
         return " ".join(text.split())[:LENGTH]
 
     async def complete(
-        self, client: openai.AsyncOpenAI, messages: Sequence[Message], read: Callable[[str], T], reminder: str
+        self,
+        client: openai.AsyncOpenAI,
+        messages: Sequence[Message],
+        read: Callable[[str], T],
+        reminder: str,
+        watch: Callable[[bytes], None] = lambda body: None,
     ) -> T:
         """Ask until `read` takes the answer. Where that raises Malformed, the reminder is sent after what was said.
 
@@ -111,7 +123,8 @@ class Endpoint:
             client: that of `client()`.
             messages: the question, in the words of the protocol.
             read: the text of an answer -> what is returned.
-            reminder: says once more which form is asked for.
+            reminder: says once more which form is asked for; {why} in it stands for what is wrong.
+            watch: called with the body of each response.
 
         Raises:
             Unanswered: no answer in the asked form after all tries.
@@ -128,17 +141,19 @@ class Endpoint:
             try:
                 response = await asking.create(model=self.model, temperature=0, messages=talk, extra_headers=headers)
                 used += 1 + response.retries_taken
+                watch(response.content)
                 return read(content(response.content))
             except Malformed as error:
                 why = self.clean(str(error))
-                reply = [{"role": "assistant", "content": error.said}, {"role": "user", "content": reminder}]
+                again = reminder.replace("{why}", why)
+                reply = [{"role": "assistant", "content": error.said}, {"role": "user", "content": again}]
                 talk = [*messages, *(reply if error.said else ())]
             except (openai.APIStatusError, openai.APIConnectionError) as error:  # timeouts too
                 used += 1 + int(error.request.headers.get(RETRIES, 0))
-                raise Unanswered(f"{self._failure(error)} (tries: {used})") from None
-        raise Unanswered(f"{why} (tries: {used})")
+                raise Unanswered(f"{self.failure(error)} (tries: {used})") from None
+        raise Unanswered(f"{why} (tries: {used})", malformed=True)
 
-    def _failure(self, error: openai.APIStatusError | openai.APIConnectionError) -> str:
+    def failure(self, error: openai.APIStatusError | openai.APIConnectionError) -> str:
         """Why a question has no answer; InputError where no other would have one."""
         import httpx2
         import openai
