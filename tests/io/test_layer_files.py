@@ -61,7 +61,7 @@ def painted_ora(path: Path, merged: bool = True) -> Path:
     stack = (
         '<stack><layer name="Moved" src="data/Moved.png" x="20" y="12"/>'
         '<layer name="Hidden" src="data/Back.png" visibility="hidden" composite-op="svg:multiply"/>'
-        '<stack name="group"><layer name="Half" src="data/Half.png" opacity="0.5" composite-op="svg:src-over"/></stack>'
+        '<stack name="group" opacity="0.625"><layer name="Half" src="data/Half.png" opacity="0.8" composite-op="svg:src-over"/></stack>'
         '<layer name="Back" src="data/Back.png"/></stack>'
     )
     whole = (composite(PAINTED) * 255).round().astype(np.uint8)
@@ -70,11 +70,11 @@ def painted_ora(path: Path, merged: bool = True) -> Path:
 
 def painted_psd(path: Path) -> Path:
     psd = PSDImage.new("RGBA", (WIDTH, HEIGHT))
-    for name, (pixels, (top, left), opacity) in zip(NAMES, PAINTED, strict=True):
+    for name, (pixels, (top, left), _) in zip(NAMES, PAINTED, strict=True):
         layer = psd.create_pixel_layer(Image.fromarray(pixels), name=name, top=top, left=left)
-        layer.opacity = round(opacity * 255)
         if name == "Half":
-            psd.create_group([layer], name="group")
+            layer.opacity = round(0.8 * 255)
+            psd.create_group([layer], name="group").opacity = round(0.625 * 255)
     hidden = psd.create_pixel_layer(Image.fromarray(front(5)), name="Hidden", blend_mode=BlendMode.MULTIPLY)
     hidden.visible = False
     psd.save(path)
@@ -140,8 +140,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_cannot_be_told_by_layers_is_refused(fault: str, tmp_path: Path) -> None:
     stack, message = FAULTS[fault]
-    (tmp_path.parent / "secret.png").write_bytes(png(front(1)))
-    path = ora(tmp_path / "a.ora", stack, {"data/a.png": png(front(1))})
+    (tmp_path / "secret.png").write_bytes(png(front(1)))
+    (tmp_path / "in" / "here").mkdir(parents=True)
+    path = ora(tmp_path / "in" / "here" / "a.ora", stack, {"data/a.png": png(front(1))})
     with pytest.raises(InputError, match=re.escape(message)):
         read_layers(path)
 

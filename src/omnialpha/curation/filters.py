@@ -24,6 +24,8 @@ SEEN = 0.5  # alpha above which a pixel shows the subject
 SOFT = (0.05, 0.95)  # alpha of soft pixels; above the second they are solid
 LUMA = (0.299, 0.587, 0.114)
 GREY = (0.5, 0.5, 0.5)
+# 99 % of 162 pictures were within 4 bits of themselves at half and at .37 of the size; others were 10 or more away.
+TAIL, MARGIN, HASHED = 0.02, 0.1, 128  # share of alpha outside, margin by the size, px a side of what is hashed
 LAION = (768, 1024, 128, 64, 16, 1)  # widths of the predictor's layers, which it numbers so:
 LAION_KEYS = (0, 2, 4, 6, 7)
 
@@ -93,12 +95,15 @@ def measure(foreground: Tensor) -> dict[str, float | str]:
 
 
 def _sharpness(foreground: Tensor) -> float:
-    luma = 255 * (foreground[:3].double() * foreground.new_tensor(LUMA).double()[:, None, None]).sum(0)
-    cross = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
-    edges = F.conv2d(luma[None, None], cross[None, None])[0, 0]
-    solid = (foreground[3] > SOFT[1]).double()
-    inside = F.conv2d(solid[None, None], cross.abs().clamp(max=1)[None, None])[0, 0] == 5
-    return float(edges[inside].var(unbiased=False)) if bool(inside.any()) else 0.0
+    luma = 255 * (foreground[:3] * foreground.new_tensor(LUMA)[:, None, None]).sum(0)
+    solid = foreground[3] > SOFT[1]
+    middle, *around = (slice(1, -1), slice(1, -1)), (slice(2, None), slice(1, -1)), (slice(None, -2), slice(1, -1))
+    around += [(slice(1, -1), slice(2, None)), (slice(1, -1), slice(None, -2))]
+    edges, inside = -4 * luma[middle], solid[middle].clone()
+    for place in around:
+        edges += luma[place]
+        inside &= solid[place]
+    return float(edges[inside].double().var(unbiased=False)) if bool(inside.any()) else 0.0
 
 
 def cut(seen: np.ndarray) -> float:
@@ -123,17 +128,29 @@ def cut(seen: np.ndarray) -> float:
 
 
 def _phash(foreground: Tensor) -> str:
-    """Of what is not transparent, over mid grey, so that the same subject in a larger canvas has the same hash."""
+    """Over mid grey, of the part that holds the subject, so that the same one in a larger canvas has the same hash.
+
+    The part goes by where the most of alpha lies, in fractions of pixels: it scales with the picture, which
+    the outermost pixels of a subject do not.
+    """
     try:
         import imagehash
     except ImportError:
         raise InputError("Duplicates need the package imagehash: pip install omnialpha[curate].") from None
-    shown = foreground[3] > SOFT[0]
-    rows, columns = (shown.any(axis).nonzero().flatten() for axis in (1, 0))
-    if len(rows):
-        foreground = foreground[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
-    flat = (rgba.flatten(foreground, GREY).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-    return str(imagehash.phash(Image.fromarray(flat.numpy())))
+    alpha = foreground[3].double().numpy()
+    box = np.zeros((2, 2))  # left and right, top and bottom
+    for axis, length in enumerate(alpha.shape[::-1]):
+        held = np.concatenate([[0], alpha.sum(axis).cumsum()])
+        first, last = np.interp([TAIL * held[-1], (1 - TAIL) * held[-1]], held, np.arange(length + 1))
+        box[axis] = (first, last) if last > first else (0, length)  # the second is of empty pictures
+    box += MARGIN * np.diff(box) * [-1, 1]
+    left, top = np.maximum(np.ceil(-box[:, 0]), 0).astype(int)
+    right, bottom = np.maximum(np.ceil(box[:, 1] - alpha.shape[::-1]), 0).astype(int)
+    flat = rgba.flatten(F.pad(foreground, (left, right, top, bottom)), GREY).clamp(0, 1)
+    picture = Image.fromarray((flat * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    (x0, x1), (y0, y1) = (box + [[left], [top]]).tolist()
+    part = picture.resize((HASHED, HASHED), Image.Resampling.LANCZOS, box=(x0, y0, x1, y1))
+    return str(imagehash.phash(part))
 
 
 def check(facts: Mapping[str, Any], settings: FilterSettings) -> None:
