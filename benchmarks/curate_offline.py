@@ -1,7 +1,7 @@
-"""Curation end to end on this machine: drawn foregrounds, nano as editor and remover, the finder as segmenter of
-photographs, a canned server in the place of the vision-language model.
+"""Curation end to end on this machine: drawn foregrounds, scikit-image's photographs with the finder as segmenter, nano
+as editor and remover, a canned server in the place of the vision-language model.
 
-    python benchmarks/curate_offline.py [-n 24] [--data FOLDER] [--photographs FOLDER] [-o FOLDER]
+    python benchmarks/curate_offline.py [-n 12] [--data FOLDER] [--limit N] [-o FOLDER]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from statistics import median
 
 from common.canned_vlm import CannedVLM, serve
 from PIL import Image
+from skimage import data
 
 from omnialpha import config
 from omnialpha.curation.curate import curate, estimate
@@ -35,28 +36,34 @@ def draw(folder: Path, count: int) -> None:
         whole.save(folder / f"{number:03}.png")
 
 
+def photograph(folder: Path) -> None:
+    """scikit-image's photographs of one subject, small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("astronaut", "cat", "coffee", "rocket"):
+        image = Image.fromarray(getattr(data, name)())
+        image.thumbnail((SIDE, SIDE))
+        image.save(folder / f"{name}.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=24, help="drawn foregrounds")
+    parser.add_argument("-n", type=int, default=12, help="drawn foregrounds")
     parser.add_argument("--data", type=Path, help="also a folder of RGBA pictures")
-    parser.add_argument("--photographs", type=Path, help="also a folder of photographs, which the finder cuts out")
     parser.add_argument("--limit", type=int, default=0, help="so many items of all")
     parser.add_argument("-o", "--output", type=Path, help="keep what comes out here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, serve(vlm := CannedVLM()) as url:
         draw(Path(scratch) / "drawn", given.n)
-        named = {"kind": "rgba", "path": f"{scratch}/drawn", "name": "drawn", "licence": "Apache-2.0"}
-        folders = [named]
+        photograph(Path(scratch) / "photographs")
+        folders = [{"kind": "rgba", "path": f"{scratch}/drawn", "licence": "Apache-2.0"}]
+        folders += [{"kind": "photographs", "path": f"{scratch}/photographs", "whole": True}]
         folders += [{"kind": "rgba", "path": str(given.data), "name": "folder"}] if given.data else []
-        folders += [{"kind": "photographs", "path": str(given.photographs), "name": "photographs"}] * bool(
-            given.photographs
-        )
         values = {
             "output": str(given.output or Path(scratch) / "out"), "sources": folders, "side": SIDE,
             "limit": given.limit,
             "vlm": {"url": url, "model": "canned", "parallel": 8},
             "edit": {"kind": "completion"}, "remove": {"kind": "removal"},
-            "filters": {"min_side": 64, "min_sharpness": 0.0},
+            "filters": {"min_side": 64, "min_sharpness": 0.0, "allowed_cut": ["bottom", "left", "right"]},
         }  # fmt: skip
         recipe = config.build(CurationRecipe, values)
         began = time.monotonic()

@@ -61,7 +61,8 @@ def painted_ora(path: Path, merged: bool = True) -> Path:
     stack = (
         '<stack><layer name="Moved" src="data/Moved.png" x="20" y="12"/>'
         '<layer name="Hidden" src="data/Back.png" visibility="hidden" composite-op="svg:multiply"/>'
-        '<stack name="group" opacity="0.625"><layer name="Half" src="data/Half.png" opacity="0.8" composite-op="svg:src-over"/></stack>'
+        '<stack name="group" opacity="0.625">'
+        '<layer name="Half" src="data/Half.png" opacity="0.8" composite-op="svg:src-over"/></stack>'
         '<layer name="Back" src="data/Back.png"/></stack>'
     )
     whole = (composite(PAINTED) * 255).round().astype(np.uint8)

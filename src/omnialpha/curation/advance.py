@@ -81,15 +81,18 @@ def _step(
     """One stage: its answer from the store, or made and kept there."""
     answer, event = tools.store.answer(name, key), "known"
     if answer is None:
-        began, usage = time.monotonic(), Usage()
+        usage = Usage()
         try:
-            answer = {"fields": run(tools, usage)}
+            with tools.turn(STAGES[name].service if name in STAGES else ""):
+                began = time.monotonic()
+                answer = {"fields": run(tools, usage)}
+                seconds = time.monotonic() - began
         except Rejected as error:
-            answer = {"rejected": str(error)}
+            answer, seconds = {"rejected": str(error)}, time.monotonic() - began
         except (Unanswered, InputError) as error:
             watch(name, "failed")
             return Outcome(candidate, name, str(error), failed=True)
-        tools.store.keep(name, key, answer | {"seconds": round(time.monotonic() - began, 4), "usage": usage})
+        tools.store.keep(name, key, answer | {"seconds": round(seconds, 4), "usage": usage})
         event = "made"
     if "rejected" in answer:
         watch(name, "rejected")

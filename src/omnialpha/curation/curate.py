@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from statistics import fmean, median
 from typing import Any
 
-from omnialpha import __version__
 from omnialpha.curation import advance, engine, filters, output, review, scoring, sources, stages
 from omnialpha.curation.candidate import Candidate, Outcome, Rejected, SourceItem
 from omnialpha.curation.engine import Watch
@@ -137,7 +137,7 @@ def _about(recipe: CurationRecipe) -> dict[str, Any]:
         return " ".join(filter(None, (section.kind, section.model or section.server.model)))
 
     return {
-        "omnialpha": __version__, "vlm": recipe.vlm.model, "edit": named(recipe.edit), "remove": named(recipe.remove),
+        "omnialpha": version("omnialpha"), "vlm": recipe.vlm.model, "edit": named(recipe.edit), "remove": named(recipe.remove),
         "maps": recipe.mask.derivation, "score": recipe.select.score, "side": recipe.side,
     }  # fmt: skip
 

@@ -1,11 +1,10 @@
 """What paints a scene around a foreground, and what takes it out again: a model of ours, a published one, or a server.
 
-Each is a row of a table, made once in a process; `edit` and `remove` may be called from many threads.
+Each is a row of a table, made once in a process. A server may be called from many threads, a model by one at a time.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -52,28 +51,26 @@ class Remover(Protocol):
 
 
 @cache
-def _loaded(model: str, device: str) -> tuple[Any, threading.Lock]:
-    """A model of this package, and whose turn it is: an editor and a remover may share it."""
-    import omnialpha
+def _loaded(model: str, device: str) -> Any:
+    """A model of this package, which an editor and a remover may share."""
+    from omnialpha.loading import load
 
-    return omnialpha.load(model or None, device=device), threading.Lock()
+    return load(model or None, device=device)
 
 
 class OwnModel:
-    """Completion and removal by a model of this package, one picture at a time."""
+    """Completion and removal by a model of this package."""
 
     def __init__(self, settings: EditSettings) -> None:
-        self.model, self.lock = _loaded(settings.model, settings.device)
+        self.model = _loaded(settings.model, settings.device)
         given = {"steps": settings.steps, "guidance": settings.guidance}
         self.options = {name: value for name, value in given.items() if value is not None}
 
     def edit(self, foreground: Tensor, instruction: str, scene: str, seed: int) -> Tensor:
-        with self.lock:
-            return rgba.opaque(self.model.complete(scene, foreground=foreground, seed=seed, **self.options))
+        return rgba.opaque(self.model.complete(scene, foreground=foreground, seed=seed, **self.options))
 
     def remove(self, picture: Tensor, mask: Tensor, seed: int) -> Tensor:
-        with self.lock:
-            return rgba.opaque(self.model.remove(picture, rough=mask, seed=seed, **self.options))
+        return rgba.opaque(self.model.remove(picture, rough=mask, seed=seed, **self.options))
 
 
 class QwenImageEdit:
@@ -85,14 +82,12 @@ class QwenImageEdit:
         self.pipe = _pipeline(partial(QwenImageEditPlusPipeline.from_pretrained, settings.model), settings)
         given = {"num_inference_steps": settings.steps, "true_cfg_scale": settings.guidance}
         self.options = {"negative_prompt": " "} | {k: v for k, v in given.items() if v is not None} | settings.options
-        self.lock = threading.Lock()
 
     def edit(self, foreground: Tensor, instruction: str, scene: str, seed: int) -> Tensor:
         height, width = foreground.shape[-2:]
         image = _image(rgba.flatten(foreground, GREY))
         size = {"height": height // 16 * 16, "width": width // 16 * 16}  # what it can make; `paint` resizes
-        with self.lock:
-            made = self.pipe([image], prompt=instruction, generator=_generator(seed), **size, **self.options)
+        made = self.pipe([image], prompt=instruction, generator=_generator(seed), **size, **self.options)
         return rgba.opaque(conversion.to_rgba(made.images[0]))
 
 
@@ -117,17 +112,15 @@ class ObjectClear:
         defaults: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 2.5, "strength": 0.99}
         given = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
         self.options = defaults | {k: v for k, v in given.items() if v is not None} | settings.options
-        self.lock = threading.Lock()
 
     def remove(self, picture: Tensor, mask: Tensor, seed: int) -> Tensor:
         factor = EFFECTS / min(picture.shape[-2:])
         height, width = (max(8, round(n * factor) // 8 * 8) for n in picture.shape[-2:])
         image, hole = (_image(p).resize((width, height), Image.Resampling.BICUBIC) for p in (picture[:3], mask[None]))
-        with self.lock:
-            made = self.pipe(
-                prompt="remove the instance of object", image=image, mask_image=hole.convert("L"), height=height,
-                width=width, generator=_generator(seed), **self.options,
-            )  # fmt: skip
+        made = self.pipe(
+            prompt="remove the instance of object", image=image, mask_image=hole.convert("L"), height=height,
+            width=width, generator=_generator(seed), **self.options,
+        )  # fmt: skip
         return rgba.opaque(conversion.to_rgba(made.images[0]))
 
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 from omnialpha import rgba
@@ -28,6 +29,7 @@ from omnialpha.io.layer_files import LAYERED, open_layers
 from omnialpha.tasks import TASKS, Role
 
 UNKNOWN = "not stated"
+CUTTING = Lock()  # held while a model is loaded or cuts out
 DRIFT = 0.02  # mean difference of a merged picture to its layers, above which the file is not what it shows
 
 
@@ -247,10 +249,13 @@ def _model(where: str) -> Any:
 
 
 def _cut_out(path: Path, model: str) -> bytes:
-    """The subject of a photograph, RGBA of its size, as PNG. The model is loaded once in each process."""
+    """The subject of a photograph, RGBA of its size, as PNG. The model is loaded once in each process, and cuts out one
+    picture at a time.
+    """
     task = TASKS["matting_auto"]
     example = task.example({Role.COMPOSITE: [rgba.opaque(read(path))]})
-    return png_of(_model(model).run([example])[0][0].rgba)
+    with CUTTING:
+        return png_of(_model(model).run([example])[0][0].rgba)
 
 
 KINDS: Mapping[str, Callable[[SourceSettings], Iterator[SourceItem]]] = {

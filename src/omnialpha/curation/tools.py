@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,8 +18,6 @@ from omnialpha.curation.vlm import Server
 if TYPE_CHECKING:
     from omnialpha.curation.recipe import CurationRecipe
 
-T = TypeVar("T")
-
 
 class Tools:
     """Of a recipe: its store, its words, and the models behind them."""
@@ -27,7 +26,12 @@ class Tools:
         self.recipe = recipe
         self.store, self.prompts = Store(recipe.folder / "store"), Prompts.read(recipe.prompts)
         self.vlm = Server(recipe.vlm)
-        self.lock = threading.Lock()
+        self.lock, self.device = threading.Lock(), threading.Lock()
+
+    def turn(self, service: str) -> AbstractContextManager[Any]:
+        """To be held while an editor or a remover works: models on this machine work one at a time."""
+        local = service in ("edit", "remove") and getattr(self.recipe, service).kind != "server"
+        return self.device if local else nullcontext()
 
     @property
     def editor(self) -> editing.Editor:
