@@ -54,6 +54,27 @@ def atomic_write(
 
 
 @contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file under its own name in a temporary folder in the same place, then move it, for writers and readers
+    that go by the name; see `atomic_write`.
+    """
+    path = resolve_link(path).absolute()
+    scratch = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir()
+        yield scratch / path.name
+        with (scratch / path.name).open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch / path.name, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path} could not be written ({reason}); free space or choose another folder.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Fill a folder under a temporary name in the same place, then give it its own name, see `replace_path`.
 

@@ -1,5 +1,5 @@
 """The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | curate |
-pull | convert | data | vae | eval | doctor`.
+pull | convert | data | layers | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import curate, data, doctor, evaluate, task_table, vae, weights
+from omnialpha.cli import curate, data, doctor, evaluate, layers, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.demo import command as demo
@@ -50,6 +50,7 @@ app = typer.Typer(
     help="Cut out, remove, separate, complete and make pictures with real transparency.",
 )
 app.add_typer(data.app, name="data")
+app.add_typer(layers.app, name="layers")
 app.add_typer(vae.app, name="vae")
 app.add_typer(evaluate.app, name="eval")
 

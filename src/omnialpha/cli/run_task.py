@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omnialpha.io import Format, Picture
+    from omnialpha.io.layer_writing import LayerFormat
     from omnialpha.io.layers import LayerStack
     from omnialpha.loading import Setup
     from omnialpha.masks import Mark
@@ -49,7 +50,7 @@ def run_task(
     Args:
         task: The task.
         paths: The picture files by role.
-        output: A file for one picture, a folder for several layers, `-` for standard output.
+        output: A file for one picture, a folder or a file of layers for several, `-` for standard output.
         options: How the model is run.
         prompt, layers: Of the task.
         background: A colour or a picture file that the picture is put on, which makes it opaque.
@@ -59,6 +60,7 @@ def run_task(
         InputError: Something of it cannot be read, done or written.
     """
     from omnialpha import sampling
+    from omnialpha.io import Format
     from omnialpha.models.checkpoints.folders import resolve
 
     began, messages = time.monotonic(), Messages(options.quiet)
@@ -81,7 +83,7 @@ def run_task(
     else:
         example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
     behind = None if background is None else backdrop(background, example.size, output)
-    if form is not None:
+    if isinstance(form, Format):
         check_fits(output, form, example, options.raw, behind is not None)
 
     parts = resolve(options.model, **options.parts)
@@ -127,9 +129,10 @@ def run_task(
         print_result(options, report, line)
 
 
-def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format | None:
+def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format | LayerFormat | None:
     """The format of the output file, or None where layers make it a folder; InputError if it cannot be written."""
     from omnialpha.io import FORMATS, check_output
+    from omnialpha.io.layer_writing import LAYER_FORMATS, check_layer_file
     from omnialpha.io.layers import check_folder
 
     if output == PIPE:
@@ -140,6 +143,8 @@ def check_target(output: Path, targets: int, inputs: Sequence[Path]) -> Format |
         return FORMATS[".png"]
     if targets == 1:
         return check_output(output, inputs)
+    if output.suffix.lower() in LAYER_FORMATS and not output.is_dir():
+        return check_layer_file(output, inputs)
     check_folder(output)
     for path in inputs:
         if output.resolve() in path.resolve().parents:
@@ -255,7 +260,7 @@ def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], m
 def _write(
     output: Path,
     stack: LayerStack,
-    form: Format | None,
+    form: Format | LayerFormat | None,
     main: Picture | None,
     settings: dict[str, Any],
     messages: Messages,
@@ -267,11 +272,15 @@ def _write(
         The name of each layer's file."""
     from omnialpha import rgba
     from omnialpha.io import write_image
+    from omnialpha.io.layer_writing import LayerFormat, write_layers
 
     where: Path | BinaryIO = sys.stdout.buffer if output == PIPE else output
     bits, icc, dpi = (main.bits, main.icc, main.dpi) if main else (8, None, None)
     if form is None:
         return stack.save(output, bits=bits, settings=settings, icc=icc, dpi=dpi)
+    if isinstance(form, LayerFormat):
+        write_layers(output, stack, bits=bits, settings=settings, icc=icc, dpi=dpi)
+        return [output.name] * len(stack)
     if bits not in form.bits:
         messages.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
         bits = 8

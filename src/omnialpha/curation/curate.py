@@ -137,7 +137,8 @@ def _about(recipe: CurationRecipe) -> dict[str, Any]:
         return " ".join(filter(None, (section.kind, section.model or section.server.model)))
 
     return {
-        "omnialpha": version("omnialpha"), "vlm": recipe.vlm.model, "edit": named(recipe.edit), "remove": named(recipe.remove),
+        "omnialpha": version("omnialpha"), "vlm": recipe.vlm.model, "edit": named(recipe.edit),
+        "remove": named(recipe.remove),
         "maps": recipe.mask.derivation, "score": recipe.select.score, "side": recipe.side,
     }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Picture files: reading PNG, WebP, JPEG, TIFF and what else Pillow knows, writing PNG, WebP, JPEG and TIFF.
 
 In the order of imports: `colour`, `sources`, `metadata`, `samples`, `tiffs`, `decoding`, `encoding`, `reading`,
-`conversion`, `writing`, `layers`, `contact_sheet`."""
+`conversion`, `writing`, `layers`, `layer_files`, `stack_reading`, `layer_writing`, `contact_sheet`."""
 
 from omnialpha.io.conversion import AnyImage, as_type_of, read_if_file, to_rgba
 from omnialpha.io.reading import read_image, read_settings

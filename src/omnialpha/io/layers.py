@@ -187,8 +187,10 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"The folder {folder} may not be written; change the permissions or choose another.")
     if not folder.exists():
         suffix = folder.suffix.lower()
-        if suffix in (*Image.registered_extensions(), ".ora"):  # a picture was expected there
-            raise InputError(f"The output {folder} is to be a folder of layers; name it without {suffix}.")
+        if suffix in Image.registered_extensions():  # a picture was expected there
+            raise InputError(
+                f"The output {folder} cannot hold layers: name a folder, or a .psd, .ora, .exr, .tif or .webp file."
+            )
         return
     if not folder.is_dir():
         raise InputError(f"The output {folder} is a file; choose a folder.")

@@ -61,6 +61,12 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         raise InputError(f"The output {path} is a folder; add a file name such as {path / 'out.png'}.")
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"The output {path} has no known format; end it with one of {', '.join(FORMATS)}.")
+    check_writable(path, inputs)
+    return FORMATS[path.suffix.lower()]
+
+
+def check_writable(path: Path, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """InputError where a file cannot be written for want of a folder or a permission, or is one of the inputs."""
     folder = resolve_link(path).parent
     if not folder.is_dir():
         raise InputError(f"The output folder {folder} does not exist; create it first.")
@@ -69,7 +75,6 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     for source in map(Path, inputs):
         if source.resolve() == path.resolve() or (source.exists() and path.exists() and source.samefile(path)):
             raise InputError(f"The output {path} is also an input; choose another name so that it is not overwritten.")
-    return FORMATS[path.suffix.lower()]
 
 
 def write_image(
@@ -117,9 +122,9 @@ def write_image(
         raise InputError(f"{name} would have a side of {side} px, but {form.name} ends at {form.max_side}; use .png.")
     if source:
         icc, dpi = icc or source.icc, dpi or source.dpi
-    profile = _matrix_profile(icc)
+    profile = matrix_profile(icc)
     icc = icc if profile else None
-    array = _encoded(rgba, bits, profile, source if source and source.icc == icc else None)
+    array = in_profile(rgba, bits, profile, source if source and source.icc == icc else None)
     opaque = bool(array[..., 3].min() == 2**bits - 1)
     if not form.alpha and not opaque:
         raise InputError(f"{name} cannot hold transparency, as JPEG has none; use .png.")
@@ -137,7 +142,7 @@ def write_image(
     return tuple(notes)
 
 
-def _matrix_profile(icc: bytes | None) -> colour.Profile | None:
+def matrix_profile(icc: bytes | None) -> colour.Profile | None:
     """The RGB profile of a matrix and curves that the bytes hold, if they hold one."""
     try:
         profile = colour.parse(icc) if icc else None
@@ -146,7 +151,7 @@ def _matrix_profile(icc: bytes | None) -> colour.Profile | None:
     return None if profile is None or profile.grey else profile
 
 
-def _encoded(rgba: Tensor, bits: int, profile: colour.Profile | None, source: Picture | None) -> np.ndarray:
+def in_profile(rgba: Tensor, bits: int, profile: colour.Profile | None, source: Picture | None = None) -> np.ndarray:
     """(4, H, W) sRGB -> (H, W, 4) uint8 or uint16 in the profile's colours, copied ones as a source of it has them."""
     if not profile or profile.is_srgb():
         return integers(rgba, bits)
