@@ -15,9 +15,9 @@ from PIL import Image
 from omnialpha import rgba
 from omnialpha.errors import InputError
 from omnialpha.io import colour, read_image, write_image
-from omnialpha.io.conversion import integers
 from omnialpha.io.layer_writing import LAYER_FORMATS, write_layers
 from omnialpha.io.layers import Layer, LayerStack
+from omnialpha.io.samples import integers
 from omnialpha.io.stack_reading import read_stack
 
 HEIGHT, WIDTH = 60, 80

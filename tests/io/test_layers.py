@@ -150,9 +150,11 @@ def test_every_layer_carries_profile_resolution_and_settings(tmp_path: Path) -> 
     assert len(LayerStack.load(tmp_path / "out")) == 3
 
 
-@pytest.mark.parametrize("name", ["out.png", "out.JPG", "out.psd", "out.ora"])
+@pytest.mark.parametrize("name", ["out.png", "out.JPG", "out.psd", "out.ora", "out.exr"])
 def test_a_name_of_a_picture_is_no_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=rf"{name} is to be a folder of layers; name it without \.\w+\.$"):
+    with pytest.raises(
+        InputError, match=rf"{name} cannot hold layers: name a folder, or a .psd, .ora, .exr, .tif or .webp file\.$"
+    ):
         stack().save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
     stack().save(tmp_path / "v1.2")  # no picture's

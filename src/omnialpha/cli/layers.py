@@ -30,7 +30,7 @@ def info(file: File, options: Options) -> None:
     from omnialpha.limits import by
 
     stack = read_stack(file)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": layer.name, "offset": [*layer.offset], "size": by((layer.rgba.shape[1], layer.rgba.shape[2])),
             "role": layer.role, "coverage": round(float(layer.placed(stack.size)[3].mean()), 4),

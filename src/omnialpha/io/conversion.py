@@ -13,8 +13,8 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.io.decoding import decode
-from omnialpha.io.reading import read_image
-from omnialpha.io.samples import ROUNDING, Picture, check_unit_range, readable_errors, rgba_of, to_tensor
+from omnialpha.io.inputs import read_image
+from omnialpha.io.samples import ROUNDING, Picture, check_unit_range, integers, readable_errors, rgba_of, to_tensor
 from omnialpha.io.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -121,9 +121,3 @@ def as_type_of(rgba: Tensor, original: AnyImage) -> Image.Image | np.ndarray | T
     if isinstance(original, Picture) and original.bits == 16:
         return integers(rgba, 16)
     return Image.fromarray(integers(rgba, 8))
-
-
-def integers(rgba: Tensor, bits: int) -> np.ndarray:
-    """Quantise (4, H, W) in [0, 1] to an array (H, W, 4), uint8, or uint16 for 16 `bits`."""
-    pixels = rgba.detach().permute(1, 2, 0).float().cpu().numpy().clip(0, 1)
-    return (pixels * (2**bits - 1) + 0.5).astype(np.uint16 if bits == 16 else np.uint8)

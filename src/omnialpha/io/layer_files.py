@@ -23,8 +23,9 @@ from torch import Tensor
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
-from omnialpha.io import colour, read_image
+from omnialpha.io import colour
 from omnialpha.io.layers import Layer, LayerStack
+from omnialpha.io.reading import read_image
 from omnialpha.limits import MAX_PIXELS, by
 
 LAYERED = (".psd", ".psb", ".ora")

@@ -117,7 +117,7 @@ def _psd(path: Path, sheet: LayerSheet) -> None:
     for name, (top, left), samples in sheet.layers:
         layer = made.create_pixel_layer_from_array(np.ascontiguousarray(samples), top=top, left=left)
         layer.name = name  # in Unicode too
-    info = made._record.layer_and_mask_information.layer_info
+    info: Any = made._record.layer_and_mask_information.layer_info
     info.layer_count = -len(sheet.layers)  # below 0: the merged picture's fourth channel is its transparency
     if sheet.icc:
         made.image_resources[Resource.ICC_PROFILE] = ImageResource(key=Resource.ICC_PROFILE.value, data=sheet.icc)

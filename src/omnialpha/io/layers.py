@@ -17,7 +17,8 @@ from torch import Tensor
 from omnialpha import rgba as arithmetic
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_folder
-from omnialpha.io import read_image, write_image
+from omnialpha.io.reading import read_image
+from omnialpha.io.writing import write_image
 from omnialpha.limits import by
 
 INDEX, FORMAT, VERSION = "layers.json", "omnialpha-layers", 1
@@ -187,7 +188,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"The folder {folder} may not be written; change the permissions or choose another.")
     if not folder.exists():
         suffix = folder.suffix.lower()
-        if suffix in Image.registered_extensions():  # a picture was expected there
+        if suffix in (*Image.registered_extensions(), ".ora", ".exr", ".psb"):  # a picture was expected there
             raise InputError(
                 f"The output {folder} cannot hold layers: name a folder, or a .psd, .ora, .exr, .tif or .webp file."
             )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +18,6 @@ from omnialpha.io.samples import Picture, decoder_errors, readable_errors
 from omnialpha.io.sources import ImageSource, SourceFile, display_name, open_source
 from omnialpha.limits import MAX_PIXELS
 
-FLATTENED = (".psd", ".psb", ".ora", ".exr")  # read by their layers
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 
 
@@ -28,16 +25,13 @@ def read_image(given: ImageSource, *, frame: int | None = None, data: bool = Fal
     """Read a picture file.
 
     Args:
-        given: A path, a pipe, an open binary file, or bytes. Of a PSD, OpenRaster or OpenEXR file the visible layers
-            are put together.
+        given: A path, a pipe, an open binary file, or bytes.
         frame: Of an animation or the pages of a TIFF, from 0. None is the first, with a note where there are more.
         data: Apply no colour profile: the values as stored, as maps need them.
 
     Raises:
         InputError: The file is missing, damaged, too large, of no known format, or has no such frame.
     """
-    if isinstance(given, str | os.PathLike) and Path(given).suffix.lower() in FLATTENED and Path(given).is_file():
-        return _flattened(Path(given))
     with readable_errors(display_name(given)):
         source = open_source(given)
         try:
@@ -45,22 +39,6 @@ def read_image(given: ImageSource, *, frame: int | None = None, data: bool = Fal
                 return decode(image, source, frame=frame, data=data)
         except UnidentifiedImageError:
             return decode_tiff(source, frame=frame, data=data)
-
-
-def _flattened(path: Path) -> Picture:
-    """The visible layers of a file as one picture."""
-    from omnialpha.io.stack_reading import read_stack
-
-    stack = read_stack(path)
-    notes = (f"{len(stack)} layers as one picture",) if len(stack) > 1 else ()
-    return Picture(stack.recompose(), bits=8 if path.suffix.lower() == ".ora" else _depth(path), notes=notes, path=path)
-
-
-def _depth(path: Path) -> int:
-    """Bits a channel of a PSD by its header; an OpenEXR file has more than 8."""
-    with path.open("rb") as file:
-        head = file.read(24)
-    return 8 if head[:4] == b"8BPS" and head[22:24] == b"\0\x08" else 16
 
 
 def read_settings(given: ImageSource) -> dict[str, Any] | None:

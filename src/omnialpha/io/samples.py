@@ -156,3 +156,9 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """(H, W, C) float32 -> (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
+
+
+def integers(rgba: Tensor, bits: int) -> np.ndarray:
+    """Quantise (4, H, W) in [0, 1] to an array (H, W, 4), uint8, or uint16 for 16 `bits`."""
+    pixels = rgba.detach().permute(1, 2, 0).float().cpu().numpy().clip(0, 1)
+    return (pixels * (2**bits - 1) + 0.5).astype(np.uint16 if bits == 16 else np.uint8)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from omnialpha.errors import InputError
-from omnialpha.io import colour, read_image
+from omnialpha.io import colour
 from omnialpha.io.layer_files import LAYERED, read_layers
 from omnialpha.io.layers import Layer, LayerStack
+from omnialpha.io.reading import read_image
 from omnialpha.limits import MAX_PIXELS, by
 
 PAGE_NAME = 285  # TIFF tag

@@ -18,9 +18,8 @@ from torch import Tensor
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write, resolve_link
 from omnialpha.io import colour, metadata
-from omnialpha.io.conversion import integers
 from omnialpha.io.encoding import encode
-from omnialpha.io.samples import Picture
+from omnialpha.io.samples import Picture, integers
 
 
 @dataclass(frozen=True)
