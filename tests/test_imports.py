@@ -14,9 +14,9 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config", "files"),
-    ("rgba", "limits", "kernels", "templates"),
+    ("rgba", "limits", "cutout_options", "kernels", "templates"),
     ("io",),
-    ("canvas", "masks", "refine"),
+    ("canvas", "masks", "refine", "cutout"),
     ("tasks",),
     ("fidelity", "transitions", "sampling", "api"),
     ("models",),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from omnialpha import io
+from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 from omnialpha.io.layers import LayerStack
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
@@ -95,6 +96,7 @@ class TaskMethods:
         trimap: Any = None,
         precise: Any = None,
         rough: Any = None,
+        cutout: Cutout | None = None,
         **options: Any,
     ) -> Any:
         """Cut the subject out of a picture.
@@ -103,14 +105,21 @@ class TaskMethods:
             image: The picture. Its subject is found automatically where nothing below is given.
             text: The subject in words, for models that read.
             alpha, trimap, precise, rough: One map: the final alpha, {0, .5, 1}, a binary mask, a generous binary mask.
+            cutout: How it is finished: edge, colours, shadow, margin, background.
 
         Returns:
-            The subject as RGBA with straight alpha, of the size and type of `image`.
+            The subject as RGBA with straight alpha, of the type of `image`, and of its size unless it is cropped.
 
         Raises:
             InputError: A picture cannot be read, the arguments do not fit together, or the model does not do the task.
         """
-        return self._picture("matte", image, text, _maps(alpha, trimap, precise, rough), options)
+        image = io.read_if_file(image)
+        made = self._layers("matte", image, text, _maps(alpha, trimap, precise, rough), None, options)[0].rgba
+        if cutout and cutout != Cutout():
+            from omnialpha.cutout import finish
+
+            made = finish(made, io.to_rgba(image).cpu(), cutout)[0]
+        return io.as_type_of(made, image)
 
     def remove(
         self,
@@ -134,7 +143,9 @@ class TaskMethods:
         Raises:
             InputError: As `matte`.
         """
-        return self._picture("remove", image, None, _maps(alpha, trimap, precise, rough), options)
+        image = io.read_if_file(image)
+        made = self._layers("remove", image, None, _maps(alpha, trimap, precise, rough), None, options)[0].rgba
+        return io.as_type_of(made, image)
 
     def decompose(
         self,
@@ -201,11 +212,6 @@ class TaskMethods:
         from PIL import Image
 
         return io.as_type_of(self.run([example], **options)[0][0].rgba, Image.new("RGBA", (1, 1)))
-
-    def _picture(self, verb: str, image: Any, text: str | None, maps: dict[Role, Any], options: dict[str, Any]) -> Any:
-        """The one layer that a task makes, of the size and type of its picture."""
-        image = io.read_if_file(image)
-        return io.as_type_of(self._layers(verb, image, text, maps, None, options)[0].rgba, image)
 
     def _layers(
         self,

@@ -22,7 +22,7 @@ SOFT_EDGE = 0.025  # of the shorter side: how far a subject's soft edge reaches 
 
 
 def finish_layers(
-    example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refines: bool
+    example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], found: Tensor | None, refining: str
 ) -> list[Tensor]:
     """Finish the layers of a model: take the finder's alpha, refine, and restore what is unchanged.
 
@@ -31,7 +31,8 @@ def finish_layers(
         layers: The model's layers (4, H, W) at full size, in the order of the example's targets.
         coarse: Their alphas (h, w) at the size that they were made at.
         found: The finder's alpha (s, s), where foregrounds take that; None where they do not.
-        refines: Whether foregrounds are refined: the finder's always, others where `needs_refining` says so.
+        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, closed-form all, off
+            none.
 
     Returns:
         The layers (4, H, W) as they are handed out.
@@ -40,7 +41,8 @@ def finish_layers(
         found = None
     if found is not None:
         coarse = [found] * len(layers)
-    if refines and (found is not None or needs_refining(example.size, tuple(coarse[0].shape))):
+    always = found is not None or refining == "closed-form"
+    if refining != "off" and (always or needs_refining(example.size, tuple(coarse[0].shape))):
         layers = refine_foregrounds(example, layers, coarse)
     elif found is not None:
         alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0].clamp(0, 1)

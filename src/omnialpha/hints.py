@@ -58,10 +58,13 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Ex
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
-def finish(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], card: Card) -> LayerStack:
+def finish(
+    example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], card: Card, refining: str = "auto"
+) -> LayerStack:
     """What `fidelity.finish_layers` makes of a model's layers (4, H, W) and their alphas as they were made, named."""
     found = example.found if example.task in card.alpha_from_finder else None
-    return stack(example, fidelity.finish_layers(example, layers, coarse, found, card.refine))
+    refining = "off" if refining == "auto" and not card.refine else refining
+    return stack(example, fidelity.finish_layers(example, layers, coarse, found, refining))
 
 
 def stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
@@ -70,7 +73,7 @@ def stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
     return LayerStack(example.size, [Layer(name, pixels, role=str(role)) for name, pixels, role in rows])
 
 
-def cut_out(example: Example, finder: Finder | None, card: Card) -> LayerStack | None:
+def cut_out(example: Example, finder: Finder | None, card: Card, refining: str = "auto") -> LayerStack | None:
     """The subject by the finder's alpha, refined, where that is all that an example asks for, so that nothing has to be
     sampled; None where it is not.
     """
@@ -80,7 +83,7 @@ def cut_out(example: Example, finder: Finder | None, card: Card) -> LayerStack |
         return None
     card.check_task(example.task)
     example = add_hint(example, finder, card)
-    return None if example.found is None else finish(example, example.inputs[:1], [], card)
+    return None if example.found is None else finish(example, example.inputs[:1], [], card, refining)
 
 
 def count_inputs(example: Example, found: bool) -> int:

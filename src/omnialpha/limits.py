@@ -10,6 +10,7 @@ from typing import Any
 
 from omnialpha.errors import InputError
 
+REFINE = ("auto", "off", "closed-form")
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 30.0
@@ -43,6 +44,12 @@ def check_seeds(value: Any, count: int) -> list[int]:
     if len(value) != count:
         raise InputError(f"{len(value)} seeds were given for {count} examples: pass one for each, or one for all.")
     return [check_seed(own) for own in value]
+
+
+def check_refine(value: Any) -> str:
+    if value not in REFINE:
+        raise InputError(f"refine={value!r} is not known: use {', '.join(REFINE)}.")
+    return str(value)
 
 
 def check_steps(value: Any) -> int:

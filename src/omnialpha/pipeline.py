@@ -17,7 +17,7 @@ from omnialpha.canvas import Canvas, plan
 from omnialpha.condition import Condition, join, pad
 from omnialpha.errors import InputError
 from omnialpha.io.layers import LayerStack
-from omnialpha.limits import check_guidance, check_seeds, check_steps
+from omnialpha.limits import check_guidance, check_refine, check_seeds, check_steps
 from omnialpha.models.checkpoints.folders import Card, Parts
 from omnialpha.models.families import FAMILIES
 from omnialpha.models.finder import Finder, bundled_finder
@@ -247,13 +247,14 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             made.append(whole)
         return made
 
-    def decode(self, x: Tensor, cond: Condition, raw: bool = False) -> list[LayerStack]:
+    def decode(self, x: Tensor, cond: Condition, raw: bool = False, refine: str = "auto") -> list[LayerStack]:
         """Decode latents to layers at the size of the inputs.
 
         Args:
             x: Latents (B, Lt, C).
             cond: The condition that they were sampled with.
             raw: Skip `fidelity`, which refines and copies from the input what the task does not change.
+            refine: auto, off or closed-form, see `fidelity.finish_layers`.
 
         Returns:
             One LayerStack an example, back to front.
@@ -262,7 +263,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
             coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
-            done = hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card)
+            done = hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card, refine)
             stacks.append(done)
         return stacks
 
@@ -275,6 +276,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         steps: int | None = None,
         guidance: float | None = None,
         raw: bool = False,
+        refine: str = "auto",
         on_step: Callable[[Step, Condition], None] | None = None,
     ) -> list[LayerStack]:
         """Run examples of any tasks, together in one batch.
@@ -283,7 +285,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             examples: What is asked for, see `tasks.Task.example`.
             seed: Of sample b: seed + b, or seed[b].
             steps, guidance: Those of the checkpoint for the first example's task by default. A guidance of 1 is none.
-            raw: See `decode`.
+            raw, refine: See `decode`.
             on_step: Called with the step and the condition after each step, to show progress or previews. An exception
                 in it cancels the run.
 
@@ -299,8 +301,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         steps = check_steps(defaults.steps if steps is None else steps)
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
         sampling.check_settings(None, None, self.guidance_interval)
-        seeds = check_seeds(seed, len(examples))
-        cut = [None if raw else hints.cut_out(example, self.finder, self.card) for example in examples]
+        seeds, refine = check_seeds(seed, len(examples)), check_refine(refine)
+        cut = [None if raw else hints.cut_out(example, self.finder, self.card, refine) for example in examples]
         if all(cut):
             return [one for one in cut if one]
         cond = self.condition(examples, guided=guidance != 1.0)
@@ -313,4 +315,4 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         for step in sample(velocity, self.noise(cond, seeds), times):
             if on_step:
                 on_step(step, cond)
-        return self.decode(step.x, cond, raw)
+        return self.decode(step.x, cond, raw, refine)

@@ -17,6 +17,7 @@ from omnialpha import __version__
 from omnialpha.cli import curate, data, doctor, evaluate, layers, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
+from omnialpha.cutout_options import Cutout
 from omnialpha.demo import command as demo
 from omnialpha.errors import InputError
 from omnialpha.tasks import MAPS, TASKS, Role
@@ -95,15 +96,13 @@ def matte(
     output: Output,
     pictures: Pictures,
     options: Options,
+    cutout: Cutout,
     text: Text = None,
     point: Points = None,
     box: Boxes = None,
-    background: Annotated[
-        str | None, typer.Option("--background", metavar="COLOUR|FILE", help="put the subject on this: white, #336699")
-    ] = None,
 ) -> None:
     """Cut the subject out of a picture, with soft alpha: by itself, or the one that a text, a map or marks choose."""
-    _run_on_picture("matte", image, output, pictures, options, point, box, text, background=background)
+    _run_on_picture("matte", image, output, pictures, options, point, box, text, cutout=cutout)
 
 
 @command(app, roles=input_roles("removal", without=Role.COMPOSITE))

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
-from omnialpha.limits import check_seed, check_size
+from omnialpha.limits import check_refine, check_seed, check_size
 from omnialpha.tasks import MEANING, TASKS, Role, Task
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class Options:
     guidance: Annotated[float | None, _number("1 is none; the model's own if left out")] = None
     size: Annotated[Text, _common("of a picture made from text alone", "WIDTHxHEIGHT")] = None
     frame: Annotated[int | None, _whole("which frame or page of the picture, from 0; the first if left out")] = None
+    refine: Annotated[
+        str, _common("auto refines edges where the model's are coarse, closed-form always, off never", "HOW")
+    ] = "auto"
     raw: Annotated[bool, _common("leave the model's pixels as they are: nothing from the input", None, "--raw")] = False
     quiet: Annotated[bool, _common("say nothing but errors", None, "--quiet", "-q")] = False
     json: Annotated[bool, _common("one JSON object on standard output", None, "--json")] = False
@@ -103,6 +107,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_refine(self.refine)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -136,6 +141,7 @@ class Options:
         return check_size((height, width), f"--size {self.size}")
 
 
+CUTOUT = tuple(field.name for field in dataclasses.fields(Cutout))
 COMMON = tuple(field.name for field in dataclasses.fields(Options))
 
 
@@ -150,7 +156,8 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command, its parameter `options` spread into the options `names` (none: all of them).
 
-    A parameter `pictures` becomes one option a role, each of which may be repeated; the function gets those given.
+    A parameter `pictures` becomes one option a role, each of which may be repeated; the function gets those given. A
+    parameter `cutout` becomes the options of a cut-out.
     """
     names, roles = names or COMMON, tuple(roles)
 
@@ -163,6 +170,8 @@ def command(
                 given = {role: values.pop(str(role)) for role in roles}
                 values["pictures"] = {role: paths for role, paths in given.items() if paths}
             logging.getLogger("omnialpha").setLevel(logging.ERROR if values["options"].quiet else logging.NOTSET)
+            if "cutout" in own:
+                values["cutout"] = Cutout(**{name: values.pop(name) for name in CUTOUT})
             function(**values)
 
         own = inspect.signature(function, eval_str=True).parameters
@@ -172,6 +181,8 @@ def command(
                 spread += _option_parameters(names)
             elif parameter.name == "pictures":
                 spread += [_role_parameter(role) for role in roles]
+            elif parameter.name == "cutout":
+                spread += [_cutout_parameter(field) for field in dataclasses.fields(Cutout)]
             else:
                 spread.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         vars(run)["__signature__"] = inspect.Signature(spread)
@@ -189,6 +200,20 @@ def _option_parameters(names: Sequence[str]) -> list[inspect.Parameter]:
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=fields[n].default, annotation=hints[n])
         for n in names
     ]
+
+
+def _cutout_parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    """An option of a cut-out: a flag, a number of pixels, or text."""
+    kind: Any
+    if field.default is True:
+        kind, option = bool, _common(field.metadata["help"], None, f"--{field.name}/--no-{field.name}")
+    elif isinstance(field.default, float):
+        kind, option = float, _number(field.metadata["help"])
+    else:
+        kind, option = str | None, _common(field.metadata["help"], field.metadata["metavar"])
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]
+    )
 
 
 def _role_parameter(role: Role) -> inspect.Parameter:

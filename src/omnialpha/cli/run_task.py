@@ -9,20 +9,19 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omnialpha import __version__
 from omnialpha.cli.options import Options, Pictures
 from omnialpha.cli.progress import Messages, duration, print_result, silence_libraries
+from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 from omnialpha.limits import by
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from omnialpha.io import Format, Picture
     from omnialpha.io.layer_writing import LayerFormat
     from omnialpha.io.layers import LayerStack
@@ -42,7 +41,7 @@ def run_task(
     *,
     prompt: str | None = None,
     layers: int | None = None,
-    background: str | None = None,
+    cutout: Cutout | None = None,
     marks: tuple[Sequence[Mark], Sequence[Mark]] = ((), ()),
 ) -> None:
     """Run a task on picture files and write what comes out.
@@ -53,7 +52,7 @@ def run_task(
         output: A file for one picture, a folder or a file of layers for several, `-` for standard output.
         options: How the model is run.
         prompt, layers: Of the task.
-        background: A colour or a picture file that the picture is put on, which makes it opaque.
+        cutout: How the subject that a matting cuts out is finished.
         marks: Points and boxes that stand for a rough map, see `masks.marks`.
 
     Raises:
@@ -82,9 +81,11 @@ def run_task(
         example = task.example({**pictures, **rough}, layers=layers)
     else:
         example = task.example(dict(pictures), prompt=prompt, layers=layers, size=size or (1, 1))
-    behind = None if background is None else backdrop(background, example.size, output)
+    background = cutout.background if cutout else None
+    if background:
+        check_backdrop(background, example.size, output)
     if isinstance(form, Format):
-        check_fits(output, form, example, options.raw, behind is not None)
+        check_fits(output, form, example, options.raw, bool(background))
 
     parts = resolve(options.model, **options.parts)
     card = parts.card
@@ -95,6 +96,7 @@ def run_task(
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
     used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
+    used |= {"refine": options.refine} if options.refine != "auto" else {}
     loaded, device, canvas = 0.0, "cpu", example.size
     stack = _cut_out(parts, example, options, messages)
     if stack is None:
@@ -109,9 +111,11 @@ def run_task(
         stack = _run(model, task, example, used, messages)
         device, canvas = str(model.device), model.canvas(example).size
     settings = {"task": task.name, "instruction": card.text(example), "model": card.name, **used}
-    settings |= {} if background is None else {"background": background}
     settings |= {"size": by(example.size), "version": __version__}
-    files = _write(output, stack, form, main, settings, messages, behind)
+    if cutout and cutout != Cutout():
+        settings |= {name: value for name, value in asdict(cutout).items() if value != getattr(Cutout(), name)}
+        stack = _finished(stack, example, cutout, messages)
+    files = _write(output, stack, form, main, settings, messages)
 
     report: dict[str, Any] = {"output": str(output), **settings, "device": device}
     rows = [{"name": row.name, "role": row.role, "file": file} for row, file in zip(stack, files, strict=True)]
@@ -168,24 +172,14 @@ def check_fits(output: Path, form: Format, example: Example, raw: bool, covered:
         raise InputError(f"The output {output} would be {size}, but {form.name} ends at {form.max_side}; use .png.")
 
 
-def backdrop(given: str, size: tuple[int, int], output: Path) -> Tensor:
-    """RGB of a CSS colour, (3,), or of a picture file, (3, *size), cropped to that and put on white."""
-    import torch
-    from PIL import ImageColor
+def check_backdrop(given: str, size: tuple[int, int], output: Path) -> None:
+    """InputError, before the model is loaded, for what is no background, or is the output."""
+    from omnialpha.cutout import backdrop
+    from omnialpha.io import check_output
 
-    from omnialpha import rgba
-    from omnialpha.io import check_output, read_image
-
-    if not Path(given).is_file():
-        try:
-            red, green, blue = cast(tuple[int, int, int], ImageColor.getrgb(given))  # four values are refused as well
-        except ValueError:
-            raise InputError(
-                f"--background {given!r} is no colour and no picture file: write white, #rgb, #rrggbb, or a path."
-            ) from None
-        return torch.tensor([red, green, blue]) / 255
-    check_output(output, [given])
-    return rgba.flatten(rgba.crop_to_fill(read_image(given).rgba, size))
+    backdrop(given, size)
+    if Path(given).is_file():
+        check_output(output, [given])
 
 
 def read(
@@ -238,7 +232,7 @@ def _cut_out(parts: Parts, example: Example, options: Options, messages: Message
     from omnialpha.models.finder import open_finder
 
     with messages.steps(1, ""):
-        return cut_out(example, open_finder(parts.finder), parts.card)
+        return cut_out(example, open_finder(parts.finder), parts.card, options.refine)
 
 
 def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], messages: Messages) -> LayerStack:
@@ -257,6 +251,17 @@ def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], m
         raise InputError(f"{model.device} has too little memory for {task.name}; {way}.") from error
 
 
+def _finished(stack: LayerStack, example: Example, cutout: Cutout, messages: Messages) -> LayerStack:
+    """The subject finished as the options of a cut-out say, which may have another size."""
+    from omnialpha.cutout import finish
+    from omnialpha.io.layers import Layer, LayerStack
+
+    picture, notes = finish(stack[0].rgba, example.inputs[0].cpu(), cutout)
+    for note in notes:
+        messages.note(note)
+    return LayerStack((picture.shape[1], picture.shape[2]), [Layer(stack[0].name, picture, role=stack[0].role)])
+
+
 def _write(
     output: Path,
     stack: LayerStack,
@@ -264,13 +269,11 @@ def _write(
     main: Picture | None,
     settings: dict[str, Any],
     messages: Messages,
-    behind: Tensor | None,
 ) -> list[str]:
     """One picture with what else the main input's file held, or the folder of layers with its depth.
 
     Returns:
         The name of each layer's file."""
-    from omnialpha import rgba
     from omnialpha.io import write_image
     from omnialpha.io.layer_writing import LayerFormat, write_layers
 
@@ -284,10 +287,7 @@ def _write(
     if bits not in form.bits:
         messages.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
         bits = 8
-    picture = stack[0].rgba
-    if behind is not None:
-        picture = rgba.opaque(rgba.flatten(picture, behind))
-    for note in write_image(where, picture, settings=settings, bits=bits, source=main):
+    for note in write_image(where, stack[0].rgba, settings=settings, bits=bits, source=main):
         messages.note(note)
     return [output.name]
 
