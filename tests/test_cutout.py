@@ -96,7 +96,7 @@ def test_a_shadow_on_a_plain_background_is_kept() -> None:
     assert float(made[away].max()) < 0.08
     kept, notes = finish(torch.cat([picture[:3], ball()[None]]), picture, Cutout(shadow="keep"))
     assert not notes and torch.equal(kept[:, ball() == 1], torch.cat([picture[:3], ball()[None]])[:, ball() == 1])
-    assert float(kept[3][seen].mean()) > 0.15 and float(kept[:3][:, seen].mean()) < 0.02
+    assert float(kept[3][seen].mean()) > 0.12 and float(kept[:3][:, seen].mean()) < 0.02
 
 
 def test_no_shadow_is_made_up_where_the_background_is_not_plain() -> None:
@@ -104,6 +104,12 @@ def test_no_shadow_is_made_up_where_the_background_is_not_plain() -> None:
     layer = torch.cat([picture[:3], ball()[None]])
     made, notes = finish(layer, picture, Cutout(shadow="keep"))
     assert torch.equal(made, layer) and notes == ("no shadow was kept, as the background is not plain",)
+    import skimage.data
+
+    wood = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1) / 255
+    cup = torch.zeros(400, 600)
+    cup[20:390, 80:480] = 1
+    assert shadow(rgba.opaque(wood), cup) is None
     clear = rgba.opaque(torch.full((3, *SIZE), 0.8))
     assert float(shadow(clear, torch.zeros(SIZE)).max()) == 0  # type: ignore[union-attr]
 

@@ -15,7 +15,8 @@ from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 
 FAR = 0.06  # of the shorter side: a background is fitted no nearer to the subject than this
-PLAIN = 0.05  # what is left of a plain background after a smooth one was taken away, in [0, 1]
+PLAIN = 0.02  # what is left of a plain background after a smooth one was taken away, in [0, 1]
+LIT = 0.6  # of what lies away from the subject: so much of a plain background is no shadow
 DARKER = 0.03  # a shadow is at least this much darker than the background, in [0, 1]
 PRESENT = 0.5 / 255
 
@@ -107,7 +108,7 @@ def shadow(picture: Tensor, alpha: Tensor) -> Tensor | None:
         smooth = (terms.double() @ solved)[..., 0].to(luma.dtype).clamp(0.05, 1)
         inside = (near <= PRESENT) & (luma > smooth - DARKER)
     lit = luma[inside] - smooth[inside]
-    if float(lit.square().mean().sqrt()) > PLAIN or int(inside.sum()) < 0.2 * int((near <= PRESENT).sum()):
+    if float(lit.square().mean().sqrt()) > PLAIN or int(inside.sum()) < LIT * int((near <= PRESENT).sum()):
         return None
     dark = feathered((1 - luma / smooth - DARKER).clamp(0, 1), 4)
     dark = (dark * (1 + DARKER)).clamp(0, 1) * (alpha < 1)

@@ -92,6 +92,8 @@ def test_the_best_are_kept_and_ties_go_by_name() -> None:
     assert made.kept == ("a", "b", "c", "d") and made.cut == 0.3 and set(made.near) == {"b", "c", "d"}
     assert select(FIGURES, None, None, 0.1, {}).kept == tuple("abcde")
     assert select(FIGURES, 9, None, 0.1, {}).cut is None
+    assert select({"a": 0.201}, None, 0.2, 0.01, {}).near == ("a",) == select({"a": 0.2}, None, 0.2, 0.01, {}).kept
+    assert select({"a": math.nan, "b": 0.5}, 1, None, 0.1, {}).kept == ("b",)
 
 
 def test_decisions_come_first() -> None:

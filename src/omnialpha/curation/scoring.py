@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Literal
 
 from torch import Tensor
@@ -107,14 +108,14 @@ def select(
         decisions: "accept" or "reject" by id. The accepted are kept and count, the rejected are not and do not.
     """
     assert keep is None or threshold is None
-    order = sorted(figures, key=lambda name: (figures[name], name))
+    order = sorted(figures, key=lambda name: (figures[name] if isfinite(figures[name]) else inf, name))
     accepted = {name for name in order if decisions.get(name) == "accept"}
     open_ones = [name for name in order if name not in decisions]
     room = len(open_ones) if keep is None else max(0, keep - len(accepted))
     chosen = [name for name in open_ones if threshold is None or figures[name] <= threshold][:room]
-    cut = None
-    if len(chosen) < len(open_ones) and chosen:
-        cut = figures[chosen[-1]] if threshold is None else threshold
+    cut = threshold
+    if keep is not None and len(chosen) < len(open_ones) and chosen:
+        cut = figures[chosen[-1]]
     close = [name for name in open_ones if cut is not None and abs(figures[name] - cut) <= near * cut]
     kept = accepted | set(chosen)
     return Selection(tuple(name for name in order if name in kept), cut, tuple(close))
