@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from omnialpha import config
+from omnialpha.curation.recipe import CurationRecipe
 from omnialpha.errors import InputError
 from omnialpha.models.checkpoints.folders import Card
 from omnialpha.training.run import KINDS
@@ -157,6 +158,9 @@ def test_files_that_are_no_recipe(tmp_path):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_fits_its_types(path):
     tree = config.load(path)
+    if "sources" in tree:  # of curation
+        config.build(CurationRecipe, tree).check()
+        return
     made = config.build(KINDS[tree["kind"]], tree)
     assert made.fit.steps > 0 and made.batch > 0
     if tree["kind"] == "sft" and not made.lora:  # whose card is that of the model it begins with

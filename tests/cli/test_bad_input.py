@@ -111,7 +111,7 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("matting_auto takes no text", "'mug'", "leave the prompt out"),
     ),
     # tasks, roles, options
-    "unknown command": (["mate", "photo.png", *OUT], ("'mate'", "Did you mean 'matte'?")),
+    "unknown command": (["mate", "photo.png", *OUT], ("'mate'", "Did you mean 'matte'")),
     "unknown task": (["run", "mating_auto", "--composite", "photo.png", *OUT], ("'mating_auto'", "'matting_auto'")),
     "role of no task": (["run", "matting_auto", "--picture", "photo.png", *OUT], ("--picture", "--help")),
     "role of another task": (
@@ -176,9 +176,12 @@ EARLY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "layers into a file": (["decompose", "photo.png", "-o", "text.png"], ("text.png is a file", "choose a folder")),
     "layers into a picture": (
         ["decompose", "photo.png", "-o", "out.png"],
-        ("out.png is to be a folder", "without .png"),
+        ("out.png cannot hold layers", ".psd"),
     ),
-    "layers into a PSD": (["decompose", "photo.png", "-o", "out.PSD"], ("out.PSD is to be a folder", "without .psd")),
+    "layers into a PSD nowhere": (
+        ["decompose", "photo.png", "-o", "no/out.PSD"],
+        ("no does not exist", "create it first"),
+    ),
     "layers nowhere": (["decompose", "photo.png", "-o", "no/new"], ("no does not exist", "create it first")),
     "layers among files": (["decompose", "photo.png", "-o", "kept"], ("kept is not empty", "choose another")),
     # recipes
