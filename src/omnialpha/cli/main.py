@@ -1,5 +1,5 @@
-"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | curate |
-pull | convert | data | vae | eval | doctor`.
+"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | batch | stream | demo |
+train | curate | pull | convert | data | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import curate, data, doctor, evaluate, task_table, vae, weights
+from omnialpha.cli import batch, curate, data, doctor, evaluate, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.demo import command as demo
@@ -148,6 +148,9 @@ def _run_on_picture(
     task = select_task(verb, pictures, text, marked=any(marks))
     paths = {Role.COMPOSITE: [image], **pictures}
     run_task(task, paths, output, options, prompt=text, marks=marks, **more)
+
+
+command(app)(batch.batch)
 
 
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
