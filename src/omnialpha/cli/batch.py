@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from omnialpha.batch.work import Work
 
 FORMATS = Literal["png", "webp", "jpg", "jpeg", "tif", "tiff"]
+IN = "a folder, a .txt list of files (- for standard input), or several files"
 PANEL = "Files and workers"
 MOST_WORKERS = 256
 
@@ -40,8 +41,8 @@ Without = Annotated[list[str] | None, _of_files("no files such as '*-old.*'; may
 
 def batch(
     task: Annotated[str, typer.Argument(metavar="TASK", autocompletion=lambda: [*VERBS, *TASKS], show_default=False)],
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help=IN, show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="the folder of the outputs", show_default=False)],
     options: Options,
     include: Pattern = None,
     exclude: Without = None,

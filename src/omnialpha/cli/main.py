@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import batch, curate, data, doctor, evaluate, task_table, vae, weights
+from omnialpha.cli import batch, curate, data, doctor, evaluate, stream, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.demo import command as demo
@@ -151,6 +151,7 @@ def _run_on_picture(
 
 
 command(app)(batch.batch)
+command(app, "model", "finder", "quiet", "json")(stream.stream)
 
 
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
@@ -214,9 +215,9 @@ command(app, "model", "instructions", "device", "json", name="doctor")(doctor.ex
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for out in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="backslashreplace")
     app()
 
 
