@@ -84,6 +84,8 @@ def gather(given: Sequence[Path], output: Path, include: Sequence[str] = (), exc
     if include or exclude:
         raise InputError(f"--include and --exclude are for a folder, but {given[0]} is none: leave them out.")
     one = given[0]
+    if len(given) == 1 and str(one) != "-" and not one.exists():
+        raise InputError(f"there is no {one}: give a folder, a list of files, or files.")
     listed = len(given) == 1 and (one.suffix.lower() == LIST or str(one) == "-")
     files = [path.absolute() for path in (_listed(one) if listed else given)]
     if not files:
