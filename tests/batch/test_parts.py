@@ -36,7 +36,7 @@ def names(*given: str, alpha: bool = True, suffix: str | None = None, stacks: bo
         (["a.jpg", "b.webp", "c.tif", "d.gif"], {}, ["a.png", "b.webp", "c.tif", "d.png"]),
         (["a.jpg", "b.png"], {"alpha": False}, ["a.jpg", "b.png"]),
         (["a.jpg", "b.png"], {"suffix": ".webp"}, ["a.webp", "b.webp"]),
-        (["a.jpg", "a.png", "a.gif"], {}, ["a-jpg.png", "a.png", "a.png".replace("a.", "a-gif.")]),
+        (["a.jpg", "a.png", "a.gif"], {}, ["a-jpg.png", "a.png", "a-gif.png"]),
         (["a.jpg", "A.PNG", "a-jpg.png"], {}, ["a-jpg-2.png", "A.PNG", "a-jpg.png"]),
         (["x/a.jpg", "y/a.jpg"], {}, ["x/a.png", "y/a.png"]),
         (["a.png", "a/b.png"], {"stacks": True}, ["a-png", "a/b"]),

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
 def test_outputs_mirror_the_tree_in_formats_that_hold_them(pictures: Path, ask: Call) -> None:
     made = report(ask("batch", "matte", "in", "out", "--json"))
     assert (made["done"], made["skipped"], made["failed"]) == (4, 0, 0)
-    assert {name: row["output"] for name, row in rows().items()} == OUTPUTS == {**OUTPUTS}
+    assert {name: row["output"] for name, row in rows().items()} == OUTPUTS
     assert set(files("out")) == set(OUTPUTS.values())
     assert any("a.jpg becomes a-jpg.png, as a.png is that of a.png" in note for note in made["notes"])
     assert read_image("out/x/y/c.tif").bits == 16
@@ -197,13 +198,13 @@ def test_a_bad_file_is_reported_and_does_not_stop_the_others(pictures: Path, ask
 
 def test_named_files_that_are_missing_fail_alone(pictures: Path, ask: Call) -> None:
     made = report(ask("batch", "matte", "in/a.png", "in/x/none.png", "out", "--json"), 1)
-    assert made["done"] == 1 and "There is no file" in made["errors"]["x/none.png"] or "none.png" in str(made["errors"])
+    assert made["done"] == 1 and "cannot be used (No such file" in made["errors"]["x/none.png"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["matte", "nowhere", "out"], "cannot be used|There is no|holds no|is no"),
+        (["matte", "nowhere", "out"], "there is no nowhere"),
         (["matte", "empty", "out"], "holds no picture"),
         (["matting_autp", "in", "out"], "did you mean 'matting_auto'"),
         (["matte", "in", "out", "--maps", "in"], "name matting_alpha, matting_trimap"),
@@ -224,10 +225,8 @@ def test_named_files_that_are_missing_fail_alone(pictures: Path, ask: Call) -> N
 def test_what_cannot_start_is_refused_with_the_fix(arguments, said, pictures: Path, call: Call) -> None:
     Path("empty").mkdir()
     result = call("batch", *arguments)
-    import re
-
     assert result.exit_code == 2 and re.search(said, result.stderr), result.output
-    assert not list(Path("out").glob("*")) if Path("out").exists() else True
+    assert not Path("out").exists()
 
 
 # ---- engines ---------------------------------------------------------------------------------------------------------

@@ -191,20 +191,29 @@ def ray(worker: Worker, workers: int, stop: threading.Event) -> Iterator[Run]:
         made = rows.map(
             RayWorker, fn_constructor_args=(worker.work,), concurrency=workers, num_gpus=1 if card else None
         )
-        missing = {item.name: item for item in items}
-        for row in made.iter_rows():
-            values = json.loads(row["row"])
-            del missing[values["input"]]
-            yield Row(**values | {"notes": tuple(values["notes"])})
-            if stop.is_set():
-                return
+        missing, why = {item.name: item for item in items}, "its Ray block was lost"
+        try:
+            for row in made.iter_rows():
+                values = json.loads(row["row"])
+                del missing[values["input"]]
+                yield Row(**values | {"notes": tuple(values["notes"])})
+                if stop.is_set():
+                    return
+        except library.exceptions.RayError as error:  # of all workers
+            why = f"no Ray worker is left ({str(error).strip().splitlines()[-1]})"
         for name in missing:
-            yield Row(name, "", error="its Ray block was lost: the log of the Ray worker says why.")
+            yield Row(name, "", error=f"{why}: the log of the Ray worker says more.")
 
     yield run
 
 
 ENGINES = {"threads": threads, "processes": processes, "ray": ray}
+
+
+def check(name: str, worker: Worker) -> None:
+    """InputError for an engine that would load a model into every process of this machine."""
+    if name == "processes" and not worker.finder_alone:
+        raise InputError(f"--engine processes is for cut-outs by the finder, not {worker.work.task}: use threads.")
 
 
 @contextmanager
@@ -219,10 +228,6 @@ def start(name: str, worker: Worker, workers: int, stop: threading.Event) -> Ite
     """
     if name == "auto":
         name = "processes" if workers > 1 and worker.finder_alone else "threads"
-    if name == "processes" and not worker.finder_alone:
-        raise InputError(
-            f"--engine processes is for cut-outs by the finder alone, not {worker.work.task}: use threads."
-        )
     with ExitStack() as stack:
         begun: list[Run] = []
 

@@ -84,6 +84,7 @@ def batch(
     suffix = f".{format}" if format else None
     _check(work, given, suffix, watch, workers)
     worker = Worker(work)
+    engines.check(engine, worker)
     found = given.find()
     if not found and not watch:
         raise InputError(f"{given.folder} holds no picture that is wanted: check the folder, --include and --exclude.")
