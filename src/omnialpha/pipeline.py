@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -258,8 +258,12 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         Returns:
             One LayerStack an example, back to front.
         """
+        return self.finish(self.pictures(x, cond), cond, raw)
+
+    def finish(self, pictures: Sequence[Tensor], cond: Condition, raw: bool = False) -> list[LayerStack]:
+        """The second half of `decode`, which runs no network, of what `pictures` made."""
         stacks = []
-        for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
+        for made, example, canvas in zip(pictures, cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
             coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
             done = hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card)
@@ -276,6 +280,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         guidance: float | None = None,
         raw: bool = False,
         on_step: Callable[[Step, Condition], None] | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> list[LayerStack]:
         """Run examples of any tasks, together in one batch.
 
@@ -286,6 +291,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             raw: See `decode`.
             on_step: Called with the step and the condition after each step, to show progress or previews. An exception
                 in it cancels the run.
+            turn: Held while networks run, such as a lock, where several threads share the model.
 
         Returns:
             One LayerStack an example, back to front, of the size of its inputs.
@@ -303,14 +309,16 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         cut = [None if raw else hints.cut_out(example, self.finder, self.card) for example in examples]
         if all(cut):
             return [one for one in cut if one]
-        cond = self.condition(examples, guided=guidance != 1.0)
-        velocity = self.guided(cond, guidance)
-        if self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()  # of the run before
-        # one schedule a sample, by its own length: a picture is the same alone and in a batch
-        times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
-        self.transformer.precompute_modulation(times[:, :-1].unique())
-        for step in sample(velocity, self.noise(cond, seeds), times):
-            if on_step:
-                on_step(step, cond)
-        return self.decode(step.x, cond, raw)
+        with turn or nullcontext():
+            cond = self.condition(examples, guided=guidance != 1.0)
+            velocity = self.guided(cond, guidance)
+            if self.transformer.is_cache_enabled:
+                self.transformer._reset_stateful_cache()  # of the run before
+            # one schedule a sample, by its own length: a picture is the same alone and in a batch
+            times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
+            self.transformer.precompute_modulation(times[:, :-1].unique())
+            for step in sample(velocity, self.noise(cond, seeds), times):
+                if on_step:
+                    on_step(step, cond)
+            pictures = self.pictures(step.x, cond)
+        return self.finish(pictures, cond, raw)

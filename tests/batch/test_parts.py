@@ -102,7 +102,7 @@ def test_files_and_lists_mirror_the_folder_that_they_have_in_common(tree: Path, 
         (["in/a.jpg"], "in", {}, "choose another, so that it is kept"),
         (["in", "in/a.jpg"], "out", {}, "give one folder, or files"),
         (["in/a.jpg"], "out", {"include": ["*"]}, "--include and --exclude are for a folder"),
-        (["in/none.txt"], "out", {}, "cannot be read"),
+        (["in/none.txt"], "out", {}, "there is no in/none.txt"),
     ],
 )
 def test_inputs_that_make_no_sense_are_refused(tree, given, output, options, said, monkeypatch) -> None:

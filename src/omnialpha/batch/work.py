@@ -186,8 +186,7 @@ class Worker:
             stack = cut_out(example, self.finder, card)
         if stack is None:
             try:
-                with self.lock:
-                    stack = self.model.run([example], **used)[0]
+                stack = self.model.run([example], **used, turn=self.lock)[0]
             except OutOfMemoryError as error:
                 raise InputError(
                     f"the device has too little memory for {by(example.size)}: use --device cpu."
