@@ -25,7 +25,7 @@ ORDER = (
     ("data",),
     ("evaluation",),
     ("training", "curation"),
-    ("cli", "demo"),
+    ("cli", "demo", "batch"),
     ("__main__",),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}

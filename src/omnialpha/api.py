@@ -115,7 +115,7 @@ class TaskMethods:
         """
         image = io.read_if_file(image)
         made = self._layers("matte", image, text, _maps(alpha, trimap, precise, rough), None, options)[0].rgba
-        if cutout and cutout != Cutout():
+        if cutout and cutout.changed:
             from omnialpha.cutout import finish
 
             made = finish(made, io.to_rgba(image).cpu(), cutout)[0]

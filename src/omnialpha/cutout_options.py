@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from omnialpha.errors import InputError
 
@@ -45,6 +45,11 @@ class Cutout:
             raise InputError(f"shadow={self.shadow!r} is not known: use drop or keep.")
         if self.crop is not None:
             self.margin(1)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options that are not the defaults."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
     def margin(self, side: int) -> int:
         """Pixels around a subject whose longer side has so many. InputError where `crop` is no number of pixels."""

@@ -67,6 +67,13 @@ def finish(
     return stack(example, fidelity.finish_layers(example, layers, coarse, found, refining))
 
 
+def restore(made: Tensor, example: Example, canvas: Canvas, card: Card, raw: bool, refining: str) -> LayerStack:
+    """The layers of an example at its own size, of what a model made on a canvas, (m, 4, H', W'); `raw`: unfinished."""
+    layers = [canvas.restore(p).cpu() for p in made]
+    coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
+    return stack(example, layers) if raw else finish(example, layers, coarse, card, refining)
+
+
 def stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
     """Layers (4, H, W) in the order of the example's targets, with their names."""
     rows = zip(example.names, layers, example.targets, strict=True)
@@ -77,7 +84,7 @@ def cut_out(example: Example, finder: Finder | None, card: Card, refining: str =
     """The subject by the finder's alpha, refined, where that is all that an example asks for, so that nothing has to be
     sampled; None where it is not.
     """
-    if finder is None or not card.refine or example.targets != (Role.FOREGROUND,):
+    if finder is None or example.targets != (Role.FOREGROUND,):
         return None
     if example.task not in card.alpha_from_finder:
         return None

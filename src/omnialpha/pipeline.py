@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -259,13 +259,11 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         Returns:
             One LayerStack an example, back to front.
         """
-        stacks = []
-        for made, example, canvas in zip(self.pictures(x, cond), cond.examples, cond.canvases, strict=True):
-            layers = [canvas.restore(p).cpu() for p in made]
-            coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
-            done = hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card, refine)
-            stacks.append(done)
-        return stacks
+        return self._finish(self.pictures(x, cond), cond, raw, refine)
+
+    def _finish(self, pictures: Sequence[Tensor], cond: Condition, raw: bool, refine: str) -> list[LayerStack]:
+        rows = zip(pictures, cond.examples, cond.canvases, strict=True)
+        return [hints.restore(*row, self.card, raw, refine) for row in rows]
 
     @torch.inference_mode()
     def run(  # type: ignore[override]
@@ -278,6 +276,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         raw: bool = False,
         refine: str = "auto",
         on_step: Callable[[Step, Condition], None] | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> list[LayerStack]:
         """Run examples of any tasks, together in one batch.
 
@@ -286,8 +285,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             seed: Of sample b: seed + b, or seed[b].
             steps, guidance: Those of the checkpoint for the first example's task by default. A guidance of 1 is none.
             raw, refine: See `decode`.
-            on_step: Called with the step and the condition after each step, to show progress or previews. An exception
-                in it cancels the run.
+            on_step: Called with the step and the condition after each step; an exception in it cancels the run.
+            turn: Held while networks run, such as a lock, where several threads share the model.
 
         Returns:
             One LayerStack an example, back to front, of the size of its inputs.
@@ -305,14 +304,16 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         cut = [None if raw else hints.cut_out(example, self.finder, self.card, refine) for example in examples]
         if all(cut):
             return [one for one in cut if one]
-        cond = self.condition(examples, guided=guidance != 1.0)
-        velocity = self.guided(cond, guidance)
-        if self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()  # of the run before
-        # one schedule a sample, by its own length: a picture is the same alone and in a batch
-        times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
-        self.transformer.precompute_modulation(times[:, :-1].unique())
-        for step in sample(velocity, self.noise(cond, seeds), times):
-            if on_step:
-                on_step(step, cond)
-        return self.decode(step.x, cond, raw, refine)
+        with turn or nullcontext():
+            cond = self.condition(examples, guided=guidance != 1.0)
+            velocity = self.guided(cond, guidance)
+            if self.transformer.is_cache_enabled:
+                self.transformer._reset_stateful_cache()  # of the run before
+            # one schedule a sample, by its own length: a picture is the same alone and in a batch
+            times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
+            self.transformer.precompute_modulation(times[:, :-1].unique())
+            for step in sample(velocity, self.noise(cond, seeds), times):
+                if on_step:
+                    on_step(step, cond)
+            pictures = self.pictures(step.x, cond)
+        return self._finish(pictures, cond, raw, refine)

@@ -1,5 +1,5 @@
-"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | curate |
-pull | convert | data | layers | vae | eval | doctor`.
+"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | batch | stream | demo |
+train | curate | pull | convert | data | layers | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import curate, data, doctor, evaluate, layers, task_table, vae, weights
+from omnialpha.cli import batch, curate, data, doctor, evaluate, layers, stream, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.cutout_options import Cutout
@@ -150,6 +150,10 @@ def _run_on_picture(
     run_task(task, paths, output, options, prompt=text, marks=marks, **more)
 
 
+command(app)(batch.batch)
+command(app, "model", "finder", "quiet", "json")(stream.stream)
+
+
 @command(app, roles=[role for role in input_roles("completion") if role not in MAPS])
 def complete(
     output: Output,
@@ -211,9 +215,9 @@ command(app, "model", "instructions", "device", "json", name="doctor")(doctor.ex
 
 
 def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for out in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -112,8 +112,8 @@ def run_task(
         device, canvas = str(model.device), model.canvas(example).size
     settings = {"task": task.name, "instruction": card.text(example), "model": card.name, **used}
     settings |= {"size": by(example.size), "version": __version__}
-    if cutout and cutout != Cutout():
-        settings |= {name: value for name, value in asdict(cutout).items() if value != getattr(Cutout(), name)}
+    if cutout and cutout.changed:
+        settings |= cutout.changed
         stack = _finished(stack, example, cutout, messages)
     files = _write(output, stack, form, main, settings, messages)
 
