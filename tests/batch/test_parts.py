@@ -82,6 +82,7 @@ def test_a_folder_is_read_with_all_below_it_but_what_is_hidden_or_the_output(tre
     (tree / "out").mkdir()
     (tree / "out" / "z.png").write_bytes(b"1")
     assert [*gather([tree], tree / "out").find()] == ["a.jpg", "b.PNG", "x/c.tif", "x/y/d.png"]
+    assert [*gather([tree], tree / "out", maps=tree / "x").find()] == ["a.jpg", "b.PNG"]
     wanted = gather([tree], tree / "out", include=["x/*"], exclude=["*.tif"])
     assert [*wanted.find()] == ["x/y/d.png"]
 

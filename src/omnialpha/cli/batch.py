@@ -75,7 +75,7 @@ def batch(
 
     began, messages = time.monotonic(), Messages(options.quiet)
     row = TASKS[f"{VERBS[task]}_{'text' if prompt and task == 'matte' else 'auto'}"] if task in VERBS else find(task)
-    given = sources.gather(inputs, output, include or (), exclude or ())
+    given = sources.gather(inputs, output, include or (), exclude or (), maps)
     work = Work(row.name, output.absolute(), given.folder, options, prompt, layers, background)
     guides = check_maps(work, maps, task)
     row.clean(prompt)
