@@ -248,15 +248,12 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         return made
 
     def decode(self, x: Tensor, cond: Condition, raw: bool = False) -> list[LayerStack]:
-        """Decode latents to layers at the size of the inputs.
+        """Decode latents to layers at the size of the inputs: one LayerStack an example, back to front.
 
         Args:
             x: Latents (B, Lt, C).
             cond: The condition that they were sampled with.
             raw: Skip `fidelity`, which refines and copies from the input what the task does not change.
-
-        Returns:
-            One LayerStack an example, back to front.
         """
         return self.finish(self.pictures(x, cond), cond, raw)
 
@@ -266,8 +263,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         for made, example, canvas in zip(pictures, cond.examples, cond.canvases, strict=True):
             layers = [canvas.restore(p).cpu() for p in made]
             coarse = [p[3, : canvas.content[0], : canvas.content[1]].cpu() for p in made]
-            done = hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card)
-            stacks.append(done)
+            stacks.append(hints.stack(example, layers) if raw else hints.finish(example, layers, coarse, self.card))
         return stacks
 
     @torch.inference_mode()
@@ -311,13 +307,12 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             return [one for one in cut if one]
         with turn or nullcontext():
             cond = self.condition(examples, guided=guidance != 1.0)
-            velocity = self.guided(cond, guidance)
             if self.transformer.is_cache_enabled:
                 self.transformer._reset_stateful_cache()  # of the run before
             # one schedule a sample, by its own length: a picture is the same alone and in a batch
             times = torch.stack([schedule(steps, layout.target_tokens, self.card.shift) for layout in cond.layouts])
             self.transformer.precompute_modulation(times[:, :-1].unique())
-            for step in sample(velocity, self.noise(cond, seeds), times):
+            for step in sample(self.guided(cond, guidance), self.noise(cond, seeds), times):
                 if on_step:
                     on_step(step, cond)
             pictures = self.pictures(step.x, cond)
