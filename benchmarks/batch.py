@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,9 +88,11 @@ def as_rembg(mode: str, out: Path, files: Sequence[Path]) -> None:
         found = finder.find(torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1), mirror=False)[0]
         small = Image.fromarray((found * 255).byte().numpy())
         mask = small.resize(picture.size, Image.Resampling.LANCZOS)
-        cut = _matting(picture, mask) if mode == "matting" else picture.copy()
-        if mode == "plain":
-            cut.putalpha(mask)
+        cut = picture.copy()
+        cut.putalpha(mask)
+        if mode == "matting":
+            with suppress(ValueError):  # nothing is certain in the mask: rembg falls back to it too
+                cut = _matting(picture, mask)
         cut.save(out / f"{number}.png")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from omnialpha.batch.engines import drain
 from omnialpha.batch.inputs import Maps, gather
-from omnialpha.batch.ledger import REPORT, Ledger, Row
+from omnialpha.batch.ledger import REPORT, Entry, Ledger
 from omnialpha.batch.names import Names
 from omnialpha.batch.watch import changes
 from omnialpha.batch.work import Item
@@ -82,6 +82,7 @@ def test_a_folder_is_read_with_all_below_it_but_what_is_hidden_or_the_output(tre
     (tree / "out").mkdir()
     (tree / "out" / "z.png").write_bytes(b"1")
     assert [*gather([tree], tree / "out").find()] == ["a.jpg", "b.PNG", "x/c.tif", "x/y/d.png"]
+    assert [*gather([tree], tree / "out", maps=tree / "x").find()] == ["a.jpg", "b.PNG"]
     wanted = gather([tree], tree / "out", include=["x/*"], exclude=["*.tif"])
     assert [*wanted.find()] == ["x/y/d.png"]
 
@@ -124,7 +125,7 @@ def test_maps_are_found_by_name_whatever_their_suffix(tree: Path) -> None:
 
 # ---- the report ------------------------------------------------------------------------------------------------------
 
-ROW = Row("a.png", "a.png", 0.5, task="matting_auto", folder="/in", digest="1" * 64)
+ROW = Entry("a.png", "a.png", 0.5, task="matting_auto", folder="/in", digest="1" * 64)
 
 
 def test_the_report_outlives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_done_is_what_is_there_of_the_same_digest(tmp_path: Path) -> None:
         assert not ledger.is_done("a.png", "a.png", ROW.digest)  # it was deleted
         (tmp_path / "a.png").write_bytes(b"1")
         assert ledger.is_done("a.png", "a.png", ROW.digest) and not ledger.is_done("a.png", "a.png", "2" * 64)
-        ledger.add(Row("a.png", "", error="It failed."))
+        ledger.add(Entry("a.png", "", error="It failed."))
         assert ledger.is_done("a.png", "a.png", ROW.digest) and ledger.rows["a.png"].error == "It failed."
         assert ledger.may_replace("a.png", "a.png", "matting_auto", "/in")
         assert not ledger.may_replace("a.png", "a.png", "removal_auto", "/in")
@@ -176,22 +177,22 @@ ITEMS = [Item(f"{number}.png", Path("none"), "") for number in range(12)]
 def test_what_raises_is_a_row_and_stopping_finishes_what_is_in_work() -> None:
     stop = threading.Event()
 
-    def do(item: Item) -> Row:
+    def do(item: Item) -> Entry:
         if item.name == "1.png":
             raise ZeroDivisionError("by\nnothing")
         if item.name == "4.png":
             stop.set()
-        return Row(item.name, item.name)
+        return Entry(item.name, item.name)
 
     with ThreadPoolExecutor(1) as pool:
         rows = {row.input: row for row in drain(pool, do, ITEMS, 2, stop)}
     assert rows["1.png"].error == "ZeroDivisionError: by nothing" and "4.png" in rows and len(rows) < 8
 
 
-def _die(item: Item) -> Row:
+def _die(item: Item) -> Entry:
     if item.name == "3.png":
         os._exit(9)
-    return Row(item.name, item.name)
+    return Entry(item.name, item.name)
 
 
 def test_a_process_that_dies_names_what_was_in_work_and_what_is_left() -> None:
@@ -199,7 +200,7 @@ def test_a_process_that_dies_names_what_was_in_work_and_what_is_left() -> None:
 
     made, left = [], []
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
-        rows: Iterator[Row] = drain(pool, _die, ITEMS, 2, threading.Event())
+        rows: Iterator[Entry] = drain(pool, _die, ITEMS, 2, threading.Event())
         try:
             for row in rows:
                 made.append(row.input)

@@ -16,29 +16,29 @@ from functools import cached_property
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from omnialpha.batch.ledger import Row
+from omnialpha.batch.ledger import Entry
 from omnialpha.batch.work import Item, Work, Worker
 from omnialpha.errors import InputError
 
 LOOK = 0.2  # seconds between looks at whether it was stopped
 AHEAD = 2  # pictures a worker that wait at its door
-Run = Callable[[Sequence[Item]], Iterator[Row]]
+Run = Callable[[Sequence[Item]], Iterator[Entry]]
 
 
-def failure(item: Item, error: BaseException) -> Row:
+def failure(item: Item, error: BaseException) -> Entry:
     """The row of a picture that raised what no picture should."""
-    return Row(item.name, "", error=" ".join(f"{type(error).__name__}: {error}".split()))
+    return Entry(item.name, "", error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def drain(
-    pool: Executor, do: Callable[[Item], Row], items: Iterable[Item], ahead: int, stop: threading.Event
-) -> Iterator[Row]:
+    pool: Executor, do: Callable[[Item], Entry], items: Iterable[Item], ahead: int, stop: threading.Event
+) -> Iterator[Entry]:
     """Rows of items in a pool, at most `ahead` of them handed to it at a time.
 
     Once `stop` is set no more are begun, and those in work are finished. A BrokenProcessPool holds the items that were
     in the pool when one of its processes died, and those left.
     """
-    left, running = iter(items), dict[Future[Row], Item]()
+    left, running = iter(items), dict[Future[Entry], Item]()
     while True:
         while len(running) < ahead and not stop.is_set() and (item := next(left, None)):
             try:
@@ -97,7 +97,7 @@ def _begin(work: Work) -> None:
     _OWN.append(Worker(work))
 
 
-def _do(item: Item) -> Row:
+def _do(item: Item) -> Entry:
     return _OWN[0](item)
 
 
@@ -112,7 +112,7 @@ def processes(worker: Worker, workers: int, stop: threading.Event) -> Iterator[R
             context = multiprocessing.get_context("spawn")
             return stack.enter_context(ProcessPoolExecutor(count, context, _begin, (work,)))
 
-        def run(items: Sequence[Item]) -> Iterator[Row]:
+        def run(items: Sequence[Item]) -> Iterator[Entry]:
             left: Iterable[Item] = items
             while True:
                 try:
@@ -123,13 +123,13 @@ def processes(worker: Worker, workers: int, stop: threading.Event) -> Iterator[R
                     yield from alone(doubtful)
                     pools.append(pool(workers))
 
-        def alone(items: Sequence[Item]) -> Iterator[Row]:
+        def alone(items: Sequence[Item]) -> Iterator[Entry]:
             for item in items:
                 try:
                     yield from drain(pool(1), _do, [item], 1, stop)
                 except BrokenProcessPool:
                     why = f"the process that worked on {item.name} was killed, most likely for want of memory."
-                    yield Row(item.name, "", error=f"{why[:-1]}: make it smaller, or use fewer --workers.")
+                    yield Entry(item.name, "", error=f"{why[:-1]}: make it smaller, or use fewer --workers.")
 
         pools = [pool(workers)]
         try:
@@ -181,7 +181,7 @@ def ray(worker: Worker, workers: int, stop: threading.Event) -> Iterator[Run]:
         library.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     card = 0 if worker.finder_alone or worker.work.options.device == "cpu" else library.cluster_resources().get("GPU")
 
-    def run(items: Sequence[Item]) -> Iterator[Row]:
+    def run(items: Sequence[Item]) -> Iterator[Entry]:
         if not items:
             return
         context = library.data.DataContext.get_current()
@@ -196,13 +196,13 @@ def ray(worker: Worker, workers: int, stop: threading.Event) -> Iterator[Run]:
             for row in made.iter_rows():
                 values = json.loads(row["row"])
                 del missing[values["input"]]
-                yield Row(**values | {"notes": tuple(values["notes"])})
+                yield Entry(**values | {"notes": tuple(values["notes"])})
                 if stop.is_set():
                     return
         except library.exceptions.RayError as error:  # of all workers
             why = f"no Ray worker is left ({str(error).strip().splitlines()[-1]})"
         for name in missing:
-            yield Row(name, "", error=f"{why}: the log of the Ray worker says more.")
+            yield Entry(name, "", error=f"{why}: the log of the Ray worker says more.")
 
     yield run
 
@@ -231,7 +231,7 @@ def start(name: str, worker: Worker, workers: int, stop: threading.Event) -> Ite
     with ExitStack() as stack:
         begun: list[Run] = []
 
-        def run(items: Sequence[Item]) -> Iterator[Row]:
+        def run(items: Sequence[Item]) -> Iterator[Entry]:
             if items and not begun:
                 begun.append(stack.enter_context(ENGINES[name](worker, workers, stop)))
             return begun[0](items) if items else iter(())

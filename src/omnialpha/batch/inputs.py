@@ -27,14 +27,14 @@ class Inputs:
         folder: What the names of pictures are relative to.
         files: Those that were named, or None for what is in the folder.
         include, exclude: Patterns such as `*.jpg` or `2024/*`, of a name or of its last part, for folders.
-        left_out: A folder that is not looked into, as the output goes there.
+        left_out: Folders that are not looked into: the output's, and that of the maps.
     """
 
     folder: Path
     files: tuple[Path, ...] | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    left_out: Path | None = None
+    left_out: tuple[Path, ...] = ()
 
     def find(self) -> dict[str, Path]:
         """Name -> path, in the order in which they are done. A name is the path below the folder, with `/`."""
@@ -54,24 +54,31 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(last, pattern) for pattern in patterns)
 
 
-def walk(folder: Path, left_out: Path | None = None) -> Iterator[tuple[str, Path]]:
+def walk(folder: Path, left_out: Sequence[Path] = ()) -> Iterator[tuple[str, Path]]:
     """Name and path of every file below a folder, sorted, without what is hidden or lies in `left_out`."""
     for where, folders, files in os.walk(folder):
         here = Path(where)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).absolute() != left_out)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() not in left_out)
         for file in sorted(files):
             if not file.startswith("."):
                 path = here / file
                 yield path.relative_to(folder).as_posix(), path
 
 
-def gather(given: Sequence[Path], output: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Inputs:
+def gather(
+    given: Sequence[Path],
+    output: Path,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    maps: Path | None = None,
+) -> Inputs:
     """What the arguments of a command name.
 
     Args:
         given: A folder; or files; or a list of files, one a line, as a .txt file or `-` for standard input.
         output: The folder of the outputs.
         include, exclude: See `Inputs`.
+        maps: The folder of the maps, which may lie among the pictures.
 
     Raises:
         InputError: They name nothing, or the output would lie where the inputs are.
@@ -80,7 +87,9 @@ def gather(given: Sequence[Path], output: Path, include: Sequence[str] = (), exc
     if folders and len(given) > 1:
         raise InputError(f"the folder {folders[0]} was given with other inputs: give one folder, or files.")
     if folders:
-        return _in_folder(folders[0], output, include, exclude)
+        folder = _in_folder(folders[0], output)
+        left_out = (output.resolve(), *([maps.resolve()] if maps else []))
+        return Inputs(folder, None, tuple(include), tuple(exclude), left_out)
     if include or exclude:
         raise InputError(f"--include and --exclude are for a folder, but {given[0]} is none: leave them out.")
     one = given[0]
@@ -100,11 +109,11 @@ def gather(given: Sequence[Path], output: Path, include: Sequence[str] = (), exc
     return Inputs(Path(os.path.commonpath([file.parent for file in files])), tuple(files))
 
 
-def _in_folder(folder: Path, output: Path, include: Sequence[str], exclude: Sequence[str]) -> Inputs:
+def _in_folder(folder: Path, output: Path) -> Path:
     inside, above = output.resolve(), folder.resolve()
     if inside == above or inside in above.parents:
         raise InputError(f"the inputs in {folder} lie in the output folder {output}: choose another, so they are kept.")
-    return Inputs(above, None, tuple(include), tuple(exclude), inside)
+    return above
 
 
 def _listed(path: Path) -> list[Path]:

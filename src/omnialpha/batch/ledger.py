@@ -21,7 +21,7 @@ LEFT = re.compile(r"\.[0-9a-f]{16}\.(tmp|old)")  # names that `files` gives to w
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """What became of a picture.
 
     Attributes:
@@ -78,11 +78,11 @@ class Ledger:
         self._rewrite()
         self.lock.release()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Entry) -> None:
         """Write down what became of a picture, so that it outlives this process."""
         before = self.rows.get(row.input)
         if row.error:  # what is there is what an earlier run made
-            there = before or Row(row.input, "")
+            there = before or Entry(row.input, "")
             row = replace(there, seconds=row.seconds, error=row.error, notes=row.notes)
         self.rows[row.input] = row
         self.file.write(_line(row))
@@ -102,16 +102,16 @@ class Ledger:
         ours = row is not None and (row.output, row.task, row.folder) == (output, task, folder)
         return ours or not os.path.lexists(self.folder / output)
 
-    def _read(self) -> list[Row]:
+    def _read(self) -> list[Entry]:
         if not self.path.is_file():
             return []
         rows, lines = [], self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        known = {field.name for field in fields(Row)}
+        known = {field.name for field in fields(Entry)}
         for number, line in enumerate(lines):
             try:
                 values = json.loads(line)
                 values["notes"] = tuple(values["notes"])
-                rows.append(Row(**{key: value for key, value in values.items() if key in known}))
+                rows.append(Entry(**{key: value for key, value in values.items() if key in known}))
             except (ValueError, TypeError, KeyError):
                 if number + 1 < len(lines):  # the last may be what a killed run had begun to write
                     raise InputError(f"{self.path} is no report of a batch: choose another output folder.") from None
@@ -122,7 +122,7 @@ class Ledger:
         atomic_write(self.path, "".join(_line(self.rows[name]) for name in sorted(self.rows)))
 
 
-def _line(row: Row) -> str:
+def _line(row: Entry) -> str:
     return json.dumps(asdict(row), ensure_ascii=False) + "\n"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omnialpha.batch.engines import Run
 from omnialpha.batch.inputs import Maps
-from omnialpha.batch.ledger import Ledger, Row
+from omnialpha.batch.ledger import Entry, Ledger
 from omnialpha.batch.names import Names
 from omnialpha.batch.work import Item, Work
 from omnialpha.errors import InputError
@@ -29,10 +29,10 @@ class Counts:
     done: int = 0
     skipped: int = 0
     failed: int = 0
-    failures: list[Row] = field(default_factory=list)
+    failures: list[Entry] = field(default_factory=list)
     notes: int = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Entry) -> None:
         self.failed += bool(row.error)
         self.done += not row.error
         if row.error:
@@ -40,11 +40,11 @@ class Counts:
 
 
 @dataclass
-class Plan:
+class Todo:
     """What is to be done with some pictures. refused: rows of those that cannot be tried."""
 
     items: list[Item]
-    refused: list[Row]
+    refused: list[Entry]
     skipped: int
 
 
@@ -65,21 +65,21 @@ class Batch:
         self.names = Names(work.see_through, suffix, work.stacks, earlier)
         self.suffix, self.counts = suffix, Counts()
 
-    def plan(self, found: Mapping[str, Path]) -> Plan:
+    def plan(self, found: Mapping[str, Path]) -> Todo:
         """Name the outputs of pictures, name -> path, and leave out what is done."""
         for line in self.names.add(found):
             self.say(line)
         if changed := self.names.changed(found):
             self.say(f"{changed} of {len(found)} become PNG, as their own format cannot hold the result")
-        items, refused = list[Item](), list[Row]()
+        items, refused = list[Item](), list[Entry]()
         for name, path in found.items():
             item = Item(name, path, self.names.outputs[name])
             try:
                 items.append(replace(item, guide=self.maps.find(name)) if self.maps else item)
             except InputError as error:
-                refused.append(Row(name, "", error=str(error)))
+                refused.append(Entry(name, "", error=str(error)))
         if self.overwrite:
-            return Plan(items, refused, 0)
+            return Todo(items, refused, 0)
         with ThreadPoolExecutor(HASHERS) as pool:
             done = list(pool.map(self._is_done, items))
         todo = [item for item, skip in zip(items, done, strict=True) if not skip]
@@ -89,8 +89,8 @@ class Batch:
                 allowed.append(item)
             else:
                 sentence = f"{self.work.output / item.output} was not made of this picture by this task: "
-                refused.append(Row(item.name, "", error=sentence + "use --overwrite, or choose another folder."))
-        return Plan(allowed, refused, len(items) - len(todo))
+                refused.append(Entry(item.name, "", error=sentence + "use --overwrite, or choose another folder."))
+        return Todo(allowed, refused, len(items) - len(todo))
 
     def _is_done(self, item: Item) -> bool:
         if not (self.work.output / item.output).exists():
@@ -100,7 +100,7 @@ class Batch:
         except OSError:
             return False  # its worker says why
 
-    def run(self, plan: Plan, engine: Run, watch: Callable[[Row], Any]) -> None:
+    def run(self, plan: Todo, engine: Run, watch: Callable[[Entry], Any]) -> None:
         """Do what is planned. `watch` is called with each row as it comes."""
         self.counts.skipped += plan.skipped
         for row in plan.refused:
@@ -108,7 +108,7 @@ class Batch:
         for row in engine(plan.items):
             self._keep(row, watch)
 
-    def _keep(self, row: Row, watch: Callable[[Row], Any]) -> None:
+    def _keep(self, row: Entry, watch: Callable[[Entry], Any]) -> None:
         self.ledger.add(row)
         self.counts.add(row)
         watch(row)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnialpha import __version__
-from omnialpha.batch.ledger import Row
+from omnialpha.batch.ledger import Entry
 from omnialpha.cli.options import Options
 from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
@@ -132,10 +132,10 @@ class Worker:
         """Load what it needs before the first picture. InputError: it cannot be loaded."""
         _ = self.finder if self.finder_alone else self.model
 
-    def __call__(self, item: Item) -> Row:
+    def __call__(self, item: Item) -> Entry:
         """Do one picture. What is wrong with it is said in the row; other exceptions are no picture's fault."""
         began = time.monotonic()
-        row = Row(item.name, item.output, task=self.work.task, folder=str(self.work.folder))
+        row = Entry(item.name, item.output, task=self.work.task, folder=str(self.work.folder))
         try:
             digest = self.work.digest(item)
             row = replace(row, digest=digest, notes=tuple(self._make(item)))

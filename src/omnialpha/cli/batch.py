@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from omnialpha.api import FAMILIES as VERBS
 from omnialpha.cli.options import Options, whole
 from omnialpha.cli.progress import Messages, duration, open_bar, print_result
 from omnialpha.cutout_options import Cutout
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from omnialpha.batch.engines import Run
     from omnialpha.batch.inputs import Inputs
-    from omnialpha.batch.ledger import Row
+    from omnialpha.batch.ledger import Entry
     from omnialpha.batch.run import Batch
     from omnialpha.batch.work import Work
 
@@ -41,7 +40,7 @@ Without = Annotated[list[str] | None, _of_files("no files such as '*-old.*'; may
 
 
 def batch(
-    task: Annotated[str, typer.Argument(metavar="TASK", autocompletion=lambda: [*VERBS, *TASKS], show_default=False)],
+    task: Annotated[str, typer.Argument(metavar="TASK", autocompletion=lambda: _tasks(), show_default=False)],
     inputs: Annotated[list[Path], typer.Argument(metavar="IN", help=IN, show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="the folder of the outputs", show_default=False)],
     options: Options,
@@ -65,6 +64,7 @@ def batch(
     where a picture failed, 2 where nothing could start.
     """
     from omnialpha import sampling
+    from omnialpha.api import FAMILIES, select_task
     from omnialpha.batch import engines
     from omnialpha.batch import inputs as sources
     from omnialpha.batch.ledger import Ledger
@@ -73,8 +73,8 @@ def batch(
     from omnialpha.tasks import task as find
 
     began, messages = time.monotonic(), Messages(options.quiet)
-    row = TASKS[f"{VERBS[task]}_{'text' if prompt and task == 'matte' else 'auto'}"] if task in VERBS else find(task)
-    given = sources.gather(inputs, output, include or (), exclude or ())
+    row = select_task(task, {}, prompt) if task in FAMILIES else find(task)
+    given = sources.gather(inputs, output, include or (), exclude or (), maps)
     work = Work(row.name, output.absolute(), given.folder, options, prompt, layers, cutout)
     guides = check_maps(work, maps, task)
     row.clean(prompt)
@@ -96,6 +96,13 @@ def batch(
                 _do(job, pictures, run, messages)
         stopped = stop.is_set() and not watch
     _finish(job, len(found), options, messages, time.monotonic() - began, stopped)
+
+
+def _tasks() -> list[str]:
+    """What the shell may complete TASK to."""
+    from omnialpha.api import FAMILIES
+
+    return [*FAMILIES, *TASKS]
 
 
 def _cores() -> int:
@@ -134,7 +141,7 @@ def _do(job: Batch, pictures: dict[str, Path], run: Run, messages: Messages) -> 
     with open_bar(messages.quiet) as bar:
         line = bar.add_task(job.work.task, total=len(plan.items) + len(plan.refused))
 
-        def watch(row: Row) -> None:
+        def watch(row: Entry) -> None:
             bar.advance(line)
             for note in row.notes:
                 messages.note(f"{row.input}: {note}")
