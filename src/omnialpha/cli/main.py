@@ -1,5 +1,5 @@
-"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | train | curate |
-pull | convert | data | vae | eval | doctor`.
+"""The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | demo | serve | train |
+curate | pull | convert | data | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import curate, data, doctor, evaluate, task_table, vae, weights
+from omnialpha.cli import curate, data, doctor, evaluate, serve, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.demo import command as demo
@@ -204,6 +204,7 @@ def train(
     print_result(options, finite(figures), ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
+command(app, *serve.MODEL_OPTIONS, name="serve")(serve.serve)
 command(app, "quiet", "json")(curate.curate)
 command(app, "instructions", "quiet", "json")(weights.pull)
 command(app, "base", "vae", "lora", "instructions", "dtype", "quiet", "json")(weights.convert)
