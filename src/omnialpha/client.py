@@ -49,7 +49,7 @@ class Client:
 
         Args:
             task: Its name.
-            given: Pictures by role (a path, bytes of a file, or a PIL picture; a list where the task takes several), and
+            given: Pictures by role (a path, bytes of a file, a PIL picture; a list where the task takes several) and
                 options by name. A prompt is a text; None is left out.
 
         Raises:

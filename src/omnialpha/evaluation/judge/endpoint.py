@@ -75,9 +75,7 @@ class Endpoint:
         except ValueError:
             raise InputError(f"the address of the chat model cannot be read: {EXAMPLE}") from None
         if "@" in parts.netloc or parts.query:
-            raise InputError(
-                "the address of the chat model holds a name, a password or a query: give the key by itself."
-            )
+            raise InputError("the address of the chat model holds a name, a password or a query: give the key by itself.")
         if not good:
             raise InputError(f"{self.url!r} is no address of a chat model: {EXAMPLE}")
         if not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
