@@ -1,9 +1,10 @@
 """What tests of the server share: a stub of a model, and small pictures."""
 
+import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,26 @@ class StubEngine:
 
 
 Serve = Callable[..., "TestClient"]
+
+
+@contextlib.contextmanager
+def listening(engine: Any, **settings: Any) -> Iterator[str]:
+    """A server in a thread; its address."""
+    from omnialpha.server.app import create_app
+    from omnialpha.server.config import ServerConfig
+    from omnialpha.server.running import open_socket, server_of
+
+    made = open_socket("127.0.0.1", 0)
+    server = server_of(create_app(ServerConfig(**settings), [engine]))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [made]}, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{made.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def until(done: Callable[[], Any], seconds: float = 20) -> Any:

@@ -1,10 +1,8 @@
 """OpenAI's images, by its own client against a server that listens."""
 
 import base64
-import contextlib
 import io
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,29 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from served import SIZE, Serve, StubEngine, opened, png, until
+from served import SIZE, Serve, StubEngine, listening, opened, png
 
 openai = pytest.importorskip("openai")
-
-
-@contextlib.contextmanager
-def listening(engine: Any, **settings: Any) -> Iterator[str]:
-    """A server in a thread; its address."""
-    from omnialpha.server.app import create_app
-    from omnialpha.server.config import ServerConfig
-    from omnialpha.server.running import open_socket, server_of
-
-    made = open_socket("127.0.0.1", 0)
-    server = server_of(create_app(ServerConfig(**settings), [engine]))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [made]}, daemon=True)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{made.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -150,8 +150,8 @@ def _read(answer: http.client.HTTPResponse, max_bytes: int, deadline: float) -> 
         data += block
         if len(data) > max_bytes:
             raise Refusal("too_large", f"the picture at the URL has more than {max_bytes:,} bytes: make it smaller.")
-        if monotonic() > deadline:
-            raise TimeoutError
+    if monotonic() >= deadline:  # the end may be that of the socket
+        raise TimeoutError
     if answer.length:  # None or 0 where all of it came
         raise OSError("cut off")
     return bytes(data)

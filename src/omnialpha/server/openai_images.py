@@ -141,7 +141,7 @@ def _options(fields: Fields, row: Task) -> dict[str, str]:
 
 def _count(fields: Fields) -> int:
     text = fields.texts.get("n") or "1"
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_N:
+    if text not in map(str, range(1, MAX_N + 1)):
         raise InputError(f"n={text[:20]!r} is out of range: use 1 to {MAX_N}.")
     return int(text)
 

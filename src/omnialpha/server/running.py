@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from types import FrameType
 
@@ -54,5 +55,7 @@ def server_of(app: FastAPI) -> GracefulServer:
 
 
 def serve(app: FastAPI, sockets: list[socket.socket]) -> None:
-    """Answer requests until SIGTERM or Ctrl-C."""
+    """Answer requests until SIGTERM or Ctrl-C, which are taken for the end that they ask for, not for a failure."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn has its own while it runs, and raises them again after
     server_of(app).run(sockets=sockets)
