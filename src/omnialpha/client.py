@@ -74,8 +74,8 @@ class Client:
     ) -> bytes:
         """The body of an answer. InputError with the server's sentence where it refuses."""
         own = dict(headers or {}) | ({"X-Api-Key": self.key} if self.key else {})
-        asked = request.Request(self.url.rstrip("/") + path, body, own, method=method)
         try:
+            asked = request.Request(self.url.rstrip("/") + path, body, own, method=method)
             with request.urlopen(asked, timeout=self.seconds) as answer:
                 data: bytes = answer.read()
                 return data
