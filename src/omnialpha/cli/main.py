@@ -1,5 +1,5 @@
 """The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | batch | stream | demo |
-train | curate | pull | convert | data | layers | vae | eval | doctor`.
+serve | train | curate | pull | convert | data | layers | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import batch, curate, data, doctor, evaluate, layers, stream, task_table, vae, weights
+from omnialpha.cli import batch, curate, data, doctor, evaluate, layers, serve, stream, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.cutout_options import Cutout
@@ -208,6 +208,7 @@ def train(
     print_result(options, finite(figures), ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
+command(app, *serve.MODEL_OPTIONS, name="serve")(serve.serve)
 command(app, "quiet", "json")(curate.curate)
 command(app, "instructions", "quiet", "json")(weights.pull)
 command(app, "base", "vae", "lora", "instructions", "dtype", "quiet", "json")(weights.convert)

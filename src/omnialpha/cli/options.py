@@ -6,19 +6,18 @@ import dataclasses
 import inspect
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
 from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
-from omnialpha.limits import check_refine, check_seed, check_size
-from omnialpha.tasks import MEANING, TASKS, Role, Task
+from omnialpha.run_options import RunOption, RunOptions, run_options
+from omnialpha.tasks import MEANING, TASKS, Role
 
 if TYPE_CHECKING:
     from omnialpha.masks import Mark
@@ -69,20 +68,13 @@ Several = list[str] | None
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Options of running a model, the same for every command. None is the checkpoint's own value."""
+
+    dashes: ClassVar[str] = "--"
 
     model: Annotated[Text, _common("bundled name, folder, or id that was pulled; nano if left out", "NAME")] = None
     device: Annotated[str, _common("auto, cpu, mps, cuda or cuda:1; auto takes the fastest")] = "auto"
-    seed: Annotated[int, _whole("one seed gives one picture, on any device")] = 0
-    steps: Annotated[int | None, _whole("sampling steps; the model's own if left out")] = None
-    guidance: Annotated[float | None, _number("1 is none; the model's own if left out")] = None
-    size: Annotated[Text, _common("of a picture made from text alone", "WIDTHxHEIGHT")] = None
-    frame: Annotated[int | None, _whole("which frame or page of the picture, from 0; the first if left out")] = None
-    refine: Annotated[
-        str, _common("auto refines edges where the model's are coarse, closed-form always, off never", "HOW")
-    ] = "auto"
-    raw: Annotated[bool, _common("leave the model's pixels as they are: nothing from the input", None, "--raw")] = False
     quiet: Annotated[bool, _common("say nothing but errors", None, "--quiet", "-q")] = False
     json: Annotated[bool, _common("one JSON object on standard output", None, "--json")] = False
 
@@ -105,10 +97,6 @@ class Options:
         _weights("first-block, taylor, guidance=LOW-HIGH, vision=SIDE or tiles=SIDE; may be repeated", "NAME[=VALUE]"),
     ] = None
 
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_refine(self.refine)
-
     @property
     def parts(self) -> dict[str, Any]:
         """Arguments of `checkpoints.folders.resolve` that fill in or replace parts of the model."""
@@ -126,19 +114,6 @@ class Options:
     def approximations(self) -> dict[str, str]:
         """`approximate` as name -> value, "" for none."""
         return dict(pair.partition("=")[::2] for pair in self.approximate or ())
-
-    def height_width(self, task: Task) -> tuple[int, int] | None:
-        """`size` as (height, width); InputError where it is no size, or the task takes its size from a picture."""
-        if self.size is None:
-            return None
-        if task.inputs:
-            given = f"its output has the size of the {task.inputs[0]}"
-            raise InputError(f"--size {self.size} is not for {task.name}, as {given}: leave it out.")
-        match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", self.size.strip().lower())
-        if not match:
-            raise InputError(f"--size {self.size!r} is not a size: write WIDTHxHEIGHT, such as 128x96, or one number.")
-        width, height = int(match[1]), int(match[2] or match[1])
-        return check_size((height, width), f"--size {self.size}")
 
 
 CUTOUT = tuple(field.name for field in dataclasses.fields(Cutout))
@@ -195,11 +170,23 @@ def command(
 
 def _option_parameters(names: Sequence[str]) -> list[inspect.Parameter]:
     hints = get_type_hints(Options, include_extras=True)
+    hints |= {row.name: _run_option(row, hints[row.name].__origin__) for row in run_options().values()}
     fields = {field.name: field for field in dataclasses.fields(Options)}
     return [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=fields[n].default, annotation=hints[n])
         for n in names
     ]
+
+
+def _run_option(row: RunOption, hint: Any) -> Any:
+    """A row of the options of a run as an option of a command."""
+    form = {
+        int: lambda: _whole(row.help),
+        float: lambda: _number(row.help),
+        bool: lambda: _common(row.help, None, f"--{row.name}"),
+        str: lambda: _common(row.help, {"size": "WIDTHxHEIGHT"}.get(row.name, "HOW")),
+    }
+    return Annotated[hint, form[row.kind]()]
 
 
 def _cutout_parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:

@@ -58,17 +58,14 @@ def run_task(
     Raises:
         InputError: Something of it cannot be read, done or written.
     """
-    from omnialpha import sampling
     from omnialpha.io import Format
     from omnialpha.models.checkpoints.folders import resolve
 
     began, messages = time.monotonic(), Messages(options.quiet)
     size, targets = options.height_width(task), task.target_roles(layers)
-    sampling.check_settings(options.steps, options.guidance)
+    options.check(task)
     if output == PIPE and options.json:
         raise InputError("-o - and --json both write to standard output: give a file, or leave --json out.")
-    if options.frame is not None and not task.inputs:
-        raise InputError(f"--frame {options.frame} is not for {task.name}, which takes no picture: leave it out.")
     form = check_target(output, len(targets), [path for row in paths.values() for path in row if path != PIPE])
     pictures = read(paths, messages, task.inputs[0] if task.inputs else None, options.frame)
     main = pictures[task.inputs[0]][0] if task.inputs and pictures.get(task.inputs[0]) else None

@@ -1,0 +1,72 @@
+"""A model on a device, as the worker runs it. A cut-out by the finder alone loads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omnialpha.hints import cut_out
+from omnialpha.io.layers import LayerStack
+from omnialpha.models.checkpoints.folders import Card, Parts
+from omnialpha.models.finder import Finder, open_finder
+
+if TYPE_CHECKING:
+    from omnialpha.condition import Condition
+    from omnialpha.pipeline import OmniAlpha
+    from omnialpha.sampling import Step
+    from omnialpha.server.orders import Order
+
+Watch = Callable[[int, int], None]  # number of the step that is done, and of all; what it raises stops the run
+
+
+class Engine(Protocol):
+    """What a worker needs of a model."""
+
+    card: Card
+    device: str
+
+    def prepare(self) -> None:
+        """Load what is to be there before the first job."""
+
+    def run(self, orders: Sequence[Order], watch: Watch) -> list[LayerStack]:
+        """Run orders of one kind together."""
+
+
+class ModelEngine:
+    """The engine of a model folder."""
+
+    def __init__(self, parts: Parts, load: Callable[[], OmniAlpha], device: str = "cpu", lazy: bool = False) -> None:
+        """
+        Args:
+            parts: Where the model is, and its card.
+            load: Loads it, ready to run.
+            device: Its name, for messages.
+            lazy: Load the networks when a job first needs them.
+        """
+        self.card: Card = parts.card
+        self.device, self._parts, self._load, self._lazy = device, parts, load, lazy
+        self._finder: Finder | None = None
+        self._model: OmniAlpha | None = None
+
+    def prepare(self) -> None:
+        """Load the finder, and the networks unless they are to wait. Raises InputError for what is damaged."""
+        self._finder = open_finder(self._parts.finder) if self._parts.finder else None
+        if not self._lazy:
+            self._model = self._load()
+
+    def run(self, orders: Sequence[Order], watch: Watch) -> list[LayerStack]:
+        """See `Engine`. Raises InputError, and what `watch` raises."""
+        first, examples = orders[0], [order.example for order in orders]
+        if not first.raw:
+            cut = [cut_out(example, self._finder, self.card, first.refine) for example in examples]
+            if all(cut):
+                watch(1, 1)
+                return [one for one in cut if one]
+        self._model = self._model or self._load()
+
+        def on_step(step: Step, cond: Condition) -> None:
+            watch(step.index, step.total)
+
+        settings: dict[str, Any] = {"steps": first.steps, "guidance": first.guidance, "raw": first.raw}
+        settings |= {"refine": first.refine}
+        return self._model.run(examples, seed=[order.seed for order in orders], on_step=on_step, **settings)

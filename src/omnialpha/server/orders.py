@@ -1,0 +1,153 @@
+"""A checked request: an example, how it is run, and the picture whose depth and metadata the result gets."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from omnialpha import __version__
+from omnialpha.errors import InputError
+from omnialpha.io import DAMAGED, Picture, read_image
+from omnialpha.limits import by
+from omnialpha.models.checkpoints.folders import Card
+from omnialpha.run_options import TEXTS, RunOptions, options_of
+from omnialpha.server.config import MEGA, ServerConfig
+from omnialpha.server.refusals import Refusal
+from omnialpha.tasks import MAPS, Example, Role, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What a job is to do, with every setting of it."""
+
+    example: Example
+    seed: int
+    steps: int
+    guidance: float
+    raw: bool
+    source: Picture | None = None
+    refine: str = "auto"
+
+    @property
+    def task(self) -> str:
+        return self.example.task
+
+    @property
+    def pixels(self) -> int:
+        """Of all its pictures, or of the one that is made."""
+        height, width = self.example.size
+        return height * width * max(len(self.example.inputs), 1)
+
+    @property
+    def kind(self) -> Hashable:
+        """Orders of one kind may run together."""
+        one = self.example
+        return one.task, one.size, one.roles, one.targets, self.steps, self.guidance, self.raw, self.refine
+
+    def settings(self, card: Card) -> dict[str, Any]:
+        """What is stored in the PNG, as the command line stores it."""
+        made: dict[str, Any] = {"task": self.task, "instruction": card.text(self.example), "model": card.name}
+        made |= {"seed": self.seed, "steps": self.steps, "guidance": self.guidance, "raw": self.raw}
+        made |= {"refine": self.refine} if self.refine != "auto" else {}
+        return made | {"size": by(self.example.size), "version": __version__}
+
+
+class NamedBytes(BytesIO):
+    """A file in memory with the name that messages call it; the name of the client's file is not used."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
+
+
+def count_pixels(data: bytes) -> int:
+    """Pixels of a picture by its header, 0 where that says nothing; what it is, reading decides."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.width * image.height
+    except Image.DecompressionBombError:
+        return 2**63
+    except (UnidentifiedImageError, *DAMAGED):
+        return 0
+
+
+def check_pictures(pictures: Sequence[bytes], config: ServerConfig) -> None:
+    """Refusal where pictures are too large together, before any is decoded."""
+    if sum(map(count_pixels, pictures)) > config.max_pixels:
+        most = f"{config.max_pixels / MEGA:g} megapixels"
+        raise Refusal("too_large", f"the pictures have more than {most} together: make them smaller.")
+
+
+def read_picture(data: bytes, name: str, *, frame: int | None = None, is_map: bool = False) -> Picture:
+    """Read an uploaded picture. name: what messages call it. Raises InputError where it cannot be read."""
+    return read_image(NamedBytes(data, f"the {name}"), frame=frame, data=is_map)
+
+
+def read_options(task: Task, texts: Mapping[str, str]) -> tuple[RunOptions, dict[str, Any]]:
+    """The options of a run, and prompt and layers, from texts whose names are known. InputError for a wrong value."""
+    rows = options_of(task)
+    read = {name: rows[name].read(text) for name, text in texts.items() if name in rows}
+    own = {name: read.pop(name, None) for name in TEXTS}
+    options = RunOptions(**read)
+    options.check(task)
+    return options, own
+
+
+def make_order(
+    task: Task,
+    files: Mapping[Role, Sequence[bytes | Picture]],
+    texts: Mapping[str, str],
+    card: Card,
+    config: ServerConfig,
+) -> Order:
+    """Check a request and decode its pictures.
+
+    Args:
+        task: The task.
+        files: Uploaded pictures by role, or what was made of them.
+        texts: The options of `options_of(task)` that are given, by name.
+        card: Of the model, for its own settings.
+        config: For the limits.
+
+    Raises:
+        InputError: Anything of it is wrong.
+    """
+    options, own = read_options(task, texts)
+    card.check_task(task.name)
+    check_words(card, task)
+    check_pictures([data for row in files.values() for data in row if isinstance(data, bytes)], config)
+    pictures: dict[Role, list[Picture]] = {}
+    for role, row in files.items():
+        for data in row:
+            frame = options.frame if role is task.inputs[0] and role not in pictures else None
+            given = data if isinstance(data, Picture) else read_picture(data, role, frame=frame, is_map=role in MAPS)
+            pictures.setdefault(role, []).append(given)
+    size = options.height_width(task) or (None if task.inputs else card.native_size)
+    example = task.example(dict(pictures), prompt=own["prompt"], layers=own["layers"], size=size)
+    defaults = card.defaults(task.name)
+    order = Order(
+        example,
+        options.seed,
+        defaults.steps if options.steps is None else options.steps,
+        defaults.guidance if options.guidance is None else options.guidance,
+        options.raw,
+        pictures[task.inputs[0]][0] if task.inputs else None,
+        options.refine,
+    )
+    if order.pixels > config.max_pixels:  # of a picture from text, or of a file whose header did not say
+        most = f"{config.max_pixels / MEGA:g} megapixels"
+        raise Refusal("too_large", f"{by(example.size)} is more than {most}: ask for a smaller picture.")
+    return order
+
+
+def check_words(card: Card, task: Task) -> None:
+    """InputError where words alone would choose the subject, for a model that does not follow them."""
+    try:
+        card.check_reads(task.name)
+    except InputError:  # its sentence speaks of the options of the command line
+        fix = "send a map of yours, as in matting_rough, or ask a server of a model that reads"
+        raise InputError(f"{card.name} cannot tell subjects apart by words: {fix}.") from None

@@ -1,0 +1,112 @@
+"""What a job has made, kept as the files of a saved stack, and the formats in which it is sent."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnialpha.errors import InputError
+from omnialpha.io import Picture, write_image
+from omnialpha.io.layers import INDEX, LayerStack
+from omnialpha.server.refusals import Refusal
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job has made. files: of a saved stack by name, `layers.json` among them; layers: those of the PNGs."""
+
+    size: tuple[int, int]
+    names: tuple[str, ...]
+    layers: tuple[str, ...]
+    files: dict[str, bytes]
+
+    @property
+    def weight(self) -> int:
+        """Memory that it takes."""
+        return sum(map(len, self.files.values()))
+
+    def png(self, layer: int = 0) -> bytes:
+        """The PNG of a layer."""
+        return self.files[self.layers[layer]]
+
+    def stack(self) -> LayerStack:
+        """The layers as numbers again, for formats that hold several."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in self.files.items():
+                (Path(folder) / name).write_bytes(data)
+            return LayerStack.load(folder)
+
+
+def keep_result(stack: LayerStack, settings: dict[str, Any], source: Picture | None) -> JobResult:
+    """Encode what was made, with the depth, profile and metadata of the picture that it was made from."""
+    bits, icc, dpi = (source.bits, source.icc, source.dpi) if source else (8, None, None)
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder) / "layers"
+        names = stack.save(where, bits=bits, settings=settings, icc=icc, dpi=dpi)
+        files = {name: (where / name).read_bytes() for name in [INDEX, *names]}
+    if len(stack) == 1:
+        buffer = io.BytesIO()
+        write_image(buffer, stack[0].rgba, settings=settings, bits=bits, source=source)
+        files[names[0]] = buffer.getvalue()
+    return JobResult(stack.size, tuple(layer.name for layer in stack), tuple(names), files)
+
+
+@dataclass(frozen=True)
+class ResultFormat:
+    """A row of `FORMATS`. encode: a result, and the layer that is wanted (None: all), to the bytes of the file."""
+
+    media: str
+    encode: Callable[[JobResult, int | None], bytes]
+
+
+def _png(made: JobResult, layer: int | None) -> bytes:
+    if layer is None and len(made.layers) > 1:
+        names = ", ".join(f"{number} ({name})" for number, name in enumerate(made.names))
+        raise InputError(f"format=png holds one layer: use format=zip, or add layer=NUMBER of {names}.")
+    return made.png(layer or 0)
+
+
+def _zip(made: JobResult, layer: int | None) -> bytes:
+    """The folder that `LayerStack.load` reads; stored, as PNG is compressed already."""
+    if layer is not None:
+        raise InputError(f"format=zip holds all layers: leave layer={layer} out, or use format=png.")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in made.files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
+
+
+# A further format of layers is a row: its name is the suffix, and `made.stack()` is what it writes.
+FORMATS = {"png": ResultFormat("image/png", _png), "zip": ResultFormat("application/zip", _zip)}
+
+
+def encode_result(made: JobResult, form: str | None = None, layer: str | None = None) -> tuple[bytes, str]:
+    """A result in a format.
+
+    Args:
+        made: The result.
+        form: One of `FORMATS`; by default png for one layer and zip for several.
+        layer: Number or name of the layer that is wanted.
+
+    Returns:
+        The bytes, and their media type.
+
+    Raises:
+        InputError: There is no such format or layer, or the format does not hold what is asked for.
+    """
+    form = form or ("png" if len(made.layers) == 1 or layer is not None else "zip")
+    if form not in FORMATS:
+        raise InputError(f"format={form[:20]!r} is not known: use {', '.join(FORMATS)}.")
+    number = None
+    if layer is not None:
+        known = {str(k): k for k in range(len(made.names))} | {name: k for k, name in enumerate(made.names)}
+        if layer not in known:
+            raise Refusal("not_found", f"there is no layer {layer[:40]!r}: use 0 to {len(made.names) - 1}, or a name.")
+        number = known[layer]
+    return FORMATS[form].encode(made, number), FORMATS[form].media
