@@ -3,11 +3,13 @@
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from omnialpha.cli import options as cli_options
+from omnialpha.io.stack_reading import read_stack
 from omnialpha.run_options import RunOptions, options_of, run_options
 from omnialpha.tasks import MAPS, TASKS, Role
 from served import SIZE, Serve, StubEngine, disk, opened, png, until
@@ -56,6 +58,7 @@ def test_a_task_takes_the_options_that_the_command_line_does_not_refuse(name: st
     from omnialpha.errors import InputError
 
     task, values = TASKS[name], {"seed": 1, "steps": 2, "guidance": 2.0, "size": "32x24", "frame": 0, "raw": True}
+    values["refine"] = "off"
     assert set(values) == set(run_options())
     for option, value in values.items():
         try:
@@ -96,7 +99,7 @@ def test_every_task(name: str, serve: Serve) -> None:
 # ---- the life of a job ---------------------------------------------------------------------------------------------
 
 
-def test_a_job_from_queue_to_result(serve: Serve, engine: StubEngine) -> None:
+def test_a_job_from_queue_to_result(serve: Serve, engine: StubEngine, tmp_path: Path) -> None:
     client = serve()
     engine.gate.clear()
     first = client.post("/v1/tasks/decompose_auto", files=[PICTURE], data={"steps": 3, "layers": 3, "seed": 7})
@@ -122,7 +125,12 @@ def test_a_job_from_queue_to_result(serve: Serve, engine: StubEngine) -> None:
     one = client.get(links["result"], params={"layer": "foreground-2"})
     assert one.content == client.get(links["result"], params={"layer": "2", "format": "png"}).content
     assert opened(one.content).size == SIZE[::-1] and one.headers["x-width"] == str(SIZE[1])
+    for form in ("psd", "ora", "exr", "tif"):
+        file = tmp_path / f"x.{form}"
+        file.write_bytes(client.get(links["result"], params={"format": form}).content)
+        assert [layer.name for layer in read_stack(file)] == done["layers"]
     for query, status, words in (
+        ({"format": "psd", "layer": "0"}, 400, "leave layer=0 out"),
         ({"format": "png"}, 400, "format=zip"),
         ({"format": "gif"}, 400, "use png, zip"),
         ({"layer": "9"}, 404, "use 0 to 2"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from omnialpha.errors import InputError
-from omnialpha.io import Picture, write_image
+from omnialpha.io import Picture, read_image, write_image
+from omnialpha.io.layer_writing import write_layers
 from omnialpha.io.layers import INDEX, LayerStack
 from omnialpha.server.refusals import Refusal
 
@@ -82,8 +83,28 @@ def _zip(made: JobResult, layer: int | None) -> bytes:
     return buffer.getvalue()
 
 
-# A further format of layers is a row: its name is the suffix, and `made.stack()` is what it writes.
-FORMATS = {"png": ResultFormat("image/png", _png), "zip": ResultFormat("application/zip", _zip)}
+def _layered(suffix: str) -> Callable[[JobResult, int | None], bytes]:
+    """All layers as one file of a format of `write_layers`, in the depth that they are kept in."""
+
+    def encode(made: JobResult, layer: int | None) -> bytes:
+        if layer is not None:
+            raise InputError(f"format={suffix} holds all layers: leave layer={layer} out, or use format=png.")
+        bits = max(read_image(made.png(k)).bits for k in range(len(made.layers)))
+        with tempfile.TemporaryDirectory() as folder:
+            write_layers(Path(folder) / f"layers.{suffix}", made.stack(), bits=bits)
+            return (Path(folder) / f"layers.{suffix}").read_bytes()
+
+    return encode
+
+
+FORMATS = {
+    "png": ResultFormat("image/png", _png),
+    "zip": ResultFormat("application/zip", _zip),
+    "psd": ResultFormat("image/vnd.adobe.photoshop", _layered("psd")),
+    "ora": ResultFormat("image/openraster", _layered("ora")),
+    "exr": ResultFormat("image/x-exr", _layered("exr")),
+    "tif": ResultFormat("image/tiff", _layered("tif")),
+}
 
 
 def encode_result(made: JobResult, form: str | None = None, layer: str | None = None) -> tuple[bytes, str]:
