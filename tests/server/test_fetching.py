@@ -85,7 +85,12 @@ class Pictures(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append((self.headers["Host"], self.path))
-        where = {"/private": "http://inner.example/x", "/again": "/picture.png", "/loop": "/loop", "/file": "file:" + "///x"}
+        where = {
+            "/private": "http://inner.example/x",
+            "/again": "/picture.png",
+            "/loop": "/loop",
+            "/file": "file:" + "///x",
+        }
         if self.path in where:
             self.send_response(302)
             self.send_header("Location", where[self.path])
