@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from common.tables import Table, save
 from common.timing import surroundings
 from PIL import Image
@@ -123,7 +124,8 @@ def main() -> None:
             time.sleep(0.5)
             half = memory(url) if time.monotonic() < began + 30 * given.minutes else half
         seconds, last = time.monotonic() - began, memory(url)
-    about = f"{given.clients} clients, {given.side} px, {given.minutes:g} min, {surroundings()}"
+    where = surroundings(torch.device("cpu"), torch.float32)
+    about = f"{given.clients} clients, {given.side} px, {given.minutes:g} min, {where}"
     columns = {"task": "", "n": "d", "1/s": ".2f", "p50 s": ".2f", "p95 s": ".2f", "errors": "d"}
     columns |= {"MB at start": ".0f", "half-way": ".0f", "at end": ".0f"}
     p50, p95 = np.percentile(times, [50, 95]) if times else (float("nan"), float("nan"))

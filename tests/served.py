@@ -64,8 +64,8 @@ Serve = Callable[..., "TestClient"]
 
 
 @contextlib.contextmanager
-def listening(engine: Any, **settings: Any) -> Iterator[str]:
-    """A server in a thread; its address."""
+def listening(engine: Any, **settings: Any) -> Iterator[tuple[str, Any]]:
+    """A server in a thread: its address, and itself."""
     from omnialpha.server.app import create_app
     from omnialpha.server.config import ServerConfig
     from omnialpha.server.running import open_socket, server_of
@@ -76,7 +76,7 @@ def listening(engine: Any, **settings: Any) -> Iterator[str]:
     thread.start()
     until(lambda: server.started)
     try:
-        yield f"http://127.0.0.1:{made.getsockname()[1]}"
+        yield f"http://127.0.0.1:{made.getsockname()[1]}", server
     finally:
         server.should_exit = True
         thread.join(20)
@@ -102,6 +102,12 @@ def png(size: tuple[int, int] = SIZE, mode: str = "RGB", colour: Any = (200, 120
         image = Image.fromarray(array)
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def multipart(name: str, data: bytes) -> tuple[bytes, str]:
+    """A form of one file, and its type."""
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'.encode()
+    return head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"
 
 
 def disk(size: tuple[int, int] = SIZE) -> bytes:

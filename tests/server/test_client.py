@@ -14,7 +14,7 @@ from served import SIZE, StubEngine, listening, opened, png, until
 
 @pytest.fixture
 def client(engine: StubEngine) -> Iterator[Client]:
-    with listening(engine, queue=1) as url:
+    with listening(engine, queue=1) as (url, _):
         yield Client(url, seconds=10)
 
 

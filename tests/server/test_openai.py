@@ -17,7 +17,7 @@ openai = pytest.importorskip("openai")
 
 @pytest.fixture
 def client(engine: StubEngine) -> Iterator[Any]:
-    with listening(engine) as url:
+    with listening(engine) as (url, _):
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
@@ -63,7 +63,7 @@ def test_a_model_that_reads_follows_the_prompt(engine: StubEngine) -> None:
     import dataclasses
 
     engine.card = dataclasses.replace(engine.card, reads=True)
-    with listening(engine) as url:
+    with listening(engine) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert client.images.edit(image=png(), prompt="the disk").model_extra["task"] == "matting_text"
         assert client.images.edit(image=png(), prompt=" ").model_extra["task"] == "matting_auto"

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from served import Serve, StubEngine, opened, png, until
+from served import Serve, StubEngine, listening, multipart, opened, png, until
 
 PICTURE = {"composite": ("secret-name.png", png(), "image/png")}
 CUT = "/v1/tasks/matting_auto"
@@ -209,6 +210,41 @@ def test_limits_that_are_none(wrong: Any) -> None:
 
     with pytest.raises(InputError, match=next(iter(wrong))):
         ServerConfig(**wrong)
+
+
+def test_all_requests_together_have_a_limit(serve: Serve, engine: StubEngine) -> None:
+    client = serve(total_megabytes=0.001)
+    assert client.post(CUT, files=PICTURE).status_code == 202  # the only one may be larger
+    engine.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/api/remove", files={"file": ("x", bytes(900) + png())})
+        held = pool.submit(client.post, "/api/remove", files={"file": ("x", png((64, 200)))})
+        assert first.result().status_code == 400
+        until(lambda: server_of(client).queue.running)
+        refused = [client.post(CUT, files={"composite": ("x", png() + bytes(900))}) for _ in range(2)]
+        assert [answer.status_code for answer in refused] == [429, 429] and refused[0].headers["retry-after"]
+        engine.gate.set()
+        assert held.result().status_code == 200
+    assert client.post(CUT, files=PICTURE).status_code == 202
+
+
+def test_names_and_pages_that_are_not_its_own(serve: Serve) -> None:
+    client = serve(hosts="testserver,localhost,[::1], Pictures.example")
+    for host, status in (
+        ("localhost", 200),
+        ("localhost:7000", 200),
+        ("[::1]:7000", 200),
+        ("pictures.example", 200),
+        ("rebound.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1", 403),
+        ("", 403),
+    ):
+        assert client.get("/v1/tasks", headers={"Host": host}).status_code == status, host
+    across = {"Host": "localhost", "Sec-Fetch-Site": "cross-site"}
+    assert client.post(CUT, files=PICTURE, headers=across).status_code == 403
+    assert client.get("/v1/tasks", headers=across).status_code == 200
+    assert client.post(CUT, files=PICTURE, headers=across | {"Sec-Fetch-Site": "same-origin"}).status_code == 202
 
 
 # ---- damaged requests ----------------------------------------------------------------------------------------------
@@ -427,6 +463,16 @@ def test_a_model_that_cannot_be_loaded(engine: StubEngine) -> None:
         until(lambda: client.get("/readyz").json()["status"] == "failed")
         assert client.get("/healthz").status_code == 200
         assert client.post(CUT, files=PICTURE).status_code == 503
+    from omnialpha.server.running import open_socket
+    from omnialpha.server.running import serve as run
+
+    kept = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        with pytest.raises(InputError, match="download it again"):
+            run(create_app(ServerConfig(), [engine]), [open_socket("127.0.0.1", 0)])
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), kept, strict=True):
+            signal.signal(number, handler)
 
 
 def test_closing_finishes_what_runs(engine: StubEngine) -> None:
@@ -496,6 +542,94 @@ def test_what_the_command_refuses(arguments: list[str], words: str) -> None:
 
     done = CliRunner().invoke(app, ["serve", *arguments])
     assert done.exit_code == 2 and words in done.stderr, done.stderr
+
+
+def reached(url: str) -> bool:
+    from omnialpha.client import Client
+    from omnialpha.errors import InputError
+
+    try:
+        return bool(Client(url).tasks())
+    except InputError as error:
+        assert "cannot be reached" in str(error)
+        return False
+
+
+def test_the_end_of_a_server_that_listens(engine: StubEngine) -> None:
+    """On SIGTERM the running job is finished and sent, a waiting one is answered with 503, and nothing new is taken."""
+    import http.client
+
+    with listening(engine, jobs_per_key=5) as (url, server):
+        queue, address = server.config.app.state.server.queue, url.removeprefix("http://")
+        engine.gate.clear()
+        body, kind = multipart("file", png())
+
+        def ask() -> int:
+            connection = http.client.HTTPConnection(address, timeout=20)
+            connection.request("POST", "/api/remove", body, {"Content-Type": kind})
+            return connection.getresponse().status
+
+        with ThreadPoolExecutor(2) as pool:
+            running = pool.submit(ask)
+            until(lambda: queue.running)
+            waiting = pool.submit(ask)
+            until(lambda: queue.waiting)
+            server.handle_exit(signal.SIGTERM, None)
+            assert waiting.result(10) == 503
+            engine.gate.set()
+            assert running.result(10) == 200
+        assert queue.closing
+        until(lambda: not reached(url))
+
+
+def test_a_client_that_goes_away_cancels_its_job(engine: StubEngine) -> None:
+    with listening(engine) as (url, server):
+        queue = server.config.app.state.server.queue
+        engine.gate.clear()
+        host, port = url.removeprefix("http://").split(":")
+        body, kind = multipart("composite", png())
+        for path, extra in (("/api/remove", ""), (CUT, "Prefer: wait=60\r\n")):
+            data = body.replace(b"composite", b"file") if path == "/api/remove" else body
+            with socket.create_connection((host, int(port))) as line:
+                about = f"{extra}Content-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
+                line.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{about}".encode() + data)
+                until(lambda: queue.running)
+            until(lambda: not queue.running)  # the gate is closed: it was stopped
+            assert not queue.jobs
+
+
+def test_events_arrive_as_they_happen(engine: StubEngine) -> None:
+    import json
+    import urllib.request
+
+    from omnialpha.client import Client
+
+    with listening(engine) as (url, _):
+        engine.gate.clear()
+        job = Client(url).submit("removal_auto", composite=png(), steps=3)
+        with urllib.request.urlopen(f"{url}/v1/jobs/{job.id}/events", timeout=10) as stream:
+            first = stream.readline().decode().strip()
+            assert first in ("event: queued", "event: step")
+            engine.gate.set()
+            rest = stream.read().decode()
+        assert json.loads(rest.strip().split("data: ")[-1])["state"] == "done"
+
+
+def test_the_options_of_the_command() -> None:
+    import dataclasses
+
+    import typer
+
+    from omnialpha.cli.main import app
+    from omnialpha.server.config import ServerConfig
+
+    command: Any = typer.main.get_command(app)
+    names = {name for parameter in command.commands["serve"].params for name in parameter.opts}
+    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(ServerConfig)}
+    assert fields | {"--host", "--port", "--model", "--device", "--offload"} <= names
+    assert not {"--seed", "--steps", "--size", "--raw"} & names
+    page = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    assert not [name for name in fields if f"`{name}" not in page]
 
 
 def test_threads_end(serve: Serve) -> None:

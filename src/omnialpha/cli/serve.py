@@ -87,6 +87,8 @@ def serve(
     from omnialpha.server.running import open_socket
     from omnialpha.server.running import serve as run
 
+    if config.hosts is None and host in LOCAL:  # where a page could point a name of its own at this machine
+        config = dataclasses.replace(config, hosts=",".join((*LOCAL, "[::1]")))
     engines = [_engine(dataclasses.replace(options, device=name), config) for name in options.device.split(",")]
     app = create_app(config, engines)
     listening = open_socket(host, port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,6 +20,8 @@ from omnialpha.server.fetching import Resolver, resolve_host
 from omnialpha.server.guards import Guard, on_http_error, on_input_error
 from omnialpha.server.metrics import MEDIA
 from omnialpha.server.state import ServerState
+
+UNTRACED = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def create_app(config: ServerConfig, engines: Sequence[Engine], resolver: Resolver = resolve_host) -> FastAPI:
@@ -43,12 +46,11 @@ def create_app(config: ServerConfig, engines: Sequence[Engine], resolver: Resolv
         for worker in state.workers:
             await run_in_threadpool(worker.join)
 
-    # no pages of the framework: they load scripts from elsewhere
-    app = FastAPI(
-        title="OmniAlpha", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
-    )
+    # no pages of the framework, which load scripts from elsewhere, and no traces, which would hold queries
+    nothing: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None, "telemetry": UNTRACED}
+    app = FastAPI(title="OmniAlpha", version=__version__, lifespan=lifespan, **nothing)
     app.state.server = state
-    app.add_middleware(Guard, max_bytes=config.max_bytes, metrics=state.metrics)  # type: ignore[arg-type]
+    app.add_middleware(Guard, config=config, metrics=state.metrics)  # type: ignore[arg-type]
     app.add_exception_handler(InputError, on_input_error)
     app.add_exception_handler(HTTPException, on_http_error)
     for module in (native, rembg, removebg, openai_images):
@@ -60,9 +62,8 @@ def create_app(config: ServerConfig, engines: Sequence[Engine], resolver: Resolv
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        failures = [str(worker.failure) for worker in state.workers if worker.failure]
-        words = "ready" if state.ready else "closing" if state.queue.closing and not failures else "loading"
-        return JSONResponse({"status": "failed" if failures else words}, 200 if state.ready else 503)
+        words = "failed" if state.failures else "closing" if state.queue.closing else "loading"
+        return JSONResponse({"status": "ready" if state.ready else words}, 200 if state.ready else 503)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:

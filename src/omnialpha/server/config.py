@@ -23,6 +23,9 @@ class ServerConfig:
     queue: Annotated[int, "jobs that may wait; more are refused with 429"] = 32
     jobs_per_key: Annotated[int, "unfinished jobs of one key, or of one address where there are no keys"] = 8
     max_megabytes: Annotated[float, "of one request"] = 64.0
+    total_megabytes: Annotated[float, "of all requests that are being read or answered; more are refused with 429"] = (
+        1000.0
+    )
     max_megapixels: Annotated[float, "of all pictures of one request together"] = 40.0
     queue_megapixels: Annotated[float, "of all pictures that wait; each takes 16 MB a megapixel"] = 200.0
     job_seconds: Annotated[float, "that a job may run"] = 600.0
@@ -31,6 +34,9 @@ class ServerConfig:
     max_wait: Annotated[float, "seconds that `Prefer: wait` may ask for"] = 120.0
     result_megabytes: Annotated[float, "of results that are kept; the oldest go first"] = 1000.0
     result_seconds: Annotated[float, "that a result is kept"] = 3600.0
+    hosts: Annotated[
+        str | None, "names that requests may come to, with commas; any if left out, but on a loopback address"
+    ] = None
     batch: Annotated[int, "equal requests that are run together; the last digit of a value may then differ"] = 1
     lazy: Annotated[bool, "load the networks when a job first needs them; cut-outs by the finder do not"] = False
 
@@ -44,6 +50,11 @@ class ServerConfig:
             raise InputError(
                 f"max_megapixels={self.max_megapixels:g} is more than a picture may have: use {most} at most."
             )
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """Names that requests may come to, without ports; None: any."""
+        return None if self.hosts is None else frozenset(name.strip().lower() for name in self.hosts.split(","))
 
     @property
     def max_bytes(self) -> int:

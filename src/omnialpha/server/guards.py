@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -13,10 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnialpha.errors import InputError
+from omnialpha.server.config import MEGA, ServerConfig
+from omnialpha.server.jobs import AGAIN
 from omnialpha.server.metrics import ServerMetrics
 from omnialpha.server.refusals import STATUS, Refusal, as_refusal
 
 log = logging.getLogger("omnialpha.server")
+METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")
 
 
 def _native(error: Refusal) -> dict[str, Any]:
@@ -72,24 +76,27 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 class Guard:
-    """ASGI middleware: limits bodies, counts and logs requests by route; never their query, pictures or texts."""
+    """ASGI middleware: checks where requests come from and what they weigh; counts and logs them by route.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, metrics: ServerMetrics) -> None:
-        self.app, self.max_bytes, self.metrics = app, max_bytes, metrics
+    Neither their query nor their pictures and texts are logged.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: ServerMetrics) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
+        self.held = 0  # bytes of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began, status, seen = perf_counter(), 499, 0
-        too_large = Refusal("too_large", f"the request has more than {self.max_bytes:,} bytes: send smaller pictures.")
 
         async def counted() -> Message:
             nonlocal seen
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                raise too_large
+            size = len(message.get("body", b""))
+            seen, self.held = seen + size, self.held + size
+            self._check_size(seen)
             return message
 
         async def noted(message: Message) -> None:
@@ -98,16 +105,41 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        length = dict(scope["headers"]).get(b"content-length", b"0")
         try:
-            if length.isdigit() and int(length[:20]) > self.max_bytes:
-                await answer_error(scope["path"], too_large)(scope, receive, noted)
+            try:
+                self._check_headers(scope)
+            except Refusal as refusal:
+                await answer_error(scope["path"], refusal)(scope, receive, noted)
             else:
                 await self.app(scope, counted, noted)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
-            seconds = perf_counter() - began
-            method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE", "HEAD", "OPTIONS") else "other"
-            self.metrics.requests.labels(method, route, status).inc()
-            self.metrics.answer.labels(route).observe(seconds)
-            log.info("%s %s %s %.0f ms", method, route, status, seconds * 1000)
+            self.held -= seen
+            self._note(scope, status, perf_counter() - began)
+
+    def _check_size(self, size: int) -> None:
+        """Refusal for a request that is too large, alone or with the others."""
+        most = self.config.max_bytes
+        if size > most:
+            raise Refusal("too_large", f"the request has more than {most:,} bytes: send smaller pictures.")
+        if self.held > self.config.total_megabytes * MEGA and self.held > size:
+            raise Refusal("rate_limit_exceeded", "the server holds too many requests: send it again later.", AGAIN)
+
+    def _check_headers(self, scope: Scope) -> None:
+        """Refusal for a name that is not the server's, as a page may point its own at it, or for pages elsewhere."""
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        names, host = self.config.host_names, headers.get(b"host", "").lower()
+        if names is not None and re.sub(r":\d*$", "", host) not in names:
+            raise Refusal(
+                "forbidden", f"the server is not called {host[:80]!r}: use its own name, or start it with --hosts."
+            )
+        if headers.get(b"sec-fetch-site") == "cross-site" and scope["method"] not in ("GET", "HEAD"):
+            raise Refusal("forbidden", "a page of another site may not use the server: put it behind the same name.")
+        length = headers.get(b"content-length", "")
+        self._check_size(int(length) if length.isdecimal() and len(length) < 20 else 0)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.metrics.requests.labels(method, route, status).inc()
+        self.metrics.answer.labels(route).observe(seconds)
+        log.info("%s %s %s %.0f ms", method, route, status, seconds * 1000)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from omnialpha.server.orders import Order
 
 MAX_ENDED = 10_000  # jobs without a result that are still known
+SWEEP = 30.0  # seconds between looks for results that are too old, while nothing else happens
 AGAIN = 5  # seconds after which a refused request may be sent again
 
 
@@ -78,6 +79,7 @@ class JobQueue:
         self.running: set[ServedJob] = set()
         self.jobs: OrderedDict[str, ServedJob] = OrderedDict()
         self.closing = False
+        self._swept = 0.0
         self._changed = threading.Condition(threading.RLock())
 
     # ---- from requests -----------------------------------------------------------------------------------------
@@ -106,7 +108,8 @@ class JobQueue:
     def find(self, id: str, owner: str) -> ServedJob:
         """A job of an owner. Refusal where there is none."""
         with self._changed:
-            self._forget()
+            if monotonic() - self._swept > 1:
+                self._forget()
             job = self.jobs.get(id)
         if job is None or job.owner != owner:
             raise Refusal("not_found", f"there is no job {id[:40]!r}: it never was, was removed, or is long over.")
@@ -142,16 +145,18 @@ class JobQueue:
 
     # ---- from the worker ---------------------------------------------------------------------------------------
 
-    def take(self, timeout: float | None = None) -> list[ServedJob]:
+    def take(self) -> list[ServedJob]:
         """Wait for the next job, and take with it those of the same kind, up to the size of a batch.
 
         Returns:
-            The jobs, which now run; none where the queue is closed, or nothing came within `timeout` seconds.
+            The jobs, which now run; none where the queue is closed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self.waiting or self.closing, timeout)
-            if not self.waiting:
-                return []
+            while not self.waiting:
+                if self.closing:
+                    return []
+                self._changed.wait(SWEEP)
+                self._forget()
             first = self.waiting[0]
             same = [job for job in self.waiting if _kind(job) == _kind(first)][: self.config.batch]
             for job in same:
@@ -188,7 +193,8 @@ class JobQueue:
 
     def _forget(self) -> None:
         """Let go of results that are too old, or too many, and of jobs that ended long ago."""
-        now, ended = monotonic(), [job for job in self.jobs.values() if job.state in ENDED]
+        now = self._swept = monotonic()
+        ended = [job for job in self.jobs.values() if job.state in ENDED]
         over = self.result_bytes() - self.config.result_megabytes * 1e6
         for job in ended:
             if job.result and not job.listeners and (over > 0 or now - job.ended > self.config.result_seconds):
@@ -202,7 +208,8 @@ class JobQueue:
 
     def result_bytes(self) -> int:
         """Memory that kept results take."""
-        return sum(job.result.weight for job in self.jobs.values() if job.result)
+        with self._changed:
+            return sum(job.result.weight for job in self.jobs.values() if job.result)
 
 
 def _kind(job: ServedJob) -> Hashable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from types import FrameType
 
 import uvicorn
@@ -19,9 +20,18 @@ class GracefulServer(uvicorn.Server):
     """On SIGTERM or Ctrl-C: waiting jobs are given up, what runs is finished and answered; a second one ends it."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        state: ServerState = self.config.app.state.server  # type: ignore[union-attr]
-        state.queue.close()
+        # in a thread of its own: what a signal interrupts may hold a lock that closing needs
+        threading.Thread(target=state_of(self).queue.close).start()
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or bool(state_of(self).failures)
+
+
+def state_of(server: uvicorn.Server) -> ServerState:
+    """The state of the application that a server runs."""
+    state: ServerState = server.config.app.state.server  # type: ignore[union-attr]
+    return state
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -49,13 +59,21 @@ def server_of(app: FastAPI) -> GracefulServer:
         lifespan="on",
         ws="none",
         timeout_keep_alive=15,
+        timeout_graceful_shutdown=round(app.state.server.config.job_seconds) + 30,
         h11_max_incomplete_event_size=65536,
     )
     return GracefulServer(config)
 
 
 def serve(app: FastAPI, sockets: list[socket.socket]) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, which are taken for the end that they ask for, not for a failure."""
+    """Answer requests until SIGTERM or Ctrl-C, which are taken for the end that they ask for, not for a failure.
+
+    Raises:
+        InputError: The model cannot be loaded.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn has its own while it runs, and raises them again after
-    server_of(app).run(sockets=sockets)
+    server = server_of(app)
+    server.run(sockets=sockets)
+    for failure in state_of(server).failures:
+        raise failure

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from omnialpha.errors import InputError
 from omnialpha.server.config import ServerConfig
 from omnialpha.server.engine import Engine
 from omnialpha.server.fetching import Resolver, fetch, resolve_host
@@ -38,6 +39,11 @@ class ServerState:
     def ready(self) -> bool:
         """Whether jobs are taken and a worker can run them."""
         return not self.queue.closing and any(worker.ready for worker in self.workers)
+
+    @property
+    def failures(self) -> list[InputError]:
+        """Why workers could not load the model."""
+        return [worker.failure for worker in self.workers if worker.failure]
 
     def key_of(self, request: Request) -> ApiKey | None:
         """The key of a request; None where the server has no keys. Refusal for one that is missing or not known."""
