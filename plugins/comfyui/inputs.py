@@ -58,7 +58,9 @@ def values(names: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(Options):
         if field.name in names:
             value = given.get(field.name, field.default)
-            unset = value == "" or (field.name in RANGES and field.default is None and value == RANGES[field.name][0] - 1)
+            unset = value == "" or (
+                field.name in RANGES and field.default is None and value == RANGES[field.name][0] - 1
+            )
             found[field.name] = field.default if unset else value
     for name in ("lora", "approximate"):
         if isinstance(found.get(name), str):

@@ -46,15 +46,15 @@ def layer_output(stacks: list[LayerStack], **more: Any) -> io.NodeOutput:
     return io.NodeOutput(stacks, tensors.layer_images(stacks), [layer.name for layer in stacks[0]], **more)
 
 
-def watch(steps: int) -> Callable[..., None]:
+def watch() -> Callable[..., None]:
     """Called after each step: shows ComfyUI's progress and lets its Cancel button stop the run."""
     if not find_spec("comfy"):  # the nodes run outside ComfyUI too
         return lambda *_: None
-    bar = import_module("comfy.utils").ProgressBar(steps)
+    bar = import_module("comfy.utils").ProgressBar(1)
     stop = import_module("comfy.model_management").throw_exception_if_processing_interrupted
 
     def show(step: Any, _: Any) -> None:
-        bar.update_absolute(step.index + 1, steps)
+        bar.update_absolute(step.index, step.total)
         stop()
 
     return show
@@ -120,9 +120,8 @@ class TaskNode(io.ComfyNode):
             height, width = model.native_size()
             given["size"] = f"{width}x{height}"
         settings = inputs.values(inputs.RUN, given)
-        seed, steps = settings.pop("seed"), settings["steps"] or model.card.defaults(task).steps
+        seed, show = settings.pop("seed"), watch()
         examples = read_examples(row, given)
-        show = watch(steps)
         stacks = [model.run([one], seed=seed + b, on_step=show, **settings)[0] for b, one in enumerate(examples)]
         return cls.output(stacks)
 
@@ -209,7 +208,9 @@ class SaveLayers(io.ComfyNode):
 
 def _next_file(start: Path, suffix: str) -> Path:
     """`name_00001.psd` and so on, after the last one that is there."""
-    found = [path.stem[len(start.name) + 1 :] for path in start.parent.glob("*") if path.stem.startswith(f"{start.name}_")]
+    found = [
+        path.stem[len(start.name) + 1 :] for path in start.parent.glob("*") if path.stem.startswith(f"{start.name}_")
+    ]
     last = max((int(number) for number in found if number.isdecimal()), default=0)
     return start.with_name(f"{start.name}_{last + 1:05}{suffix}")
 
