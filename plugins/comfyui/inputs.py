@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from comfy_api.latest import io
+
 from omnialpha.cli.options import Options
 from omnialpha.limits import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 from omnialpha.tasks import MAPS, MAX_LAYERS, MEANING, TASKS, Role, Task

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import omnialpha
 from comfy_api.latest import ComfyExtension, io
+
+import omnialpha
 from omnialpha.cli.options import Options
 from omnialpha.errors import InputError
 from omnialpha.io.layer_files import LAYERED
@@ -103,7 +104,7 @@ def read_examples(row: Task, given: Mapping[str, Any]) -> list[Example]:
 
 
 class TaskNode(io.ComfyNode):
-    """The tasks of a category. Batches run picture by picture, the seed counting up, so that memory stays that of one."""
+    """The tasks of a category. A batch runs picture by picture, in the memory of one; the seed counts up."""
 
     title, category, outputs = "", "", IMAGE_OUTPUTS
 

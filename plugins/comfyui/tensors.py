@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from omnialpha.errors import InputError
 from omnialpha.io import to_rgba
 from omnialpha.io.layers import Layer, LayerStack
-from torch import Tensor
 
 
 def pictures(image: Tensor) -> list[Tensor]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_stub import PACKAGE, load_nodes
 
 import omnialpha
+from comfy_stub import PACKAGE, load_nodes
 from omnialpha.errors import InputError
 from omnialpha.io.layer_writing import LAYER_FORMATS
 from omnialpha.io.stack_reading import read_stack

@@ -107,14 +107,14 @@ class Client:
 
     def _field(self, job, name):
         if not isinstance(job, dict) or not isinstance(job.get(name), str):
-            raise ServerError("%s is no server of OmniAlpha: check the address." % self.url)
+            raise ServerError(f"{self.url} is no server of OmniAlpha: check the address.")
         return job[name]
 
     def _json(self, *what):
         try:
             return json.loads(self._ask(*what))
         except ValueError:
-            raise ServerError("%s is no server of OmniAlpha: check the address." % self.url) from None
+            raise ServerError(f"{self.url} is no server of OmniAlpha: check the address.") from None
 
     def _ask(self, name, values, body=None, headers=None, tries=1):
         method, path = PATHS[name]
@@ -130,19 +130,19 @@ class Client:
             raise ServerError(_refusal(refused.read(), refused.code, self.url)) from None
         except (OSError, ValueError) as failed:
             reason = getattr(failed, "reason", failed)
-            words = "No server answers at %s (%s): start `omnialpha serve`, or change the address."
-            raise ServerError(words % (self.url, reason)) from None
+            words = "start `omnialpha serve`, or change the address."
+            raise ServerError(f"No server answers at {self.url} ({reason}): {words}") from None
 
 
 def form(fields, files):
     """multipart/form-data of (name, text) and (name, bytes of a file) pairs, and its type."""
     boundary, body = secrets.token_hex(16), io.BytesIO()
-    for name, value, extra in [(n, v.encode(), "") for n, v in fields] + [
-        (n, v, '; filename="%s.png"\r\nContent-Type: image/png' % n) for n, v in files
-    ]:
-        body.write(('--%s\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n' % (boundary, name, extra)).encode())
-        body.write(value + b"\r\n")
-    body.write(("--%s--\r\n" % boundary).encode())
+    parts = [(name, text.encode(), "") for name, text in fields]
+    parts += [(name, data, f'; filename="{name}.png"\r\nContent-Type: image/png') for name, data in files]
+    for name, data, more in parts:
+        body.write(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode())
+        body.write(data + b"\r\n")
+    body.write(f"--{boundary}--\r\n".encode())
     return body.getvalue(), "multipart/form-data; boundary=" + boundary
 
 
@@ -154,17 +154,16 @@ def read_layers(data, names):
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             rows = json.loads(archive.read("layers.json"))["layers"]
-            layers = []
-            for row in rows:
-                name = names.get(row.get("role"), row["name"])
-                number = [one.get("role") for one in rows[: len(layers) + 1]].count(row.get("role"))
-                repeated = [one.get("role") for one in rows].count(row.get("role")) > 1
-                top, left = row["offset"]
-                name += " %d" % number if repeated and row.get("role") in names else ""
+            roles, layers = [row.get("role") for row in rows], []
+            for number, row in enumerate(rows):
+                role, (top, left) = roles[number], row["offset"]
+                name = names.get(role, row["name"])
+                if role in names and roles.count(role) > 1:
+                    name += f" {roles[: number + 1].count(role)}"
                 layers.append(NewLayer(name, archive.read(row["file"]), int(left), int(top)))
             return layers
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as failed:
-        raise ServerError("The server's answer holds no layers (%s): update the plug-in." % failed) from None
+        raise ServerError(f"The server's answer holds no layers ({failed}): update the plug-in.") from None
 
 
 def _message(found):
@@ -177,4 +176,4 @@ def _refusal(body, status, url):
         found = _message(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
         found = None
-    return found or "%s answered %d: check that the address is one of `omnialpha serve`." % (url, status)
+    return found or f"{url} answered {status}: check that the address is one of `omnialpha serve`."

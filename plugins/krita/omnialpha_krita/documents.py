@@ -55,13 +55,13 @@ def put(document, layers, group=None):
     Raises:
         ServerError: A layer is no picture.
     """
-    images = [_image(layer) for layer in layers]  # all of them, before anything is added
+    images = [(layer, _image(layer)) for layer in layers]  # all of them, before anything is added
     parent = document.rootNode()
     if group:
         node = document.createGroupLayer(group)
         parent.addChildNode(node, None)
         parent = node
-    made = [_add(document, parent, layer, image) for layer, image in zip(layers, images)]
+    made = [_add(document, parent, layer, image) for layer, image in images]
     document.setActiveNode(made[-1])
     document.refreshProjection()
     return [parent] if group else made
@@ -70,7 +70,7 @@ def put(document, layers, group=None):
 def _image(layer):
     image = QImage.fromData(layer.png, "PNG")
     if image.isNull():
-        raise ServerError("The server's layer %r is no picture: try again." % layer.name)
+        raise ServerError(f"The server's layer {layer.name!r} is no picture: try again.")
     return image.convertToFormat(FORMAT.Format_ARGB32)
 
 

@@ -78,9 +78,9 @@ class OmniAlphaExtension(Extension):
     def setup(self):
         pass
 
-    def createActions(self, window):  # noqa: N802  Krita's name
+    def createActions(self, window):
         for name, row in ACTIONS.items():
-            entry = window.createAction("omnialpha_" + name, "%s: %s" % (NAME, row.title), "tools/scripts")
+            entry = window.createAction("omnialpha_" + name, f"{NAME}: {row.title}", "tools/scripts")
             entry.triggered.connect(partial(self.act, name))
         entry = window.createAction("omnialpha_address", NAME + ": Address of the Server...", "tools/scripts")
         entry.triggered.connect(self.ask_address)
