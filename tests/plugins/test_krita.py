@@ -140,12 +140,12 @@ from omnialpha_krita.client import ACTIONS, Client, ServerError
 from omnialpha_krita.extension import run_action
 
 def tree(node):
-    boxes = [(n, n.bounds()) for n in node.childNodes()]
+    boxes = [(n, n.bounds()) for n in node.childNodes() if n.type() != "selectionmask"]
     return [{"name": n.name(), "type": n.type(), "depth": n.colorDepth(),
              "place": [box.x(), box.y(), box.width(), box.height()],
              "pixel": bytes(n.pixelData(4, 3, 1, 1)).hex(), "inside": tree(n)} for n, box in boxes]
 
-def main():
+def main(*_):
     found = {}
     try:
         krita = Krita.instance()
