@@ -8,7 +8,7 @@ import tempfile
 import gi
 
 gi.require_version("Gimp", "3.0")
-from gi.repository import Gio, GLib, Gimp  # noqa: E402  the version comes first
+from gi.repository import Gimp, Gio, GLib  # noqa: E402  the version comes first
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from client import ACTIONS, Cancelled, Client, ServerError  # noqa: E402
