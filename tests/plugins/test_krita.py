@@ -4,12 +4,12 @@ import ast
 import importlib.util
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,6 +20,8 @@ from plugin_server import COLOURS, SIZE, PluginServer, png
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "plugins" / "krita"
 CLIENTS = [PLUGIN / "omnialpha_krita" / "client.py", ROOT / "plugins" / "gimp" / "omnialpha_gimp" / "client.py"]
+PROBES = ROOT / "tests" / "krita_probes"
+PATH = "/usr/bin:/bin"  # Krita takes the folders of PyQt from the first python3 that it finds
 PICTURE, MASK = png((1, 2, 3, 255)), png((255,))
 
 
@@ -132,80 +134,72 @@ def test_a_job_is_cancelled(client) -> None:
     assert server.cancelled
 
 
-PROBE = """
-import json, os, traceback
-from krita import Krita
-from omnialpha_krita import documents
-from omnialpha_krita.client import ACTIONS, Client, ServerError
-from omnialpha_krita.extension import run_action
+def missing() -> str:
+    """What the machine lacks to run the plug-in in Krita."""
+    lacks = [name for name in ("krita", "kritarunner", "xvfb-run") if not shutil.which(name, path=PATH)]
+    python = shutil.which("python3", path=PATH)
+    if not python or subprocess.run([python, "-c", "import PyQt5"], capture_output=True).returncode:
+        lacks.append("PyQt5 of the system's Python")
+    return ", ".join(lacks)
 
-def tree(node):
-    boxes = [(n, n.bounds()) for n in node.childNodes() if n.type() != "selectionmask"]
-    return [{"name": n.name(), "type": n.type(), "depth": n.colorDepth(),
-             "place": [box.x(), box.y(), box.width(), box.height()],
-             "pixel": bytes(n.pixelData(4, 3, 1, 1)).hex(), "inside": tree(n)} for n, box in boxes]
 
-def main(*_):
-    found = {}
-    try:
-        krita = Krita.instance()
-        krita.setBatchmode(True)
-        for model, depth in (("RGBA", "U8"), ("RGBA", "U16"), ("GRAYA", "U8")):
-            profile = "sRGB-elle-V2-srgbtrc.icc" if model == "RGBA" else "gray-D50-elle-V2-srgbtrc.icc"
-            document = krita.createDocument(12, 8, "test", model, depth, profile, 72.0)
-            before = tree(document.rootNode())
-            for action in ACTIONS:
-                run_action(document, action, Client(os.environ["PROBE_URL"]))
-            from krita import Selection
-            chosen = Selection()
-            chosen.select(2, 1, 5, 4, 255)
-            document.setSelection(chosen)
-            run_action(document, "remove", Client(os.environ["PROBE_URL"]))
-            picture, mask = documents.take(document)
-            try:
-                run_action(document, "remove", Client("http://127.0.0.1:9"))
-            except ServerError as error:
-                said = str(error)
-            document.waitForDone()
-            after = tree(document.rootNode())
-            found[model + depth] = {"before": before, "after": after, "said": said, "own": document.colorDepth(),
-                "picture": picture.hex(), "mask": mask.hex()}
-            document.setModified(False)
-            document.close()
-    except Exception:
-        found["trace"] = traceback.format_exc()
-    with open(os.environ["PROBE_OUT"], "w") as file:
-        json.dump(found, file)
-"""
+in_krita = pytest.mark.skipif(bool(missing()), reason=f"not on this machine: {missing()}")
+
+
+def run_krita(folder: Path, url: str, *command: str, path: str = "") -> dict[str, Any]:
+    """What a probe has found, run with a home of its own."""
+    (folder / "runtime").mkdir(mode=0o700)
+    env = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": str(folder), "XDG_RUNTIME_DIR": str(folder / "runtime")}
+    env |= {"PYTHONPATH": path, "PROBE_OUT": str(folder / "out.json"), "PROBE_URL": url, "OMNIALPHA_URL": url}
+    done = subprocess.run(["xvfb-run", "-a", *command], env=env, capture_output=True, text=True, timeout=300)
+    assert (folder / "out.json").is_file(), done.stdout + done.stderr
+    found = json.loads((folder / "out.json").read_text())
+    assert "trace" not in found, found["trace"]
+    return found | {"log": done.stderr}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("kritarunner") and shutil.which("xvfb-run")), reason="needs krita and xvfb-run")
-def test_krita_adds_layers(tmp_path: Path) -> None:
-    (tmp_path / "probe.py").write_text(PROBE)
-    (tmp_path / "runtime").mkdir(mode=0o700)
-    env = os.environ | {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "runtime")}
-    env |= {"PATH": "/usr/bin:/bin"}  # Krita takes the folders of PyQt from the first python3 that it finds
-    env |= {"PYTHONPATH": f"{PLUGIN}:{tmp_path}", "PROBE_OUT": str(tmp_path / "out.json"), "LC_ALL": "C.UTF-8"}
+@in_krita
+def test_actions_add_layers_and_leave_the_original(tmp_path: Path) -> None:
     with PluginServer(steps=0) as server:
-        command = ["xvfb-run", "-a", "kritarunner", "-s", "probe", "-f", "main"]
-        done = subprocess.run(command, env=env | {"PROBE_URL": server.url}, capture_output=True, text=True, timeout=300)
-    assert (tmp_path / "out.json").is_file(), done.stdout + done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert "trace" not in found, found["trace"]
-    for kind, made in found.items():
-        assert made["after"][: len(made["before"])] == made["before"], kind  # the original is as it was
-        cut, scene, group, again = made["after"][len(made["before"]) :]
-        assert [cut["name"], scene["name"], group["name"], again["name"]] == [
-            "Subject", "Without the subject", "Layers", "Without the subject",
-        ]  # fmt: skip
+        command = ("kritarunner", "-s", "probe_actions", "-f", "main")
+        found = run_krita(tmp_path, server.url, *command, path=f"{PLUGIN}:{PROBES}")
+    assert [made["kind"] for made in found["kinds"]] == [["RGBA", "U8"], ["RGBA", "U16"], ["GRAYA", "U8"]]
+    for made in found["kinds"]:
+        original = len(made["before"])
+        assert original and made["after"][:original] == made["before"]
+        cut, scene, group, again = made["after"][original:]
+        names = [one["name"] for one in (cut, scene, group, again)]
+        assert names == ["Subject", "Without the subject", "Layers", "Without the subject"]
         assert [one["name"] for one in group["inside"]] == ["Without the subject", "Subject"]
         assert group["type"] == "grouplayer" and cut["depth"] == "U8"
         assert cut["place"] == [3, 2, 6, 4] and cut["pixel"] == "2814fa80"  # BGRA
         assert scene["pixel"] == "1ec80aff"
         assert "start `omnialpha serve`" in made["said"]
-        assert Image.open(io.BytesIO(bytes.fromhex(made["picture"]))).getpixel((4, 3)) == (10, 200, 30, 255)
-        mask = Image.open(io.BytesIO(bytes.fromhex(made["mask"])))
-        assert mask.size == SIZE and mask.getbbox() == (2, 1, 7, 5)
+        picture, mask = (Image.open(io.BytesIO(bytes.fromhex(made[name]))) for name in ("picture", "mask"))
+        if made["kind"][0] == "RGBA":  # a grey document shows the scene in grey
+            assert picture.getpixel((4, 3)) == (10, 200, 30, 255)
+        assert picture.size == SIZE and mask.size == SIZE and mask.getbbox() == (2, 1, 7, 5)
     assert server.tasks[:4] == ["matting_auto", "removal_auto", "decompose_auto", "removal_rough"]
     assert {*server.files} == {"composite", "rough"}
+
+
+@pytest.mark.slow
+@in_krita
+def test_the_menu_works_in_a_window(tmp_path: Path) -> None:
+    plugins = tmp_path / ".local" / "share" / "krita" / "pykrita"
+    shutil.copytree(PLUGIN, plugins)
+    shutil.copytree(PROBES / "probe_menu", plugins / "probe_menu")
+    entry = (PLUGIN / "omnialpha_krita.desktop").read_text()
+    (plugins / "probe_menu.desktop").write_text(entry.replace("omnialpha_krita", "probe_menu"))
+    (tmp_path / ".config").mkdir()
+    enabled = "[python]\nenable_omnialpha_krita=true\nenable_probe_menu=true\n"
+    (tmp_path / ".config" / "kritarc").write_text(enabled)
+    with PluginServer(steps=3) as server:
+        found = run_krita(tmp_path, server.url, "krita", "--nosplash")
+    titles = ("Cut Out Subject", "Remove Subject", "Split into Layers", "Address of the Server...")
+    assert found["entries"] == [f"OmniAlpha: {title}" for title in titles]
+    assert found["nodes"] == ["Background", "Subject", "Layers"]
+    assert found["said"][0] == "There is no picture: open one first." and "No server answers" in found["said"][1]
+    assert "SAFE ASSERT" not in found["log"], found["log"]
+    assert server.tasks == ["matting_auto", "decompose_auto"]

@@ -62,7 +62,6 @@ def put(document, layers, group=None):
         parent.addChildNode(node, None)
         parent = node
     made = [_add(document, parent, layer, image) for layer, image in images]
-    document.setActiveNode(made[-1])
     document.refreshProjection()
     return [parent] if group else made
 
