@@ -139,6 +139,10 @@ def test_the_best_are_kept_and_reviewers_decide(foregrounds: Path, tmp_path: Pat
     assert second[kept[0]] == "select" and second[left] in ("train", "test")
     reasons = {row["id"]: row["reason"] for row in lines(tmp_path / "out" / "rejected.jsonl")}
     assert reasons[kept[0]] == "a reviewer rejected it."
+    third = curate(replace(made, select=replace(made.select, keep=1))).status
+    assert third[left] in ("train", "test") and Counter(third.values())["select"] == len(first) - 1 - sum(
+        state not in ("train", "test", "select") for state in first.values()
+    )
 
 
 def test_an_estimate_needs_nothing_and_says_what_is_left(

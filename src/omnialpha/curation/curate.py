@@ -127,6 +127,8 @@ def _finish(outcomes: Mapping[str, Outcome], tools: Tools) -> Curated:
 def _left_out(name: str, figure: float, chosen: scoring.Selection, decisions: Mapping[str, str]) -> str:
     if name in decisions:
         return "a reviewer rejected it."
+    if chosen.cut is None:
+        return "reviewers accepted as many as are kept."
     return f"its score {figure:.4g} is beyond the cut at {chosen.cut:.4g}."
 
 
