@@ -6,7 +6,9 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import OutOfMemoryError
 
@@ -14,8 +16,13 @@ from omnialpha.errors import InputError
 from omnialpha.server.engine import Engine
 from omnialpha.server.jobs import JobQueue, ServedJob
 from omnialpha.server.refusals import Refusal, as_refusal
-from omnialpha.server.results import keep_result
+from omnialpha.server.results import JobResult, keep_result
 
+if TYPE_CHECKING:
+    from omnialpha.io.layers import LayerStack
+    from omnialpha.server.orders import Order
+
+T = TypeVar("T")
 log = logging.getLogger("omnialpha.server")
 
 
@@ -47,25 +54,37 @@ class DeviceWorker(threading.Thread):
 
     def _run(self, jobs: Sequence[ServedJob]) -> None:
         orders = [job.order for job in jobs if job.order]
+        stacks = self._attempt(jobs, partial(self.engine.run, orders, self._watch(jobs)))
+        for job, order, stack in zip(jobs, orders, stacks or (), strict=stacks is not None):
+            result = self._attempt([job], partial(self._keep, order, stack))
+            if result:
+                self.queue.finish(job, result)
+
+    def _keep(self, order: Order, stack: LayerStack) -> JobResult:
+        return keep_result(order.finish(stack), order.settings(self.engine.card), order.source)
+
+    def _attempt(self, jobs: Sequence[ServedJob], work: Callable[[], T]) -> T | None:
+        """What work for jobs returns. Where it raises, None: the jobs have then failed, or each has run alone."""
         try:
-            stacks = self.engine.run(orders, self._watch(jobs))
-            for job, order, stack in zip(jobs, orders, stacks, strict=True):
-                made = keep_result(order.finish(stack), order.settings(self.engine.card), order.source)
-                self.queue.finish(job, made)
+            return work()
         except Stopped:
             self._fail(jobs, Refusal("cancelled", "the job was cancelled."))
+        except Refusal as refusal:
+            self._fail(jobs, refusal)
         except (InputError, OutOfMemoryError, MemoryError) as error:
-            if len(jobs) > 1:  # whose mistake it is, or how many fit, shows when each runs alone
-                for job in jobs:
-                    self._run([job])
-                return
             memory = f"{self.engine.device} has too little memory for {jobs[0].task}: make the picture smaller."
-            self._fail(jobs, as_refusal(error) if isinstance(error, InputError) else Refusal("too_large", memory))
+            if len(jobs) == 1:
+                known = isinstance(error, InputError)
+                self._fail(jobs, as_refusal(error) if known else Refusal("too_large", memory))  # type: ignore[arg-type]
+                return None
+            for job in jobs:  # whose mistake it is, or how many fit, shows when each runs alone
+                self._run([job])
         except Exception as error:  # noqa: BLE001 - a fault of ours ends this job, not the server, and is logged
             frames = "".join(traceback.format_tb(error.__traceback__))  # without its message, which may hold a prompt
             log.error("fault in %s: %s\n%s", jobs[0].task, type(error).__name__, frames)
             self.on_fault()
             self._fail(jobs, Refusal("fault", "the job failed by a fault of the server, which has logged it."))
+        return None
 
     def _watch(self, jobs: Sequence[ServedJob]) -> Callable[[int, int], None]:
         seconds = self.queue.config.job_seconds
