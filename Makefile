@@ -8,7 +8,7 @@ TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py # these train for hours
 BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: setup demo test check-slow bench proofs lint docs
+.PHONY: setup demo test check-slow bench proofs lint docs plugins
 
 setup: $(STAMP)
 
@@ -43,3 +43,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
+
+# One zip a program, with what its user copies or imports at the top.
+plugins:
+	$(PYTHON) plugins/pack.py dist

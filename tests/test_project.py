@@ -13,7 +13,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MAX_LINES = 320
 TABLES = ("omnialpha/tasks.py",)  # paths under src that are mostly one table, and so may be longer
 
-TEXT_FOLDERS = ("src", "tests", "docs", "recipes", "benchmarks", ".ci")
+TEXT_FOLDERS = ("src", "tests", "docs", "recipes", "benchmarks", "plugins", ".ci")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ""}
 TEXTS = sorted(
     path
