@@ -19,13 +19,17 @@ RUN sed -i "s/^torch==.*/&${TORCH_LOCAL}/" constraints.txt && pip install -c con
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src src
 RUN pip install -c constraints.txt '.[serve]'
-# the matting kernels are compiled now, into the package: nothing has to be written where the container runs
+# the matting kernels are compiled now, for any processor, as that takes about a minute
+ENV NUMBA_CPU_NAME=generic NUMBA_CACHE_DIR=/kernels
 RUN python -c 'from omnialpha import kernels; kernels.load()'
 
 FROM python:${PYTHON}
 COPY --from=build /venv /venv
+COPY --from=build /kernels /kernels
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 HOME=/tmp \
+    NUMBA_CPU_NAME=generic \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV NUMBA_CACHE_DIR=$HOME/kernels
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin omnialpha
 USER 10001
 WORKDIR /tmp
@@ -33,6 +37,7 @@ EXPOSE 7000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:7000/healthz', timeout=4)"]
-# --lazy: a server of cut-outs needs the finder alone. Options follow the image's name, and replace `--lazy`
-ENTRYPOINT ["omnialpha", "serve", "--host", "0.0.0.0", "--port", "7000"]
+# numba uses no cache that it cannot write to, hence the copy. Options of `omnialpha serve` follow the image's name, and
+# replace --lazy, with which a server of cut-outs loads the finder alone
+ENTRYPOINT ["sh", "-c", "cp -r /kernels \"$HOME\" && exec omnialpha serve --host 0.0.0.0 --port 7000 \"$@\"", "serve"]
 CMD ["--lazy"]

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from urllib import error, parse, request
 
 from omnialpha.errors import InputError
+from omnialpha.tasks import Role
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     Upload = str | Path | bytes | Image
 ENDED = ("done", "failed", "cancelled")
+ROLES = frozenset(map(str, Role))  # under which a text is the path of a picture
 TRIES = 5  # of a request that the server is too busy for
 
 
@@ -55,8 +57,7 @@ class Client:
         Raises:
             InputError: The server refuses it, or cannot be reached; with the server's sentence.
         """
-        roles = {role["role"] for row in self.tasks() if row["name"] == task for role in row["inputs"]}
-        body, kind = _form({k: v for k, v in given.items() if v is not None}, roles)
+        body, kind = _form({name: value for name, value in given.items() if value is not None})
         made = json.loads(self._ask("POST", f"/v1/tasks/{parse.quote(task)}", body, {"Content-Type": kind}, TRIES))
         return RemoteJob(self, made["id"])
 
@@ -167,12 +168,12 @@ def _sentence(body: bytes, status: int) -> str:
         return f"the server answered {status}: check that its address is one of omnialpha serve."
 
 
-def _form(given: Mapping[str, Any], roles: set[str]) -> tuple[bytes, str]:
+def _form(given: Mapping[str, Any]) -> tuple[bytes, str]:
     """multipart/form-data, and its type."""
     boundary, body = secrets.token_hex(16), io.BytesIO()
     for name, value in given.items():
         for one in value if isinstance(value, list | tuple) else [value]:
-            is_file = name in roles or not isinstance(one, str | int | float)
+            is_file = name in ROLES or not isinstance(one, str | int | float)
             extra, data = ('; filename="picture"', _bytes(name, one)) if is_file else ("", str(one).encode())
             body.write(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'.encode())
             body.write(data + b"\r\n")

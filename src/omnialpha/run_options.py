@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_type_hints
 
+from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 from omnialpha.limits import check_guidance, check_refine, check_seed, check_size, check_steps
 from omnialpha.tasks import Task
@@ -97,6 +98,16 @@ def run_options() -> dict[str, RunOption]:
     return rows
 
 
+@cache
+def cutout_options() -> dict[str, RunOption]:
+    """The options that finish a cut-out, by name: the fields of `Cutout`."""
+    hints, rows = get_type_hints(Cutout), {}
+    for field in dataclasses.fields(Cutout):
+        kind = hints[field.name] if hints[field.name] in (float, bool) else str
+        rows[field.name] = RunOption(field.name, kind, field.default, field.metadata["help"])
+    return rows
+
+
 TEXTS = {  # beside the fields: what a task takes in words or numbers of its own
     "prompt": RunOption("prompt", str, None, "for the tasks that take a text"),
     "layers": RunOption("layers", int, None, "how many, the background included; 2 if left out"),
@@ -105,7 +116,7 @@ TEXTS = {  # beside the fields: what a task takes in words or numbers of its own
 
 def options_of(task: Task) -> dict[str, RunOption]:
     """What a task takes beside its pictures, by name: all but what `RunOptions.check` and the task would refuse."""
-    rows = TEXTS | run_options()
+    rows = TEXTS | run_options() | (cutout_options() if task.category == "matting" else {})
     refused = {
         "prompt": task.text is None,
         "layers": task.many is None or task.many not in task.targets,

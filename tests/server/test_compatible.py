@@ -156,6 +156,8 @@ def test_sizes_are_budgets(serve: Serve) -> None:
         ({"crop_margin": "3px"}, "without crop"),
         ({"crop": "true", "crop_margin": "3"}, "no length"),
         ({"crop": "true", "crop_margin": "1px 2px 3px"}, "3 lengths"),
+        ({"crop": "true", "crop_margin": "501px"}, "no length"),
+        ({"crop": "true", "crop_margin": "101%"}, "no length"),
         ({"scale": "5%"}, "10% to 100%"),
         ({"position": "left"}, "use original, center"),
         ({"roi": "1 2 3"}, "is no region"),

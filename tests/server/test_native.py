@@ -10,7 +10,7 @@ import pytest
 
 from omnialpha.cli import options as cli_options
 from omnialpha.io.stack_reading import read_stack
-from omnialpha.run_options import RunOptions, options_of, run_options
+from omnialpha.run_options import RunOptions, cutout_options, options_of, run_options
 from omnialpha.tasks import MAPS, TASKS, Role
 from served import SIZE, Serve, StubEngine, disk, opened, png, until
 
@@ -51,6 +51,51 @@ def test_options_of_a_request_are_those_of_the_command_line() -> None:
         option = parameters[row.name].annotation.__metadata__[0]
         assert parameters[row.name].default == row.default and option.help == row.help
         assert RunOptions().__getattribute__(row.name) == getattr(cli_options.Options(), row.name) == row.default
+
+
+def test_options_of_a_cut_out_are_those_of_the_command_line() -> None:
+    import dataclasses
+
+    from omnialpha.cutout_options import Cutout
+
+    parameters = {field.name: cli_options._cutout_parameter(field) for field in dataclasses.fields(Cutout)}
+    assert list(parameters) == list(cutout_options()) == list(cli_options.CUTOUT)
+    for row in cutout_options().values():
+        option = parameters[row.name].annotation.__metadata__[0]
+        assert parameters[row.name].default == row.default and option.help == row.help
+    for name, task in TASKS.items():
+        assert (task.category == "matting") == (cutout_options().keys() <= options_of(task).keys()), name
+
+
+def test_a_cut_out_is_finished_as_asked(serve: Serve) -> None:
+    client = serve(max_megapixels=0.01)
+
+    def ask(**data: Any) -> Any:
+        return client.post("/v1/tasks/matting_auto", files=[PICTURE], data=data, headers={"Prefer": "wait=20"})
+
+    cropped = ask(crop="2", background="red", seed=40)
+    height = SIZE[0] - SIZE[0] // 4
+    assert (cropped.headers["x-width"], cropped.headers["x-height"]) == (str(SIZE[1] + 4), str(height + 4))
+    made = opened(cropped.content)
+    assert made.size == (SIZE[1] + 4, height + 4) and made.getpixel((0, 0)) == (255, 0, 0, 255)
+    assert json.loads(made.text["omnialpha"])["crop"] == "2"
+    soft = opened(ask(feather=3, choke=1.5).content).getchannel("A")
+    assert len(soft.getcolors()) > 2
+    assert opened(ask(decontaminate="false").content).getpixel((0, SIZE[0] - 1))[:3] == (200, 120, 40)
+    for data, status, words in (
+        ({"background": __file__}, 400, "is no colour"),
+        ({"background": "reddish"}, 400, "is no colour"),
+        ({"crop": "1000%"}, 413, "use a smaller one"),
+        ({"crop": "wide"}, 400, "is no margin"),
+        ({"choke": "101"}, 400, "use -100 to 100"),
+        ({"feather": "nan"}, 400, "out of range"),
+        ({"shadow": "maybe"}, 400, "use drop or keep"),
+        ({"chocke": "1"}, 400, "did you mean 'choke'"),
+    ):
+        refused = ask(**data)
+        assert refused.status_code == status and words in refused.json()["error"]["message"], refused.text
+    rest = client.post("/v1/tasks/removal_auto", files=[PICTURE], data={"choke": 1})
+    assert rest.status_code == 400 and "no option 'choke'" in rest.text
 
 
 @pytest.mark.parametrize("name", TASKS)

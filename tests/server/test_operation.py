@@ -379,6 +379,21 @@ def test_equal_requests_are_run_together(serve: Serve, engine: StubEngine) -> No
     assert colours == [0, 1, 3, 4]
 
 
+def test_a_worker_for_each_device(serve: Serve, engine: StubEngine) -> None:
+    other = StubEngine(engine.card)
+    client = serve(engines=[engine, other])
+    for one in (engine, other):
+        one.gate.clear()
+    jobs = [client.post(CUT, files=PICTURE, data={"seed": n}).json()["links"] for n in (5, 6, 7)]
+    until(lambda: len(server_of(client).queue.running) == 2)
+    assert [client.get(job["self"]).json()["state"] for job in jobs] == ["running", "running", "queued"]
+    for one in (engine, other):
+        one.gate.set()
+    until(lambda: client.get(jobs[2]["self"]).json()["state"] == "done")
+    assert [opened(client.get(job["result"]).content).getpixel((0, 23))[0] for job in jobs] == [5, 6, 7]
+    assert engine.seen and other.seen
+
+
 def test_a_mistake_in_a_batch_is_that_of_one_job(serve: Serve, engine: StubEngine, monkeypatch: Any) -> None:
     from omnialpha.errors import InputError
 

@@ -120,22 +120,27 @@ class LayerStack:
         check_folder(folder)
         try:
             with atomic_folder(folder) as made:
-                entries: list[dict[str, Any]] = []
-                for i, layer in enumerate(self.layers):
-                    name = re.sub(r"[^A-Za-z0-9]+", "-", layer.name).strip("-").lower()[:40] or "layer"
-                    file = f"{i:02d}-{name}.png"
+                index = self.index(settings)
+                files = [str(entry["file"]) for entry in index["layers"]]
+                for file, layer in zip(files, self.layers, strict=True):
                     write_image(made / file, layer.rgba, bits=bits, settings=settings, icc=icc, dpi=dpi)
-                    where = {"file": file, "offset": list(layer.offset)}
-                    entries.append({"name": layer.name, **where, "role": layer.role})
-                index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": list(self.size)}
-                index |= {"layers": entries} | ({"settings": settings} if settings else {})
                 (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-                return [str(entry["file"]) for entry in entries]
+                return files
         except InputError as error:  # of a layer: name the file as the user knows it
             raise InputError(str(error).replace(str(made), str(folder))) from error
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{folder} could not be written ({reason}); free space or choose another.") from error
+
+    def index(self, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What layers.json holds: size, settings, and of each layer its name, file, offset and role."""
+        entries = []
+        for i, layer in enumerate(self.layers):
+            name = re.sub(r"[^A-Za-z0-9]+", "-", layer.name).strip("-").lower()[:40] or "layer"
+            where = {"file": f"{i:02d}-{name}.png", "offset": list(layer.offset)}
+            entries.append({"name": layer.name, **where, "role": layer.role})
+        index: dict[str, Any] = {"format": FORMAT, "version": VERSION, "size": list(self.size), "layers": entries}
+        return index | ({"settings": settings} if settings else {})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LayerStack:

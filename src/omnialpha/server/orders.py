@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from omnialpha import __version__
+from omnialpha.cutout import finish
+from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 from omnialpha.io import DAMAGED, Picture, read_image
+from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.limits import by
 from omnialpha.models.checkpoints.folders import Card
-from omnialpha.run_options import TEXTS, RunOptions, options_of
+from omnialpha.run_options import TEXTS, RunOptions, cutout_options, options_of, run_options
 from omnialpha.server.config import MEGA, ServerConfig
 from omnialpha.server.refusals import Refusal
 from omnialpha.tasks import MAPS, Example, Role, Task
@@ -31,6 +34,7 @@ class Order:
     raw: bool
     source: Picture | None = None
     refine: str = "auto"
+    cutout: Cutout = Cutout()
 
     @property
     def task(self) -> str:
@@ -52,8 +56,15 @@ class Order:
         """What is stored in the PNG, as the command line stores it."""
         made: dict[str, Any] = {"task": self.task, "instruction": card.text(self.example), "model": card.name}
         made |= {"seed": self.seed, "steps": self.steps, "guidance": self.guidance, "raw": self.raw}
-        made |= {"refine": self.refine} if self.refine != "auto" else {}
+        made |= ({"refine": self.refine} if self.refine != "auto" else {}) | self.cutout.changed
         return made | {"size": by(self.example.size), "version": __version__}
+
+    def finish(self, stack: LayerStack) -> LayerStack:
+        """What was made, finished as the options of a cut-out say, which may give it another size."""
+        if not self.cutout.changed:
+            return stack
+        picture = finish(stack[0].rgba, self.example.inputs[0].cpu(), self.cutout)[0]
+        return LayerStack((picture.shape[1], picture.shape[2]), [Layer(stack[0].name, picture, role=stack[0].role)])
 
 
 class NamedBytes(BytesIO):
@@ -90,11 +101,32 @@ def read_picture(data: bytes, name: str, *, frame: int | None = None, is_map: bo
 def read_options(task: Task, texts: Mapping[str, str]) -> tuple[RunOptions, dict[str, Any]]:
     """The options of a run, and prompt and layers, from texts whose names are known. InputError for a wrong value."""
     rows = options_of(task)
-    read = {name: rows[name].read(text) for name, text in texts.items() if name in rows}
+    read = {name: rows[name].read(text) for name, text in texts.items() if name in (*TEXTS, *run_options())}
     own = {name: read.pop(name, None) for name in TEXTS}
     options = RunOptions(**read)
     options.check(task)
     return options, own
+
+
+def read_cutout(task: Task, texts: Mapping[str, str]) -> Cutout:
+    """How a cut-out is finished. InputError for a wrong value; a background is a colour here, never a file."""
+    if task.category != "matting":
+        return Cutout()
+    given = {name: row.read(texts[name]) for name, row in cutout_options().items() if texts.get(name)}
+    if "background" in given:
+        try:
+            red, green, blue = ImageColor.getrgb(given["background"])[:3]
+        except ValueError:
+            raise InputError(f"background={given['background'][:40]!r} is no colour: write white or #336699.") from None
+        given["background"] = f"#{red:02x}{green:02x}{blue:02x}"
+    return Cutout(**given)
+
+
+def check_margin(size: tuple[int, int], margin: int, config: ServerConfig) -> None:
+    """Refusal where a picture of a size is too large with a margin around it."""
+    if (size[0] + 2 * margin) * (size[1] + 2 * margin) > config.max_pixels:
+        most = f"{config.max_pixels / MEGA:g} megapixels"
+        raise Refusal("too_large", f"with a margin of {margin} px the picture has more than {most}: use a smaller one.")
 
 
 def make_order(
@@ -137,7 +169,10 @@ def make_order(
         options.raw,
         pictures[task.inputs[0]][0] if task.inputs else None,
         options.refine,
+        read_cutout(task, texts),
     )
+    if order.cutout.crop is not None:
+        check_margin(example.size, order.cutout.margin(max(example.size)), config)
     if order.pixels > config.max_pixels:  # of a picture from text, or of a file whose header did not say
         most = f"{config.max_pixels / MEGA:g} megapixels"
         raise Refusal("too_large", f"{by(example.size)} is more than {most}: ask for a smaller picture.")

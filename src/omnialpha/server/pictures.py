@@ -18,8 +18,11 @@ from omnialpha import rgba as arithmetic
 from omnialpha.errors import InputError
 from omnialpha.io.conversion import integers
 from omnialpha.io.encoding import encode
+from omnialpha.limits import by
+from omnialpha.server.refusals import Refusal
 from omnialpha.server.results import JobResult
 
+MAX_MARGIN = 500  # pixels on each side, as remove.bg has it, where the subject is smaller
 VISIBLE = 0.02  # alpha from which a pixel belongs to the subject
 MEDIA = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg", "zip": "application/zip"}
 NAMES = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}
@@ -113,16 +116,16 @@ def bounds(alpha: Tensor) -> tuple[int, int, int, int]:
     return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
 
 
-def length(text: str, whole: int, name: str, most: float = 1.0) -> int:
-    """`30px` or `10%` of `whole` in pixels. InputError for anything else, or more than `most` of the whole."""
+def length(text: str, whole: int, name: str) -> int:
+    """`30px` or `10%` of `whole` in pixels. InputError for anything else, or more than the whole."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(px|%)", text.strip())
     value = float(match[1]) * (1 if match[2] == "px" else whole / 100) if match else -1
-    if not 0 <= value <= most * whole:
+    if not 0 <= value <= whole:
         raise InputError(f"{name}={text[:40]!r} is no length here: write pixels as 30px, or a share as 10%.")
     return round(value)
 
 
-def crop_subject(picture: Tensor, margin: str) -> Tensor:
+def crop_subject(picture: Tensor, margin: str, max_pixels: int) -> Tensor:
     """Crop to the subject. margin: one, two or four lengths, as in CSS; shares are of the subject."""
     top, left, height, width = bounds(picture[3])
     words = margin.replace(",", " ").split()
@@ -130,9 +133,13 @@ def crop_subject(picture: Tensor, margin: str) -> Tensor:
         raise InputError(f"crop_margin={margin[:40]!r} has {len(words)} lengths: give one, two or four.")
     sides = (words * 4)[:4]  # top, right, bottom, left
     above, right, below, before = (
-        length(word, whole, "crop_margin", 10.0) for word, whole in zip(sides, (height, width) * 2, strict=True)
+        length(word, max(whole, MAX_MARGIN if word.endswith("px") else 0), "crop_margin")
+        for word, whole in zip(sides, (height, width) * 2, strict=True)
     )
-    made = picture.new_zeros(4, height + above + below, width + before + right)
+    size = (height + above + below, width + before + right)
+    if size[0] * size[1] > max_pixels:
+        raise Refusal("too_large", f"crop_margin={margin[:40]!r} makes {by(size)} of the picture: use a smaller one.")
+    made = picture.new_zeros(4, *size)
     made[:, above : above + height, before : before + width] = picture[:, top : top + height, left : left + width]
     return made
 

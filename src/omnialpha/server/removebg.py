@@ -16,6 +16,7 @@ from omnialpha.io import Picture
 from omnialpha.io.layers import Layer
 from omnialpha.run_options import RunOption
 from omnialpha.server import pictures
+from omnialpha.server.config import ServerConfig
 from omnialpha.server.forms import Fields, read_fields
 from omnialpha.server.native import state_of
 from omnialpha.server.orders import Order, check_pictures, make_order, read_picture
@@ -78,7 +79,7 @@ async def removebg(request: Request) -> Response:
         prepared = await run_in_threadpool(_prepare, state, data, ground_data, fields)
     order, size, offset, ground = prepared
     made = (await state.answers(request, [order]))[0]
-    picture = await run_in_threadpool(_compose, made, size, offset, fields.texts, crop, SIZES[chosen["size"]])
+    picture = await run_in_threadpool(_compose, made, size, offset, fields.texts, crop, chosen, state.config)
     box = pictures.bounds(picture[3])
     body, media = await run_in_threadpool(_encode, picture, ground, chosen)
     place = dict(zip(("Top", "Left", "Height", "Width"), box, strict=True))
@@ -143,14 +144,16 @@ def _compose(
     offset: tuple[int, int],
     texts: dict[str, str],
     crop: bool,
-    budget: float | None,
+    chosen: dict[str, str],
+    config: ServerConfig,
 ) -> Tensor:
-    """The cut-out on its canvas: cropped, scaled and placed, of so many megapixels at most."""
+    """The cut-out on its canvas: cropped, scaled and placed, in the size that is asked for."""
     picture = Layer("subject", pictures.layer_of(made), offset).placed(size)
     if crop:
-        picture = pictures.crop_subject(picture, texts.get("crop_margin") or "0px")
+        picture = pictures.crop_subject(picture, texts.get("crop_margin") or "0px", config.max_pixels)
     scale, position = (texts.get(name) or "original" for name in ("scale", "position"))
     placed = pictures.place_subject(picture, scale, position)
+    budget = SIZES[chosen["size"]]
     return placed if budget is None else pictures.shrink(placed, budget)
 
 

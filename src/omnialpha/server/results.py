@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 from omnialpha.errors import InputError
 from omnialpha.io import Picture, read_image, write_image
 from omnialpha.io.layer_writing import write_layers
-from omnialpha.io.layers import INDEX, LayerStack
+from omnialpha.io.layers import INDEX, Layer, LayerStack
 from omnialpha.server.refusals import Refusal
 
 
@@ -37,24 +38,23 @@ class JobResult:
 
     def stack(self) -> LayerStack:
         """The layers as numbers again, for formats that hold several."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in self.files.items():
-                (Path(folder) / name).write_bytes(data)
-            return LayerStack.load(folder)
+        rows = json.loads(self.files[INDEX])["layers"]
+        made = [Layer(row["name"], read_image(self.files[row["file"]]).rgba, role=row["role"]) for row in rows]
+        return LayerStack(self.size, made)
 
 
 def keep_result(stack: LayerStack, settings: dict[str, Any], source: Picture | None) -> JobResult:
     """Encode what was made, with the depth, profile and metadata of the picture that it was made from."""
     bits, icc, dpi = (source.bits, source.icc, source.dpi) if source else (8, None, None)
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder) / "layers"
-        names = stack.save(where, bits=bits, settings=settings, icc=icc, dpi=dpi)
-        files = {name: (where / name).read_bytes() for name in [INDEX, *names]}
-    if len(stack) == 1:
+    index, files = stack.index(settings), dict[str, bytes]()
+    names = tuple(str(entry["file"]) for entry in index["layers"])
+    kept = source if len(stack) == 1 else None  # as the command line: metadata belong to one picture
+    for name, layer in zip(names, stack, strict=True):
         buffer = io.BytesIO()
-        write_image(buffer, stack[0].rgba, settings=settings, bits=bits, source=source)
-        files[names[0]] = buffer.getvalue()
-    return JobResult(stack.size, tuple(layer.name for layer in stack), tuple(names), files)
+        write_image(buffer, layer.rgba, settings=settings, bits=bits, icc=icc, dpi=dpi, source=kept)
+        files[name] = buffer.getvalue()
+    files[INDEX] = f"{json.dumps(index, indent=2)}\n".encode()
+    return JobResult(stack.size, tuple(layer.name for layer in stack), names, files)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class DeviceWorker(threading.Thread):
         try:
             stacks = self.engine.run(orders, self._watch(jobs))
             for job, order, stack in zip(jobs, orders, stacks, strict=True):
-                self.queue.finish(job, keep_result(stack, order.settings(self.engine.card), order.source))
+                made = keep_result(order.finish(stack), order.settings(self.engine.card), order.source)
+                self.queue.finish(job, made)
         except Stopped:
             self._fail(jobs, Refusal("cancelled", "the job was cancelled."))
         except (InputError, OutOfMemoryError, MemoryError) as error:
