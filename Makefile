@@ -8,7 +8,7 @@ TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py # these train for hours
 BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: setup demo test check-slow bench proofs lint
+.PHONY: setup demo test check-slow bench proofs lint docs plugins
 
 setup: $(STAMP)
 
@@ -16,7 +16,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,eval,curate,serve,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,eval,curate,serve,docs,dev]'
 	$(BIN)/python -c 'from omnialpha import kernels; kernels.load()' # compiles once, so that no user waits for it
 	touch $@
 
@@ -36,7 +36,14 @@ bench: setup
 proofs: setup
 	@set -e; for script in $(PROOFS); do echo "== $$script"; $(BIN)/python "$$script"; done
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # into site/
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
+
+# One zip a program, with what its user copies or imports at the top.
+plugins:
+	$(PYTHON) plugins/pack.py dist

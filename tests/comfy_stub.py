@@ -23,7 +23,7 @@ class Slot:
 
 def slots(type_name: str, *known: str) -> Any:
     """A type such as `io.Image`, with its Input and Output."""
-    given = type("Input", (Slot,), {"io_type": type_name, "known": ("optional", "advanced", *known)})
+    given = type("Input", (Slot,), {"io_type": type_name, "known": ("optional", "extra_dict", *known)})
     made = type("Output", (Slot,), {"io_type": type_name, "known": ("is_output_list",)})
     return SimpleNamespace(io_type=type_name, Input=given, Output=made)
 
@@ -52,7 +52,7 @@ class ComfyExtension:
 
 NUMBER = ("default", "min", "max", "step", "control_after_generate")
 IO = SimpleNamespace(
-    Schema=Schema, NodeOutput=NodeOutput, ComfyNode=ComfyNode, Input=Slot, Output=Slot, Custom=slots,
+    Schema=Schema, NodeOutput=NodeOutput, ComfyNode=ComfyNode, Custom=slots,
     Image=slots("IMAGE"), Mask=slots("MASK"), Boolean=slots("BOOLEAN", "default"), Int=slots("INT", *NUMBER),
     Float=slots("FLOAT", *NUMBER), String=slots("STRING", "default", "multiline"),
     Combo=slots("COMBO", "options", "default"),

@@ -86,6 +86,7 @@ class PluginServer:
             return self.answers.pop(0)
         if method == "POST" and (task := re.fullmatch(r"/v1/tasks/(\w+)", path)):
             self.tasks.append(task[1])
+            self.asked = 0
             self._read_form(headers, body)
             return 202, json.dumps({"id": "a1", "state": "queued", "links": {"self": "/v1/jobs/a1"}}).encode()
         if (method, path) == ("GET", "/v1/jobs/a1"):

@@ -30,14 +30,14 @@ def rows_of(category: str) -> dict[str, Task]:
     return {name: row for name, row in TASKS.items() if row.category == category}
 
 
-def option(name: str) -> io.Input:
+def option(name: str) -> Any:
     """The widget of an option of `Options`: its type, default and help are those of the command line."""
     default = next(field.default for field in dataclasses.fields(Options) if field.name == name)
     kind, note = get_args(get_type_hints(Options, include_extras=True)[name])[:2]
     kinds = [one for one in get_args(kind) if one is not NoneType] or [kind]
     about = {"tooltip": note if isinstance(note, str) else note.help, "optional": True}
     if name not in ("seed", "model", "device"):
-        about["advanced"] = True
+        about["extra_dict"] = {"advanced": True}  # older versions of ComfyUI have no parameter for it
     if kinds[0] is bool:
         return io.Boolean.Input(name, default=default, **about)
     if kinds[0] not in (int, float):
@@ -69,7 +69,7 @@ def values(names: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def task_inputs(category: str) -> list[io.Input]:
+def task_inputs(category: str) -> list[Any]:
     """The inputs of the node of a category: what any of its tasks takes."""
     rows = list(rows_of(category).values())
     given = dict.fromkeys(role for row in rows for role in row.inputs)

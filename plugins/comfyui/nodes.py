@@ -24,19 +24,18 @@ from omnialpha.tasks import MAPS, MAX_LAYERS, TASKS, Example, Role, Task
 from . import inputs, tensors
 
 READ = sorted({*LAYERED, *READERS})
-Outputs = list[io.Output]
-IMAGE_OUTPUTS: Outputs = [
+IMAGE_OUTPUTS: list[Any] = [
     io.Image.Output(display_name="image", tooltip="RGBA, straight alpha"),
     io.Mask.Output(display_name="mask", tooltip=f"{inputs.CONVENTION}; to paste it, take image"),
 ]
-LAYER_OUTPUTS: Outputs = [
+LAYER_OUTPUTS: list[Any] = [
     inputs.LayersType.Output(display_name="stack", tooltip="all layers, to save or to complete"),
     io.Image.Output(display_name="layers", is_output_list=True, tooltip="RGBA, a list from back to front"),
     io.String.Output(display_name="names", is_output_list=True, tooltip="of the layers, in their order"),
 ]
 
 
-def schema(name: str, about: str, given: list[io.Input], made: Outputs, **more: Any) -> io.Schema:
+def schema(name: str, about: str, given: list[Any], made: list[Any], **more: Any) -> io.Schema:
     """A node called `name` in the menu."""
     own = {"node_id": "OmniAlpha" + name.title().replace(" ", ""), "display_name": f"OmniAlpha {name}"}
     return io.Schema(**own, category="OmniAlpha", description=about, inputs=given, outputs=made, **more)
@@ -96,6 +95,8 @@ def read_examples(row: Task, given: Mapping[str, Any]) -> list[Example]:
         if role is None:
             raise InputError(f"{row.name} takes no mask: choose a task that is named after a map, or take it off.")
         pictures[role] = tensors.maps(given["mask"], given.get("mask_marks_subject", False))
+    elif any(role in MAPS for role in row.inputs):
+        raise InputError(f"{row.name} needs a mask: give one, or choose a task that needs none.")
     count = max(map(len, pictures.values()), default=1)
     whole = {role: tensors.repeated(str(role), row, count) for role, row in pictures.items()}
     size = Options(size=given.get("size") or None).height_width(row)
@@ -162,7 +163,7 @@ class JoinLayers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         tip = "RGBA or RGB (opaque), of one size; a list, as Decompose gives it, is several layers"
-        given: list[io.Input] = [
+        given: list[Any] = [
             io.Image.Input(f"layer_{k}", optional=k > 1, tooltip=f"number {k} from the back: {tip}")
             for k in range(1, MAX_LAYERS + 1)
         ]

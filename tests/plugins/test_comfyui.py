@@ -1,7 +1,10 @@
 """The nodes of ComfyUI, each run once, with a stub in the place of ComfyUI."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,7 +144,7 @@ def test_pictures_from_text_have_the_size_asked_for(nodes, tiny_model) -> None:
     ("node", "given", "words"),
     [
         ("OmniAlphaMatte", {"task": "matting_auto", "mask": MARK}, "takes no mask: choose a task that is named"),
-        ("OmniAlphaMatte", {"task": "matting_alpha"}, "matting_alpha needs a"),
+        ("OmniAlphaMatte", {"task": "matting_alpha"}, "matting_alpha needs a mask: give one"),
         ("OmniAlphaMatte", {"task": "matting_auto", "prompt": "a cat"}, "takes no text"),
         ("OmniAlphaMatte", {"task": "matting_auto", "steps": 2000}, "steps=2000 is out of range"),
         (
@@ -155,6 +158,25 @@ def test_pictures_from_text_have_the_size_asked_for(nodes, tiny_model) -> None:
 def test_mistakes_are_said_in_a_sentence(nodes, tiny_model, node: str, given: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         nodes[node].execute(tiny_model, composite=PHOTO, **given)
+
+
+def test_comfyui_shows_progress_and_may_cancel(nodes, tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, int]] = []
+
+    def stop() -> None:
+        if len(shown) == 2:
+            raise InterruptedError
+
+    modules = {name: ModuleType(name) for name in ("comfy", "comfy.utils", "comfy.model_management")}
+    modules["comfy"].__spec__ = ModuleSpec("comfy", None)
+    bar = SimpleNamespace(update_absolute=lambda *step: shown.append(step))
+    modules["comfy.utils"].ProgressBar = lambda total: bar
+    modules["comfy.model_management"].throw_exception_if_processing_interrupted = stop
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(InterruptedError):
+        nodes["OmniAlphaRemove"].execute(tiny_model, "removal_auto", composite=PHOTO, steps=3)
+    assert shown == [(1, 3), (2, 3)]
 
 
 def test_no_file_outside_the_folders_is_touched(nodes, tiny_model, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_busy_server_is_asked_again(client) -> None:
         assert client.Client(server.url).run("cut_out", PICTURE)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense", "ftp://127.0.0.1:9", ""])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense", "http://127.0.0.1:x", "ftp://127.0.0.1:9", ""])
 def test_a_server_that_is_not_there(client, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "URL", "http://127.0.0.1:9")
     with pytest.raises(client.ServerError, match="No server answers at .*: start `omnialpha serve`"):
@@ -195,11 +195,12 @@ def test_the_menu_works_in_a_window(tmp_path: Path) -> None:
     (tmp_path / ".config").mkdir()
     enabled = "[python]\nenable_omnialpha_krita=true\nenable_probe_menu=true\n"
     (tmp_path / ".config" / "kritarc").write_text(enabled)
-    with PluginServer(steps=3) as server:
+    with PluginServer(steps=6) as server:
         found = run_krita(tmp_path, server.url, "krita", "--nosplash")
     titles = ("Cut Out Subject", "Remove Subject", "Split into Layers", "Address of the Server...")
     assert found["entries"] == [f"OmniAlpha: {title}" for title in titles]
     assert found["nodes"] == ["Background", "Subject", "Layers"]
     assert found["said"][0] == "There is no picture: open one first." and "No server answers" in found["said"][1]
     assert "SAFE ASSERT" not in found["log"], found["log"]
-    assert server.tasks == ["matting_auto", "decompose_auto"]
+    assert server.tasks == ["matting_auto", "decompose_auto", "removal_auto"]
+    assert server.cancelled  # the last of them

@@ -11,7 +11,7 @@ gi.require_version("Gimp", "3.0")
 from gi.repository import Gimp, Gio, GLib  # noqa: E402  the version comes first
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from client import ACTIONS, Cancelled, Client, ServerError  # noqa: E402
+from client import ACTIONS, Client, ServerError  # noqa: E402
 
 PREFIX = "omnialpha-"
 
@@ -29,7 +29,8 @@ class OmniAlphaPlugIn(Gimp.PlugIn):
         action = name[len(PREFIX) :].replace("-", "_")
         procedure = Gimp.ImageProcedure.new(self, name, Gimp.PDBProcType.PLUGIN, self.run, action)
         procedure.set_image_types("*")
-        procedure.set_sensitivity_mask(Gimp.ProcedureSensitivityMask.ALWAYS)
+        with_image = Gimp.ProcedureSensitivityMask
+        procedure.set_sensitivity_mask(with_image.DRAWABLE | with_image.DRAWABLES | with_image.NO_DRAWABLES)
         procedure.set_menu_label(ACTIONS[action].title)
         procedure.add_menu_path("<Image>/Filters/OmniAlpha")
         procedure.set_documentation("Adds new layers; a selection says what is meant.", None, name)
@@ -41,7 +42,7 @@ class OmniAlphaPlugIn(Gimp.PlugIn):
         Gimp.progress_init(ACTIONS[action].title)
         try:
             run_action(image, action, Client())
-        except (ServerError, Cancelled) as error:
+        except ServerError as error:
             status = GLib.Error.new_literal(Gimp.PlugIn.error_quark(), str(error), 0)
             return procedure.new_return_values(Gimp.PDBStatusType.EXECUTION_ERROR, status)
         Gimp.displays_flush()
@@ -79,6 +80,8 @@ def take(image, folder):
             copy.convert_rgb()
         selected = not Gimp.Selection.is_empty(copy)
         layer = copy.merge_visible_layers(Gimp.MergeType.CLIP_TO_IMAGE)
+        if layer is None:
+            raise ServerError("Nothing of the picture is seen: show a layer of it.")
         layer.resize_to_image_size()
         picture = save(copy, os.path.join(folder, "picture.png"))
         if not selected:

@@ -10,6 +10,7 @@ import secrets
 import time
 import zipfile
 from collections import namedtuple
+from http.client import HTTPException
 from urllib import error, request
 
 URL = "http://127.0.0.1:7000"
@@ -125,10 +126,11 @@ class Client:
                 return answer.read()
         except error.HTTPError as refused:
             if refused.code == 429 and tries > 1:
-                time.sleep(min(float(refused.headers.get("Retry-After") or 1), 30))
+                seconds = refused.headers.get("Retry-After") or ""
+                time.sleep(min(int(seconds), 30) if seconds.isdecimal() else 1)
                 return self._ask(name, values, body, headers, tries - 1)
             raise ServerError(_refusal(refused.read(), refused.code, self.url)) from None
-        except (OSError, ValueError) as failed:
+        except (OSError, ValueError, HTTPException) as failed:
             reason = getattr(failed, "reason", failed)
             words = "start `omnialpha serve`, or change the address."
             raise ServerError(f"No server answers at {self.url} ({reason}): {words}") from None

@@ -16,6 +16,7 @@ WRITE = getattr(QIODevice, "OpenModeFlag", QIODevice).WriteOnly
 
 def take(document):
     """The PNG of what is seen of a document, and that of its selection, white where it is, or None."""
+    document.waitForDone()
     width, height = document.width(), document.height()
     space = (document.colorModel(), document.colorDepth(), document.colorProfile())
     source = document

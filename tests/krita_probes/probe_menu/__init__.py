@@ -9,16 +9,22 @@ import traceback
 
 from krita import Extension, Krita
 from PyQt5.QtCore import QTimer
-from PyQt5.QtWidgets import QApplication, QMessageBox
+from PyQt5.QtWidgets import QApplication, QInputDialog, QMessageBox, QProgressDialog
 
 found = {"said": []}
+cancel = []
 
 
-def close_messages():
-    for widget in QApplication.topLevelWidgets():
-        if isinstance(widget, QMessageBox) and widget.isVisible():
+def close_dialogs():
+    for widget in [one for one in QApplication.topLevelWidgets() if one.isVisible()]:
+        if isinstance(widget, QMessageBox):
             found["said"].append(widget.text())
             widget.accept()
+        elif isinstance(widget, QInputDialog):
+            widget.setTextValue("http://127.0.0.1:9")
+            widget.accept()
+        elif isinstance(widget, QProgressDialog) and cancel:
+            widget.cancel()
 
 
 def use_menu():
@@ -29,14 +35,16 @@ def use_menu():
     krita.activeWindow().addView(document)
     for name in ("cut_out", "split"):
         krita.action("omnialpha_" + name).trigger()
-    krita.writeSetting("OmniAlpha", "url", "http://127.0.0.1:9")
+    cancel.append(True)
+    krita.action("omnialpha_remove").trigger()
+    krita.action("omnialpha_address").trigger()
     krita.action("omnialpha_remove").trigger()
     found["nodes"] = [node.name() for node in document.rootNode().childNodes()]
 
 
 def go():
     timer = QTimer()
-    timer.timeout.connect(close_messages)
+    timer.timeout.connect(close_dialogs)
     timer.start(200)
     try:
         use_menu()
