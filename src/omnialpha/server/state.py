@@ -21,6 +21,7 @@ from omnialpha.server.results import JobResult
 from omnialpha.server.worker import DeviceWorker
 
 LOOK = 1.0  # seconds between looks whether a client that waits is still there
+FETCHING = 8  # URLs that are fetched at once, so that slow ones leave threads to others
 DECODING = 2  # requests whose pictures are decoded at once, which bounds the memory for it
 
 
@@ -33,7 +34,7 @@ class ServerState:
         self.metrics = ServerMetrics()
         self.queue = JobQueue(config, self.metrics.ended)
         self.workers = [DeviceWorker(self.queue, engine, self.metrics.faults.inc) for engine in engines]
-        self.decoding = asyncio.Semaphore(DECODING)
+        self.decoding, self.fetching = asyncio.Semaphore(DECODING), asyncio.Semaphore(FETCHING)
 
     @property
     def ready(self) -> bool:
@@ -77,7 +78,8 @@ class ServerState:
                 "forbidden", "pictures are not fetched by URL here: send the file, or start with --allow-urls."
             )
         most, seconds = self.config.max_bytes, self.config.fetch_seconds
-        return await run_in_threadpool(fetch, url, max_bytes=most, seconds=seconds, resolver=self.resolver)
+        async with self.fetching:
+            return await run_in_threadpool(fetch, url, max_bytes=most, seconds=seconds, resolver=self.resolver)
 
     async def finished(self, request: Request, job: ServedJob, seconds: float | None = None) -> bool:
         """Wait until a job has ended, for `seconds` at most, or as long as the client does.
