@@ -30,6 +30,9 @@ from omnialpha.client import Client
 from omnialpha.errors import InputError
 
 
+CPU = "process_cpu_seconds_total"
+
+
 def picture(seed: int, side: int) -> bytes:
     """A JPEG of a soft disk on a gradient."""
     rng = np.random.default_rng(seed)
@@ -70,9 +73,14 @@ def _ready(url: str) -> bool:
 
 def memory(url: str) -> float:
     """Megabytes that the server's process holds."""
+    return figure(url, "process_resident_memory_bytes") / 1e6
+
+
+def figure(url: str, name: str) -> float:
+    """A figure of the server."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        match = re.search(r"^process_resident_memory_bytes (\S+)", answer.read().decode(), re.M)
-    return float(match[1]) / 1e6 if match else float("nan")
+        match = re.search(rf"^{name} (\S+)", answer.read().decode(), re.M)
+    return float(match[1]) if match else float("nan")
 
 
 def ask_until(
@@ -110,7 +118,7 @@ def main() -> None:
 
     with there() if given.url else server(given.serve) as url:
         Client(url, given.key).run(given.task, composite=picture(0, given.side))  # what is compiled is compiled now
-        began, first = time.monotonic(), memory(url)
+        began, first, worked = time.monotonic(), memory(url), figure(url, CPU)
         times, errors = list[float](), Counter[str]()
         end = began + 60 * given.minutes
         threads = [
@@ -123,10 +131,10 @@ def main() -> None:
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.5)
             half = memory(url) if time.monotonic() < began + 30 * given.minutes else half
-        seconds, last = time.monotonic() - began, memory(url)
+        seconds, last, worked = time.monotonic() - began, memory(url), figure(url, CPU) - worked
     where = surroundings(torch.device("cpu"), torch.float32)
     about = f"{given.clients} clients, {given.side} px, {given.minutes:g} min, {where}"
-    columns = {"task": "", "n": "d", "1/s": ".2f", "p50 s": ".2f", "p95 s": ".2f", "errors": "d"}
+    columns = {"task": "", "n": "d", "1/s": ".2f", "p50 s": ".2f", "p95 s": ".2f", "CPU s each": ".2f", "errors": "d"}
     columns |= {"MB at start": ".0f", "half-way": ".0f", "at end": ".0f"}
     p50, p95 = np.percentile(times, [50, 95]) if times else (float("nan"), float("nan"))
     row = [
@@ -135,6 +143,7 @@ def main() -> None:
         len(times) / seconds,
         float(p50),
         float(p95),
+        worked / max(len(times), 1),
         sum(errors.values()),
         first,
         half,
