@@ -29,7 +29,6 @@ from PIL import Image
 from omnialpha.client import Client
 from omnialpha.errors import InputError
 
-
 CPU = "process_cpu_seconds_total"
 
 
