@@ -47,7 +47,7 @@ def option(name: str) -> Any:
     low, high = RANGES[name]
     if default is None:
         low = default = low - 1
-        about["tooltip"] += f"; {default:g} here"
+        about["tooltip"] += f", which is {default:g} here"
     if kinds[0] is float:
         return io.Float.Input(name, default=default, min=low, max=high, step=0.1, **about)
     return io.Int.Input(name, default=default, min=low, max=high, control_after_generate=name == "seed", **about)

@@ -62,7 +62,7 @@ def test_every_mask_says_what_it_means(nodes) -> None:
 def test_options_are_those_of_the_library(nodes, tiny_model_folder: Path) -> None:
     seed, steps, guidance = (inputs_of(nodes["OmniAlphaMatte"])[name].more for name in ("seed", "steps", "guidance"))
     assert (seed["default"], steps["default"], guidance["default"]) == (0, 0, -1)
-    assert "any device" in seed["tooltip"] and "the model's own if left out; 0 here" in steps["tooltip"]
+    assert "any device" in seed["tooltip"] and "the model's own if left out, which is 0 here" in steps["tooltip"]
     shown = {slot.id: slot.more["default"] for slot in nodes["OmniAlphaLoadModel"].define_schema().inputs}
     model = nodes["OmniAlphaLoadModel"].execute(**shown | {"model": str(tiny_model_folder), "device": "cpu"}).args[0]
     assert model.card.name == "tiny"
