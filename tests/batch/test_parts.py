@@ -247,3 +247,17 @@ def test_files_come_once_they_have_settled_in_new_folders_too(events: bool, tmp_
     thread.join(10)
     assert [name for name, _ in seen] == ["first.png", "x/y/slow.png", "first.png"] and not thread.is_alive()
     assert seen[1][1] - written >= 0.2
+
+
+def test_an_output_that_was_never_written_down_is_ours_where_it_was_claimed(tmp_path: Path) -> None:
+    """A run that is killed between an output and its line in the report."""
+    ledger = Ledger(tmp_path)
+    ledger.claim({"a.png": "a.png", "b.png": "b.png"}, "matting_auto", "in")
+    (tmp_path / "a.png").write_bytes(b"made")
+    ledger.file.close()
+    ledger.lock.release()  # killed here
+    with Ledger(tmp_path) as again:
+        assert again.may_replace("a.png", "a.png", "matting_auto", "in") and not again.is_done("a.png", "a.png", "x")
+        assert not again.may_replace("a.png", "a.png", "removal_auto", "in")
+    with Ledger(tmp_path) as last:
+        assert set(last.rows) == {"a.png"}  # what was only claimed is forgotten

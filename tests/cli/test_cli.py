@@ -371,6 +371,7 @@ def test_every_verb_has_the_common_options(verb: str) -> None:
         "--size",
         "--frame",
         "--raw",
+        "--refine",
         "--quiet",
         "--json",
     }

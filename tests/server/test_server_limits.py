@@ -203,6 +203,7 @@ def test_limits_that_are_none(wrong: Any) -> None:
 def test_all_requests_together_have_a_limit(serve: Serve, engine: StubEngine) -> None:
     client = serve(total_megabytes=0.001)
     assert client.post(CUT, files=PICTURE).status_code == 202  # the only one may be larger
+    until(lambda: engine.seen and not server_of(client).queue.running)
     engine.gate.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/api/remove", files={"file": ("x", bytes(900) + png())})

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from omnialpha.files import atomic_write
 from omnialpha.io.layers import INDEX
 
 REPORT, LOCK = "report.jsonl", ".batch.lock"
+STOPPED = "the run was stopped before it was done."
 LEFT = re.compile(r"\.[0-9a-f]{16}\.(tmp|old)")  # names that `files` gives to what is being written
 
 
@@ -75,6 +77,10 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+        begun = [row for row in self.rows.values() if row.error == STOPPED]
+        for row in begun:
+            if not os.path.lexists(self.folder / row.output):
+                del self.rows[row.input]
         self._rewrite()
         self.lock.release()
 
@@ -82,10 +88,20 @@ class Ledger:
         """Write down what became of a picture, so that it outlives this process."""
         before = self.rows.get(row.input)
         if row.error:  # what is there is what an earlier run made
-            there = before or Entry(row.input, "")
+            there = before if before and before.digest else Entry(row.input, "")
             row = replace(there, seconds=row.seconds, error=row.error, notes=row.notes)
         self.rows[row.input] = row
         self.file.write(_line(row))
+        self.file.flush()
+
+    def claim(self, outputs: Mapping[str, str], task: str, folder: str) -> None:
+        """Write down, before the work begins, what will be made of which input: an output that a killed run wrote, but
+        did not live to write down, is then known as ours.
+        """
+        for name, output in outputs.items():
+            if name not in self.rows:
+                self.rows[name] = Entry(name, output, error=STOPPED, task=task, folder=folder)
+                self.file.write(_line(self.rows[name]))
         self.file.flush()
 
     def is_done(self, name: str, output: str, digest: str) -> bool:

@@ -90,6 +90,7 @@ class Batch:
             else:
                 sentence = f"{self.work.output / item.output} was not made of this picture by this task: "
                 refused.append(Entry(item.name, "", error=sentence + "use --overwrite, or choose another folder."))
+        self.ledger.claim({item.name: item.output for item in allowed}, self.work.task, str(self.work.folder))
         return Todo(allowed, refused, len(items) - len(todo))
 
     def _is_done(self, item: Item) -> bool:
