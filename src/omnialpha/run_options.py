@@ -51,6 +51,13 @@ class RunOptions:
             given = f"{self.dashes}frame {self.frame}"
             raise InputError(f"{given} is not for {task.name}, which takes no picture: leave it out.")
 
+    def used(self, steps: int, guidance: float) -> dict[str, Any]:
+        """The settings of a run, which are stored with what it makes. steps, guidance: those of the checkpoint."""
+        steps = steps if self.steps is None else self.steps
+        guidance = guidance if self.guidance is None else self.guidance
+        used: dict[str, Any] = {"seed": self.seed, "steps": steps, "guidance": guidance, "raw": self.raw}
+        return used | ({"refine": self.refine} if self.refine != "auto" else {})
+
     def height_width(self, task: Task) -> tuple[int, int] | None:
         """`size` as (height, width); InputError where it is no size, or the task takes its size from a picture."""
         if self.size is None:

@@ -261,3 +261,15 @@ def test_an_output_that_was_never_written_down_is_ours_where_it_was_claimed(tmp_
         assert not again.may_replace("a.png", "a.png", "removal_auto", "in")
     with Ledger(tmp_path) as last:
         assert set(last.rows) == {"a.png"}  # what was only claimed is forgotten
+
+
+def test_what_failed_before_is_claimed_again(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.add(Entry("a.png", "", error="it is damaged."))
+    killed = Ledger(tmp_path)
+    killed.claim({"a.png": "a.png"}, "matting_auto", "in")
+    (tmp_path / "a.png").write_bytes(b"made")
+    killed.file.close()
+    killed.lock.release()
+    with Ledger(tmp_path) as again:
+        assert again.may_replace("a.png", "a.png", "matting_auto", "in")

@@ -99,7 +99,7 @@ class Ledger:
         did not live to write down, is then known as ours.
         """
         for name, output in outputs.items():
-            if name not in self.rows:
+            if name not in self.rows or not self.rows[name].output:  # nothing was ever made of it
                 self.rows[name] = Entry(name, output, error=STOPPED, task=task, folder=folder)
                 self.file.write(_line(self.rows[name]))
         self.file.flush()

@@ -188,10 +188,7 @@ class Worker:
 
         options, card = self.work.options, self.card
         defaults = card.defaults(example.task)
-        steps = defaults.steps if options.steps is None else options.steps
-        guidance = defaults.guidance if options.guidance is None else options.guidance
-        used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
-        used |= {"refine": options.refine} if options.refine != "auto" else {}
+        used = options.used(defaults.steps, defaults.guidance)
         stack = None
         if self.finder_alone:
             from omnialpha.hints import cut_out

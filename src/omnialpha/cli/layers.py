@@ -84,10 +84,9 @@ def explode(
 ) -> None:
     """Take a file of layers apart into a folder with a PNG a layer and layers.json."""
     from omnialpha.io.layers import check_folder
-    from omnialpha.io.stack_reading import read_stack
 
     check_folder(output)
-    _write(read_stack(file), output, bits, options, [file])
+    convert(file, output, options, bits)
 
 
 @command(app, "quiet", "json")

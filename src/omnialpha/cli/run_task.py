@@ -90,15 +90,12 @@ def run_task(
     if main is None and size is None:
         example = replace(example, size=card.native_size)
     defaults = card.defaults(task.name)
-    steps = defaults.steps if options.steps is None else options.steps
-    guidance = defaults.guidance if options.guidance is None else options.guidance
-    used: dict[str, Any] = {"seed": options.seed, "steps": steps, "guidance": guidance, "raw": options.raw}
-    used |= {"refine": options.refine} if options.refine != "auto" else {}
+    used = options.used(defaults.steps, defaults.guidance)
     loaded, device, canvas = 0.0, "cpu", example.size
     stack = _cut_out(parts, example, options, messages)
     if stack is None:
         setup = build_setup(options, parts)
-        forecast = setup.forecast(example, steps, guidance != 1.0, options.raw)
+        forecast = setup.forecast(example, used["steps"], used["guidance"] != 1.0, options.raw)
         messages.say(f"{card.name} on {forecast}")
         if forecast.warning:
             messages.note(forecast.warning)

@@ -84,8 +84,7 @@ def _tiff(path: Path) -> LayerStack:
 
     try:
         with tifffile.TiffFile(path) as file:
-            pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) or page.keyframe]
-            names = [page.tags[PAGE_NAME].value if PAGE_NAME in page.tags else "" for page in map(_whole, pages)]
+            names = [page.aspage().tags.valueof(PAGE_NAME, "") for page in file.pages]
     except (tifffile.TiffFileError, ValueError, OSError) as error:
         raise InputError(f"{path} is damaged or cut off ({error}); save or copy it again.") from error
     if len(names) == 1:
@@ -96,10 +95,6 @@ def _tiff(path: Path) -> LayerStack:
     if len(sizes) > 1:
         raise InputError(f"{path} has pages of {len(sizes)} sizes, so they are no layers: make them the same size.")
     return LayerStack((layers[0].rgba.shape[1], layers[0].rgba.shape[2]), layers)
-
-
-def _whole(page):  # type: ignore[no-untyped-def]
-    return page.aspage() if hasattr(page, "aspage") else page
 
 
 READERS: dict[str, Callable[[Path], LayerStack]] = {".exr": _exr, ".tif": _tiff, ".tiff": _tiff}

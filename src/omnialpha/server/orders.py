@@ -161,11 +161,12 @@ def make_order(
     size = options.height_width(task) or (None if task.inputs else card.native_size)
     example = task.example(dict(pictures), prompt=own["prompt"], layers=own["layers"], size=size)
     defaults = card.defaults(task.name)
+    used = options.used(defaults.steps, defaults.guidance)
     order = Order(
         example,
         options.seed,
-        defaults.steps if options.steps is None else options.steps,
-        defaults.guidance if options.guidance is None else options.guidance,
+        used["steps"],
+        used["guidance"],
         options.raw,
         pictures[task.inputs[0]][0] if task.inputs else None,
         options.refine,
