@@ -14,7 +14,7 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config", "files"),
-    ("rgba", "limits", "cutout_options", "kernels", "templates"),
+    ("rgba", "limits", "cutout_options", "kernels", "templates", "ray_data"),
     ("io",),
     ("canvas", "masks", "refine", "cutout"),
     ("tasks",),

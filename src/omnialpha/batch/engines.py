@@ -16,6 +16,7 @@ from functools import cached_property
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
+from omnialpha import ray_data
 from omnialpha.batch.ledger import Entry
 from omnialpha.batch.work import Item, Work, Worker
 from omnialpha.errors import InputError
@@ -171,29 +172,17 @@ class RayWorker:
 @contextmanager
 def ray(worker: Worker, workers: int, stop: threading.Event) -> Iterator[Run]:
     """Ray Data, on the cluster of RAY_ADDRESS or on this machine. Every process of it sees the same folders."""
-    try:
-        import ray as library
-        import ray.data
-    except ImportError:
-        raise InputError("--engine ray needs ray: pip install 'omnialpha[ray]', or leave --engine out.") from None
-    if not library.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-        library.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    library = ray_data.start("--engine ray")
     card = 0 if worker.finder_alone or worker.work.options.device == "cpu" else library.cluster_resources().get("GPU")
 
     def run(items: Sequence[Item]) -> Iterator[Entry]:
         if not items:
             return
-        context = library.data.DataContext.get_current()
-        context.max_errored_blocks, context.enable_progress_bars = len(items), False
-        blocks = min(len(items), 4096)
-        rows = library.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
-        made = rows.map(
-            RayWorker, fn_constructor_args=(worker.work,), concurrency=workers, num_gpus=1 if card else None
-        )
+        rows = [{"item": item} for item in items]
+        made = ray_data.map_rows(rows, RayWorker, (worker.work,), workers, 1 if card else None)
         missing, why = {item.name: item for item in items}, "its Ray block was lost"
         try:
-            for row in made.iter_rows():
+            for row in made:
                 values = json.loads(row["row"])
                 del missing[values["input"]]
                 yield Entry(**values | {"notes": tuple(values["notes"])})

@@ -7,7 +7,6 @@ and is found there when the shard is done again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from omnialpha import ray_data
 from omnialpha.curation import advance, stages
 from omnialpha.curation.candidate import Candidate, Outcome, SourceItem
 from omnialpha.curation.recipe import CurationRecipe
@@ -162,23 +162,10 @@ def _candidate(job: Job) -> Candidate:
 
 
 def _blocks(todo: Sequence[tuple[int, Shard]], tools: Tools, watch: Watch) -> Iterator[tuple[int, list[Outcome]]]:
-    try:
-        import ray.data
-    except ImportError as error:
-        raise InputError(
-            f"run.engine='ray' needs Ray Data ({error}): pip install 'omnialpha[ray]', or use 'threads'."
-        ) from None
     settings = tools.recipe.run
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks, context.enable_progress_bars = len(todo), False
-    rows = ray.data.from_items([{"number": k, "shard": s} for k, s in todo], override_num_blocks=len(todo))
-    done = rows.map(
-        ShardWorker, fn_constructor_args=(tools.recipe,), concurrency=settings.actors, num_gpus=settings.gpus or None
-    )
-    for row in done.iter_rows():
+    ray_data.start("run.engine='ray'")
+    rows = [{"number": k, "shard": shard} for k, shard in todo]
+    for row in ray_data.map_rows(rows, ShardWorker, (tools.recipe,), settings.actors, settings.gpus):
         for named, count in json.loads(row["counts"]).items():
             name, event = named.rsplit(" ", 1)
             watch(name, event, count)
