@@ -291,6 +291,17 @@ def test_a_picture_around_a_foreground_keeps_it_bit_for_bit():
     assert torch.equal(kept[:3, :4], front[:3, :4]) and torch.equal(kept[:3, 4:8], made[:3, 4:8])
 
 
+def test_a_picture_around_a_background_keeps_it_bit_for_bit_where_nothing_was_painted():
+    given = rgba.opaque(noise(3, 64, 64, seed=1))
+    given[3, 60:] = 0  # nothing of it is seen there
+    made = torch.cat([given[:3] + 0.01 * noise(3, 64, 64, seed=2), torch.ones(1, 64, 64)]).clamp(0, 1)  # re-encoded
+    made[:3, 20:40, 20:40] = 0.95  # and a subject
+    (kept,) = restore_unchanged(TASKS["background_to_full"].example({Role.BACKGROUND: given}, prompt="x"), [made])
+    assert torch.equal(kept[:, 22:38, 22:38], made[:, 22:38, 22:38]) and torch.equal(kept[:, 60:], made[:, 60:])
+    assert torch.equal(kept[:, :12], given[:, :12]) and torch.equal(kept[:, :60, 50:], given[:, :60, 50:])
+    assert (kept[3] == 1).all()
+
+
 def test_nothing_is_changed_in_place():
     request = example("decompose_trimap")
     made = [layer(noise(*SIZE, seed=6), 7), layer(noise(*SIZE, seed=8), 5)]

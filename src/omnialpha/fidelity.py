@@ -71,7 +71,7 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
     role, guide = maps[0] if maps else (None, None)
     if composite is None:
         return [
-            restore_foregrounds(example, rgba.opaque(x)) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
+            restore_given(example, rgba.opaque(x)) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
             for x, own in zip(layers, example.targets, strict=True)
         ]
     if category == "matting":
@@ -82,16 +82,24 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
         elif example.found is not None:
             where = removal_mask_of_finder(example.found, example.size)
         else:
-            where = removal_mask_of_change(layers[0], composite)
+            where = changed(layers[0], composite)
         return [paste(layers[0], composite, where)]
     assert category == "decomposition", category
     return restore_decomposition(layers, composite, example.targets, guide, role)
 
 
-def restore_foregrounds(example: Example, picture: Tensor) -> Tensor:
-    """The whole picture (4, H, W) with the foregrounds that it was made around on top; any other picture as it is."""
+def restore_given(example: Example, picture: Tensor) -> Tensor:
+    """Restore in a whole picture (4, H, W) the layers that it was made of: foregrounds lie on top, a background is seen
+    where nothing was painted over it. Any other picture comes back as it is.
+    """
+    if Role.FULL not in example.targets:
+        return picture
+    background = example.given(Role.BACKGROUND)
+    if background is not None:
+        painted = changed(picture, background) | (background[3] < 1)
+        picture = torch.where(painted, picture, background)
     given = [layer for layer, role in zip(example.inputs, example.roles, strict=True) if role is Role.FOREGROUND]
-    return rgba.opaque(rgba.recompose([picture, *given])) if given and Role.FULL in example.targets else picture
+    return rgba.opaque(rgba.recompose([picture, *given])) if given else picture
 
 
 def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor]) -> list[Tensor]:
@@ -149,10 +157,12 @@ def removal_mask_of_finder(found: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(reach[None, None].float(), size=size, mode="bilinear")[0, 0] > 0
 
 
-def removal_mask_of_change(layer: Tensor, composite: Tensor) -> Tensor:
-    """Where an automatic removal painted, (H, W) bool: differences that survive a blur, and a rim around them."""
+def changed(layer: Tensor, picture: Tensor) -> Tensor:
+    """Where a model's layer shows something else than the picture that it was given, (H, W) bool: differences that
+    survive a blur, and a rim around them. Both are (4, H, W).
+    """
     radius = max(1, round(SOFT_EDGE * min(layer.shape[1:])))
-    difference = (layer[:3] - composite[:3])[None]
+    difference = (layer[:3] - picture[:3])[None]
     local = F.avg_pool2d(difference, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)[0]
     return masks.dilate(local.abs().mean(dim=0) > COLOUR_CHANGE, 2 * radius)
 

@@ -116,7 +116,7 @@ def _keeps_background(held: HeldOutScenes, picks: list[int], out: Tensor) -> dic
     given = held.background[picks]
     apart = (out[:, :3] - given[:, :3]).abs().mean(dim=1)
     better = apart <= apart.flatten(1).median(dim=1).values[:, None, None]
-    changed = torch.stack([fidelity.removal_mask_of_change(a, b) for a, b in zip(out, given, strict=True)])
+    changed = torch.stack([fidelity.changed(a, b) for a, b in zip(out, given, strict=True)])
     return error("kept", out[:, :3], given[:, :3], better) | {"changed": 100 * changed.float().mean(dim=(1, 2))}
 
 
