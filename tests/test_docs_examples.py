@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,24 @@ def test_commands_are_well_formed(page: Path) -> None:
             well_formed(part)
 
 
-def well_formed(text: str) -> None:
-    """Programs of ours get arguments that they know. Fails with theirs otherwise."""
+@cache
+def omnialpha() -> Any:
+    """The command line; it takes a second to build."""
     from typer.main import get_command
 
     from omnialpha.cli.main import app
+
+    return get_command(app)
+
+
+def well_formed(text: str) -> None:
+    """Programs of ours get arguments that they know. Fails with theirs otherwise."""
     from omnialpha.training.run import read
 
     program, *words = shlex.split(text, comments=True)
     recipe = [ROOT / word for word in words if word.startswith("recipes/")]
     if program == "omnialpha":
-        command: Any = get_command(app)
+        command = omnialpha()
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
         made = command.make_context(text, list(words))
@@ -141,28 +149,44 @@ def workspace(folder: Path) -> None:
     manifest(folder, 3)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all pages are run, so that what several of them show is run once."""
+    for extra in ("psd_tools", "OpenEXR", "fastapi", "multipart", "openai"):
+        pytest.importorskip(extra)
+    folder = tmp_path_factory.mktemp("examples")
+    workspace(folder)
+    return folder
+
+
+DONE: set[tuple[str, ...]] = set()  # commands
+KNOWN: dict[tuple[str, ...], dict[str, Any]] = {}  # names that a page's Python blocks have left
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=[pytest.mark.slow] if p.name in SLOW else [], id=p.name) for p in PAGES]
 )
-def test_what_needs_nothing_runs(page: Path, tmp_path: Path) -> None:
-    for extra in ("psd_tools", "OpenEXR", "fastapi", "multipart", "openai"):
-        pytest.importorskip(extra)
-    workspace(tmp_path)
+def test_what_needs_nothing_runs(page: Path, folder: Path) -> None:
     if page.name in SLOW:
         from omnialpha.demo.gallery import write_inputs
 
-        write_inputs(tmp_path, long_side=96)
-    text = page.read_text(encoding="utf-8")
+        write_inputs(folder, long_side=96)
     with ExitStack() as stack:
-        address = stack.enter_context(nano_server()) if SERVER in text else SERVER
-        stack.enter_context(chdir(tmp_path))
-        names: dict[str, Any] = {}
+        serves = any(SERVER in block for _, block in blocks(page))
+        address = stack.enter_context(nano_server())[0] if serves else SERVER
+        stack.enter_context(chdir(folder))
+        code: tuple[str, ...] = ()
         for language, block in blocks(page):
             block = block.replace(SERVER, address)
             if language == "python" and not need(block):
-                exec(compile(block, page.name, "exec"), names)
+                names = dict(KNOWN.get(code, {}))
+                code += (block,)
+                if code not in KNOWN:
+                    exec(compile(block, page.name, "exec"), names)
+                    KNOWN[code] = names
             for line in lines(block) if language == "bash" else ():
-                if not line.needs:
+                if not line.needs and tuple(line.words) not in DONE:
+                    DONE.add(tuple(line.words))
                     run(line)
 
 
@@ -177,13 +201,11 @@ def nano_server() -> Any:
 
 def run(line: Line) -> None:
     """A command of ours in this process, which need not start anew; `curl` as it is, where there is one."""
-    from omnialpha.cli.main import app
-
     if line.words[0] == "curl":
         if shutil.which("curl"):
             subprocess.run(["curl", "--fail", "-s", *line.words[1:]], check=True, env=os.environ | {"NO_PROXY": "*"})
         return
     assert line.words[0] == "omnialpha", f"not run here, and no reason given: {line.text}"
     with pytest.raises(SystemExit) as done:
-        app(line.words[1:])
+        omnialpha().main(line.words[1:])
     assert not done.value.code, line.text
