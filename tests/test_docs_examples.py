@@ -1,8 +1,8 @@
-"""Every command and every Python block in README.md and docs/*.md: it runs, or it says what it needs and is well formed.
+"""Every command and Python block in README.md and docs/*.md runs, or says what it needs and is well formed.
 
-Blocks name their language. `(needs X)` in a comment of a block is what keeps its line from running here, and all that
-follow up to an empty line where it stands on a line of its own. X is one of `NEEDS`. All options of commands of ours are
-parsed by the command line itself, keys of recipes by the recipes.
+Blocks name their language. `(needs X)` in a comment keeps its line from running here; on a line of its own, all that
+follow up to an empty line. X is one of `NEEDS`. All options of our commands are parsed by the command line itself, keys
+of recipes by the recipes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The gallery of the docs: every task of the table once, on a photograph of the demo, by the command that its page names.
+"""The gallery of the docs: every task once, on a photograph of the demo, by the command that its page names.
 
 `python -m omnialpha.demo.gallery docs` runs the commands and writes docs/gallery.md and docs/images/gallery.
 """
@@ -28,16 +28,16 @@ RELEASED = "Longin-Yu/OmniAlpha"  # reads, which nano does not
 TRIMAP = 0.02  # radius of a trimap as a share of the shorter side
 HEAD = """# Gallery
 
-What each of the {count} tasks takes and makes, with the command that made the picture. `make gallery` writes this page from the
-table of tasks and runs every command anew, with the bundled model, nano, and seed 0.
+What each of the {count} tasks takes and makes, with the command that made the picture. `make gallery` writes this page
+from the table of tasks and runs every command anew, with the bundled model, nano, and seed 0.
 
-**What to expect.** Nano is small. The subjects are its finder's work, finished at full resolution, and are what it is good
-at. What has to be painted (behind a subject, around one, or from text) is its transformer's work: abstract, at 96 px, and
-it does not follow the words. The same commands run the [released weights](released-weights.md).
+**What to expect.** Nano is small. The subjects are its finder's work, finished at full resolution, and are what it is
+good at. What has to be painted (behind a subject, around one, or from text) is its transformer's work: abstract, at
+96 px, and it does not follow the words. The same commands run the [released weights](released-weights.md).
 
-The photographs come with scikit-image (`omnialpha demo` writes them, too). Rough masks were drawn by hand; the other maps
-and the foregrounds are of nano's own cut-outs. `omnialpha matte`, `remove`, `decompose`, `complete` and `generate` are
-shorter for the same.
+The photographs come with scikit-image (`omnialpha demo` writes them, too). Rough masks were drawn by hand; the other
+maps and the foregrounds are of nano's own cut-outs. `omnialpha matte`, `remove`, `decompose`, `complete` and `generate`
+are shorter for the same.
 """
 
 
