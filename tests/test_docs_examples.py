@@ -170,7 +170,7 @@ def test_what_needs_nothing_runs(page: Path, folder: Path) -> None:
     if page.name in SLOW:
         from omnialpha.demo.gallery import write_inputs
 
-        write_inputs(folder, long_side=96)
+        write_inputs(folder)
     with ExitStack() as stack:
         serves = any(SERVER in block for _, block in blocks(page))
         address = stack.enter_context(nano_server())[0] if serves else SERVER

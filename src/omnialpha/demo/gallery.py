@@ -101,15 +101,13 @@ def page() -> str:
     return "\n".join([HEAD.format(count=len(TASKS)), *map(section, TASKS.values())])
 
 
-def write_inputs(folder: Path, long_side: int | None = None) -> None:
-    """The pictures that the commands name, from photographs no larger than `long_side`."""
-    from omnialpha import rgba
+def write_inputs(folder: Path) -> None:
+    """The pictures that the commands name."""
     from omnialpha.loading import load
 
     model = load()
     for photo in PHOTOS:
         picture = photograph(photo)
-        picture = rgba.scale(picture, min(1.0, (long_side or 10**6) / max(picture.shape[-2:])))
         size = (int(picture.shape[1]), int(picture.shape[2]))
         cutout = model.matte(picture)
         alpha = cutout[3]
