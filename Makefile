@@ -8,7 +8,7 @@ TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py # these train for hours
 BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: setup demo test check-slow bench proofs lint docs plugins
+.PHONY: setup demo test check-slow bench proofs lint docs gallery plugins
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ proofs: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # into site/
+
+# docs/gallery.md and its pictures, by the commands that it shows; minutes.
+gallery: setup
+	$(BIN)/python -m omnialpha.demo.gallery docs
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,3 +23,9 @@ def test_the_site_builds_without_a_broken_link_or_a_foreign_file(tmp_path: Path)
     foreign = re.compile(r"<(?:script|img|link)[^>]+(?:src|href)=\"https?://(?!localhost)[^\"]+\"")
     loaded = {found for page in pages for found in foreign.findall(page.read_text(encoding="utf-8"))}
     assert not {tag for tag in loaded if "canonical" not in tag}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_pages_outside_the_site_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert links and not [link for link in links if not (ROOT / link).exists()]

@@ -14,7 +14,7 @@ MAX_LINES = 320
 TABLES = ("omnialpha/tasks.py",)  # paths under src that are mostly one table, and so may be longer
 
 TEXT_FOLDERS = ("src", "tests", "docs", "recipes", "benchmarks", "plugins", ".ci")
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ""}
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".jsonl", ".ipynb", ".yaml", ".yml", ".csv", ""}
 TEXTS = sorted(
     path
     for folder in (ROOT, *(ROOT / name for name in TEXT_FOLDERS))
