@@ -26,9 +26,9 @@ from omnialpha.models.checkpoints.folders import Card
 from omnialpha.server.config import MEGA, ServerConfig
 from omnialpha.server.orders import Order, make_order
 from omnialpha.server.results import keep_result
-from omnialpha.studio.drawn import Drawing, map_role
+from omnialpha.studio.drawn import LEVELS, Drawing, map_role
 from omnialpha.studio.pictures import PictureShelf
-from omnialpha.tasks import MAPS, Role, map_values, task
+from omnialpha.tasks import MAPS, MEANING, Role, map_values, task
 
 if TYPE_CHECKING:
     from omnialpha.condition import Condition
@@ -138,6 +138,10 @@ class Studio:
         drawn = self._drawn(request, files)
         if drawn is not None:
             files[drawn[0]] = [Picture(as_picture(drawn[1]))]
+        for role in row.inputs:
+            if role not in files:
+                way = "choose a file, or paint it" if role in LEVELS else "choose or drop a file"
+                raise InputError(f"the {role} is missing ({MEANING[role]}): {way}.")
         return make_order(row, files, texts, self.card, LIMITS)
 
     def _drawn(self, request: StudioRequest, files: dict[Role, list[Picture]]) -> tuple[Role, Tensor] | None:

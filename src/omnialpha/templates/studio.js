@@ -115,7 +115,6 @@ function draw() {
   if (!layers.length || tool.tool !== "move") marks(x, y, s, w, h, place);
   pen.restore();
   if (cursor && tool.tool === "brush") circle(cursor[0], cursor[1], radius() * s, COLOURS[tool.level]);
-  find(".hint").hidden = Boolean(find(".hint").textContent) === false;
 }
 function backdrop(x, y, w, h) {
   pen.fillStyle = ground === "black" ? "#000" : "#fff";

@@ -1,0 +1,124 @@
+"""The page in a real browser: every category and tool, and nobody else is asked for anything."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from studio_browser import StudioBrowser, open_browser
+
+from omnialpha.io import read_image, write_image
+from omnialpha.io.stack_reading import read_stack
+from omnialpha.studio.controls import choices, words_of
+from omnialpha.studio.page import StudioPage, launch
+from omnialpha.studio.runs import Studio
+from omnialpha.tasks import CATEGORIES, TASKS, Role, Task
+
+
+@contextlib.contextmanager
+def opened(studio: Studio, about: str, size: tuple[int, int], downloads: Path) -> Iterator[StudioBrowser]:
+    driver = open_browser(size, downloads)
+    page = StudioPage(studio, about)
+    try:
+        yield StudioBrowser(driver, launch(page, "127.0.0.1", None))
+    finally:
+        driver.quit()
+        page.blocks.close(verbose=False)
+
+
+@pytest.fixture
+def browser(studio: Studio, tmp_path: Path) -> Iterator[StudioBrowser]:
+    with opened(studio, "tiny on cpu", (1400, 900), tmp_path) as person:
+        yield person
+
+
+def give_all(person: StudioBrowser, row: Task, photo: Path) -> None:
+    """What a task takes: the picture for every role, a stroke for a map."""
+    for role in row.inputs:
+        if role in (Role.COMPOSITE, Role.FOREGROUND, Role.BACKGROUND):
+            person.give(role, photo)
+    if row.text:
+        person.option("prompt", "a red mug")
+    if len(row.inputs) == 2:
+        person.click(".stage .levels button", "Subject")
+        person.drag((0.4, 0.5), (0.6, 0.5))
+
+
+def test_every_category_runs_and_no_foreign_host_is_asked(browser: StudioBrowser, photo: Path, studio: Studio) -> None:
+    for category in CATEGORIES:
+        browser.category(category)
+        rows = [TASKS[name] for _, name in choices(category)]
+        browser.wait(lambda rows=rows: len(browser.all("#studio-task label")) == len(rows))
+        for row in rows:  # every entry shows the pictures that the task takes
+            browser.task(words_of(row))
+            wanted = {f"picture-{role}" for role in row.inputs}
+            browser.wait(
+                lambda w=wanted: {e.get_attribute("id") for e in browser.all("[id^=picture-]") if e.is_displayed()} == w
+            )
+        row = next((one for one in rows if len(one.inputs) == 2), rows[0])
+        browser.task(words_of(row))
+        give_all(browser, row, photo)
+        layers = browser.run()
+        assert len(layers) == len(row.targets) and studio.history()[0].request.task == row.name
+    assert next((studio.folder / "pictures").rglob("photo.png")).read_bytes() == photo.read_bytes()
+    assert not browser.foreign() and len(browser.hosts) == 1
+    assert not browser.errors()
+
+
+def test_panel_history_download_and_cancel(browser: StudioBrowser, tmp_path: Path, studio: Studio) -> None:
+    pixels = torch.zeros(4, 60, 80)
+    pixels[0], pixels[3] = 1, 1
+    write_image(tmp_path / "red.png", pixels)
+    browser.category("decomposition")
+    browser.task(words_of(TASKS["decompose_auto"]))
+    browser.give(Role.COMPOSITE, tmp_path / "red.png")
+    browser.wait(lambda: browser.pixel(0.5, 0.5)[:3] == [255, 0, 0])
+    browser.click("#studio-start")  # a mistake first: none is made, so it runs
+    browser.wait(lambda: browser.all(".stage aside:not([hidden]) li"))
+    browser.option("seed", 9)
+    assert browser.run() == ["foreground", "background"]  # the front one on top
+
+    browser.click(".stage .ground.black")
+    for eye in (0, 1):
+        browser.click(f".stage li:nth-child({eye + 1}) .eye")
+    assert browser.pixel(0.5, 0.5)[:3] == [0, 0, 0]  # both are hidden
+    browser.click(".stage .download")
+    browser.wait(lambda: "every layer is hidden" in browser.one(".stage .trouble").text)
+    browser.click(".stage li:nth-child(2) .eye")
+    browser.driver.execute_script(
+        "document.querySelector('.stage .save select').value = 'psd';"
+        "const range = document.querySelector('.stage li:nth-child(2) input');"
+        "range.value = 50; range.dispatchEvent(new Event('input'))"
+    )
+    browser.click(".stage .download")
+    file = tmp_path / "red-decompose-auto-9.psd"
+    browser.wait(file.exists)
+    saved, made = read_stack(file), studio.history()[0].stack()
+    assert [layer.name for layer in saved] == ["background"]
+    assert float((saved.recompose()[3] - made[0].rgba[3] * 0.5).abs().max()) < 0.01
+
+    browser.option("seed", 4)
+    browser.click(".history button:last-child")
+    field = browser.one("#option-seed input")
+    browser.wait(lambda: field.get_attribute("value") == "0")
+
+    browser.click("#component-0 .label-wrap, .label-wrap", None)
+    browser.option("steps", 900)
+    browser.click("#studio-start")
+    browser.wait(lambda: browser.all(".stage .progress:not([hidden])"))
+    browser.click("#studio-stop")
+    browser.wait(lambda: "Cancelled" in browser.hint())
+    browser.option("steps", 1)
+    assert browser.run() and len(studio.history()) == 3
+    assert not browser.foreign() and not browser.errors()
+
+
+def test_a_mistake_is_told_on_the_page(browser: StudioBrowser) -> None:
+    browser.click("#studio-start")
+    browser.wait(lambda: "The composite is missing" in browser.toast())
+    assert "Traceback" not in browser.toast()
+
+
+def test_reads_what_it_writes(photo: Path) -> None:
+    assert read_image(photo).bits == 16
