@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-SECONDS = 60.0  # for anything that the page has to do
+SECONDS = 90.0  # for anything that the page has to do
 
 
 def open_browser(size: tuple[int, int], downloads: Path) -> Any:
@@ -58,6 +58,7 @@ class StudioBrowser:
             except (StaleElementReferenceException, IndexError):  # the page is being changed
                 pass
             if time.monotonic() > end:
+                self.driver.save_screenshot("/tmp/st/fail.png")
                 raise AssertionError(f"nothing came of it in {seconds:g} s: {self.toast()!r}")
             time.sleep(0.1)
 
@@ -127,7 +128,8 @@ class StudioBrowser:
         return list(
             self.driver.execute_script(
                 "const c = document.querySelector('.stage canvas');"
-                "return [...c.getContext('2d').getImageData(arguments[0] * c.width, arguments[1] * c.height, 1, 1).data]",
+                "const [x, y] = [arguments[0] * c.width, arguments[1] * c.height];"
+                "return [...c.getContext('2d').getImageData(x, y, 1, 1).data]",
                 x,
                 y,
             )

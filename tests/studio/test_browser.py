@@ -1,19 +1,20 @@
 """The page in a real browser: every category and tool, and nobody else is asked for anything."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from studio_browser import StudioBrowser, open_browser
 
-from omnialpha.io import read_image, write_image
+from omnialpha.io import write_image
 from omnialpha.io.stack_reading import read_stack
 from omnialpha.studio.controls import choices, words_of
 from omnialpha.studio.page import StudioPage, launch
 from omnialpha.studio.runs import Studio
 from omnialpha.tasks import CATEGORIES, TASKS, Role, Task
+from studio_browser import StudioBrowser, open_browser
 
 
 @contextlib.contextmanager
@@ -31,6 +32,15 @@ def opened(studio: Studio, about: str, size: tuple[int, int], downloads: Path) -
 def browser(studio: Studio, tmp_path: Path) -> Iterator[StudioBrowser]:
     with opened(studio, "tiny on cpu", (1400, 900), tmp_path) as person:
         yield person
+
+
+@pytest.fixture
+def nano(tmp_path: Path) -> Studio:
+    """A studio of the bundled model."""
+    import omnialpha
+    from omnialpha.models.checkpoints.folders import resolve
+
+    return Studio(tmp_path / "studio", resolve(None).card, omnialpha.load)
 
 
 def give_all(person: StudioBrowser, row: Task, photo: Path) -> None:
@@ -74,8 +84,7 @@ def test_panel_history_download_and_cancel(browser: StudioBrowser, tmp_path: Pat
     browser.task(words_of(TASKS["decompose_auto"]))
     browser.give(Role.COMPOSITE, tmp_path / "red.png")
     browser.wait(lambda: browser.pixel(0.5, 0.5)[:3] == [255, 0, 0])
-    browser.click("#studio-start")  # a mistake first: none is made, so it runs
-    browser.wait(lambda: browser.all(".stage aside:not([hidden]) li"))
+    assert browser.run() == ["foreground", "background"]
     browser.option("seed", 9)
     assert browser.run() == ["foreground", "background"]  # the front one on top
 
@@ -103,7 +112,7 @@ def test_panel_history_download_and_cancel(browser: StudioBrowser, tmp_path: Pat
     field = browser.one("#option-seed input")
     browser.wait(lambda: field.get_attribute("value") == "0")
 
-    browser.click("#component-0 .label-wrap, .label-wrap", None)
+    browser.click("#fold-model .label-wrap")
     browser.option("steps", 900)
     browser.click("#studio-start")
     browser.wait(lambda: browser.all(".stage .progress:not([hidden])"))
@@ -120,5 +129,35 @@ def test_a_mistake_is_told_on_the_page(browser: StudioBrowser) -> None:
     assert "Traceback" not in browser.toast()
 
 
-def test_reads_what_it_writes(photo: Path) -> None:
-    assert read_image(photo).bits == 16
+@pytest.mark.slow
+def test_pictures_of_the_docs(nano: Studio, tmp_path: Path) -> None:
+    """Takes the pictures of docs/studio.md, where OMNIALPHA_DOCS_IMAGES names their folder."""
+    from PIL import Image
+    from skimage import data
+
+    out = Path(os.environ.get("OMNIALPHA_DOCS_IMAGES", tmp_path))
+    for name, pixels in {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee()}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    with opened(nano, "nano on cpu", (1360, 900), tmp_path) as person:
+        person.give(Role.COMPOSITE, tmp_path / "cat.png")
+        person.run()
+        person.click(".stage .compare")
+        person.picture(out / "studio-before-after.png")
+        person.task(words_of(TASKS["matting_rough"]))
+        person.give(Role.COMPOSITE, tmp_path / "astronaut.png")
+        person.wait(lambda: person.pixel(0.5, 0.5)[3])
+        person.click(".stage [data-tool=point][data-subject='1']")
+        person.drag((0.62, 0.35))
+        person.wait(lambda: any((nano.folder / "shown").glob("map-*")))
+        person.picture(out / "studio-clicks.png")
+        person.category("decomposition")
+        person.give(Role.COMPOSITE, tmp_path / "coffee.png")
+        person.option("seed", 3)
+        person.click("#studio-start")
+        person.wait(lambda: "Step" in person.one(".stage .progress").text)
+        person.picture(out / "studio-preview.png")
+        person.wait(lambda: person.all(".stage aside:not([hidden]) li"))
+        person.click(".stage li:nth-child(2) .eye")
+        person.picture(out / "studio-layers.png")
+        assert not person.foreign() and not person.errors()
+    assert all(file.stat().st_size < 200_000 for file in out.glob("studio-*.png"))

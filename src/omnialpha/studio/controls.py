@@ -17,7 +17,6 @@ from omnialpha.tasks import CATEGORIES, MEANING, TASKS, Role, Task
 FIRST = next(row for row in TASKS.values() if row.automatic)  # the task that a page opens with
 ROLES = tuple(dict.fromkeys(role for row in TASKS.values() for role in row.inputs))
 PLAIN = ("prompt", "layers", "size", "seed")  # options that are not folded away
-WIDE = ("prompt", "raw")
 FILES = sorted({*FORMATS, *LAYERS, ".gif", ".bmp", ".avif"})
 
 
@@ -41,11 +40,12 @@ def control(row: RunOption, card: Card) -> gr.components.Component:
         return gr.Dropdown(list(row.choices), value=row.default, **common)
     if row.kind is str:
         return gr.Textbox(value=row.default, lines=2 if row.name == "prompt" else 1, **common)
-    own = {"steps": card.defaults(FIRST.name).steps, "guidance": card.defaults(FIRST.name).guidance}.get(row.name)
-    hint = "" if own is None else f"model's own: {own:g}"
+    if row.default is None:  # a field for numbers cannot be empty
+        own = {"steps": card.defaults(FIRST.name).steps, "guidance": card.defaults(FIRST.name).guidance}.get(row.name)
+        return gr.Textbox(placeholder="" if own is None else f"the model's own, such as {own:g}", **common)
     if row.kind is int:
-        return gr.Number(value=row.default, precision=0, placeholder=hint, **common)
-    return gr.Number(value=row.default, placeholder=hint, step=0.5, **common)
+        return gr.Number(value=row.default, precision=0, **common)
+    return gr.Number(value=row.default, step=0.5, **common)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Controls:
         made = {name: control(rows[name], card) for name in PLAIN}
         with gr.Accordion("Cut-out: edge, shadow, crop, background", open=False, elem_id="fold-cutout") as fold:
             made |= {name: control(row, card) for name, row in cutout_options().items()}
-        with gr.Accordion("Model: steps, guidance, refining", open=False):
+        with gr.Accordion("Model: steps, guidance, refining", open=False, elem_id="fold-model"):
             made |= {name: control(row, card) for name, row in rows.items() if name not in PLAIN}
         return cls(category, task, files, made, fold)
 
@@ -119,11 +119,12 @@ class Controls:
 
     def values(self, row: Task, texts: Mapping[str, str]) -> dict[Any, Any]:
         """The values of controls for texts: the way back."""
-        taken = options_of(row)
-        return {
-            self.options[name]: option.read(texts[name]) if name in texts else option.default
-            for name, option in taken.items()
-        }
+        values: dict[Any, Any] = {}
+        for name, option in options_of(row).items():
+            given, part = texts.get(name), self.options[name]
+            typed = given is None or isinstance(part, gr.Textbox)
+            values[part] = (option.default if given is None else given) if typed else option.read(str(given))
+        return values
 
 
 def file_drawn(role: Role) -> bool:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -255,7 +256,7 @@ class Studio:
             notes.append(f"the layers recompose the picture to {stack.error(order.example.inputs[0])['psnr']:.1f} dB")
         settings = order.settings(self.card)
         result = keep_result(stack, settings, order.source)
-        folder = self._runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        folder = self._runs / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(4)}"
         kept = {"request": asdict(request), "settings": settings, "seconds": round(seconds, 2), "notes": notes}
         with atomic_folder(folder) as made:
             for name, data in result.files.items():

@@ -21,7 +21,7 @@ function update() {
   const before = JSON.stringify(scene.request);
   scene = next;
   size = scene.size;
-  guide = scene.guide || null;
+  if (scene.guide || !drawn.some(one => one.kind !== "stroke")) guide = scene.guide || null;
   if (!fits("move") && !fits(tool.tool)) pick(find("[data-tool=move]"));
   if (before !== JSON.stringify(scene.request) || next.load) outline();
   report();
