@@ -92,7 +92,8 @@ class StudioPage:
         controls.category.input(self.pick_category, {controls.category, *given}, all_parts, **told)
         controls.task.input(self.pick_task, given, all_parts, **told)
         for file in controls.files.values():
-            gr.on([file.upload, file.clear, file.delete], self.look, given, self.stage, **told)
+            changed = [file.upload, file.clear, file.delete]  # what comes last is what is shown
+            gr.on(changed, self.look, given, self.stage, **told, trigger_mode="always_last")
         ends = [self.stage, self.start, self.stop, self.history]
         self.start.click(self.run, given, ends, **told)
         self.stop.click(self.cancel, **told, queue=False)

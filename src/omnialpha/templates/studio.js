@@ -22,7 +22,7 @@ function update() {
   scene = next;
   size = scene.size;
   if (scene.guide || !drawn.some(one => one.kind !== "stroke")) guide = scene.guide || null;
-  if (!fits("move") && !fits(tool.tool)) pick(find("[data-tool=move]"));
+  if (!fits(tool.tool)) pick(find("[data-tool=move]"));
   if (before !== JSON.stringify(scene.request) || next.load) outline();
   report();
   panel();
