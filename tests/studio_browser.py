@@ -58,7 +58,6 @@ class StudioBrowser:
             except (StaleElementReferenceException, IndexError):  # the page is being changed
                 pass
             if time.monotonic() > end:
-                self.driver.save_screenshot("/tmp/st/fail.png")
                 raise AssertionError(f"nothing came of it in {seconds:g} s: {self.toast()!r}")
             time.sleep(0.1)
 
@@ -78,8 +77,8 @@ class StudioBrowser:
         self.click("#studio-category label", name.capitalize())
 
     def task(self, words: str) -> None:
-        self.click("#studio-task label", words)
-        self.wait(lambda: any(one.text.strip() == words for one in self.all("#studio-task label.selected")))
+        self.click(".studio-task label", words)
+        self.wait(lambda: any(one.text.strip() == words for one in self.all(".studio-task label.selected")))
 
     def give(self, role: str, *files: Path) -> None:
         """Choose files for a role, in the place of what is there."""

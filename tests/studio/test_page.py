@@ -21,7 +21,9 @@ def values_of(page: StudioPage, task: str, **given: Any) -> dict[Any, Any]:
     """The values of all controls, as a page sends them."""
     controls = page.controls
     values = {part: part.value for part in controls.options.values()} | dict.fromkeys(controls.files.values())
-    values |= {controls.task: task, page.stage: given.pop("stage", {})}
+    category = TASKS[task].category
+    values |= {part: part.value for part in controls.tasks.values()}
+    values |= {controls.category: category, controls.tasks[category]: task, page.stage: given.pop("stage", {})}
     return values | {{**controls.options, **controls.files}[name]: value for name, value in given.items()}
 
 
@@ -41,11 +43,12 @@ def test_the_controls_are_the_options_of_every_interface(page: StudioPage) -> No
 
 def test_a_task_shows_what_it_takes_and_nothing_else(page: StudioPage) -> None:
     controls = page.controls
-    for name, row in TASKS.items():
+    for row in TASKS.values():
         shown = controls.show(row)
         assert {one for one, part in controls.options.items() if shown[part]["visible"]} == set(options_of(row))
         assert {role for role in ROLES if shown[controls.files[role]]["visible"]} == set(row.inputs)
-        assert shown[controls.task]["value"] == name and shown[controls.category]["value"] == row.category
+        assert controls.chosen({part: update.get("value") for part, update in shown.items()}) is row
+        assert [one for one, part in controls.tasks.items() if shown[part]["visible"]] == [row.category]
 
 
 def test_untouched_controls_are_the_defaults_of_every_interface(page: StudioPage) -> None:
@@ -70,7 +73,9 @@ def test_a_run_on_the_page_and_its_way_back(page: StudioPage, photo: Path) -> No
     assert card["id"] == scene["run"] and "seed: 41" in card["about"]
 
     back, controls = page.restore(card["id"]), page.controls
-    assert back[controls.task]["value"] == "removal_precise" and back[controls.options["seed"]]["value"] == 41
+    assert (
+        back[controls.tasks["removal"]]["value"] == "removal_precise" and back[controls.options["seed"]]["value"] == 41
+    )
     assert back[controls.options["raw"]]["value"] is True and back[page.stage]["load"] == rows
     values = values_of(page, "removal_precise", stage={"drawn": back[page.stage]["load"]})
     values |= {part: update["value"] for part, update in back.items() if "value" in update and part in values}

@@ -50,10 +50,12 @@ def control(row: RunOption, card: Card) -> gr.components.Component:
 
 @dataclass(frozen=True)
 class Controls:
-    """category and task: what is done. files: pictures by role. options: by name. cutout: the fold of the last."""
+    """category: of tasks. tasks: those of each, of which one is chosen. files: pictures by role. options: by name.
+    cutout: the fold that holds the options of a cut-out.
+    """
 
     category: gr.Radio
-    task: gr.Radio
+    tasks: dict[str, gr.Radio]
     files: dict[Role, gr.File]
     options: dict[str, gr.components.Component]
     cutout: gr.Accordion
@@ -64,7 +66,16 @@ class Controls:
         category = gr.Radio(
             list(CATEGORIES), value=FIRST.category, show_label=False, container=False, elem_id="studio-category"
         )
-        task = gr.Radio(choices(FIRST.category), value=FIRST.name, label="What is made", elem_id="studio-task")
+        tasks = {
+            one: gr.Radio(
+                choices(one),
+                value=FIRST.name if one == FIRST.category else choices(one)[0][1],
+                label="What is made",
+                visible=one == FIRST.category,
+                elem_classes="studio-task",
+            )
+            for one in CATEGORIES
+        }
         files = {
             role: gr.File(
                 label=role.capitalize(),
@@ -83,24 +94,28 @@ class Controls:
             made |= {name: control(row, card) for name, row in cutout_options().items()}
         with gr.Accordion("Model: steps, guidance, refining", open=False, elem_id="fold-model"):
             made |= {name: control(row, card) for name, row in rows.items() if name not in PLAIN}
-        return cls(category, task, files, made, fold)
+        return cls(category, tasks, files, made, fold)
 
     @property
     def all(self) -> list[Any]:
         """Every control that may be changed by another."""
-        return [self.category, self.task, *self.files.values(), *self.options.values(), self.cutout]
+        return [self.category, *self.tasks.values(), *self.files.values(), *self.options.values(), self.cutout]
 
     @property
     def inputs(self) -> set[Any]:
         """Those that hold what is asked for."""
-        return {self.task, *self.files.values(), *self.options.values()}
+        return {self.category, *self.tasks.values(), *self.files.values(), *self.options.values()}
+
+    def chosen(self, values: Mapping[Any, Any]) -> Task:
+        """The task that is chosen."""
+        return TASKS[values[self.tasks[values[self.category]]]]
 
     def show(self, row: Task, values: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
         """Updates for a task: its controls and no others. values: new ones, by control; others stay as they are."""
         values, taken = values or {}, options_of(row)
         updates: dict[Any, Any] = {
             self.category: gr.update(value=row.category),
-            self.task: gr.update(choices=choices(row.category), value=row.name),
+            **{part: gr.update(visible=one == row.category) for one, part in self.tasks.items()},
             self.cutout: gr.update(visible=bool(set(taken) & set(cutout_options()))),
         }
         for role, file in self.files.items():
@@ -108,6 +123,7 @@ class Controls:
             updates[file] = gr.update(visible=role in row.inputs, label=info)
         for name, option in self.options.items():
             updates[option] = gr.update(visible=name in taken)
+        updates[self.tasks[row.category]] |= {"value": row.name}
         for part, value in values.items():
             updates[part] = updates[part] | {"value": value}
         return updates

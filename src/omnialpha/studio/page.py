@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from omnialpha.errors import InputError
-from omnialpha.studio.controls import FIRST, Controls, choices, words_of
+from omnialpha.studio.controls import FIRST, Controls, words_of
 from omnialpha.studio.drawn import LEVELS, map_role, tools_of
 from omnialpha.studio.exports import FORMS, export
 from omnialpha.studio.runs import RunCancelled, Studio, StudioProgress, StudioRequest, StudioRun
@@ -89,8 +89,13 @@ class StudioPage:
         controls = self.controls
         told: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         given, all_parts = {*controls.inputs, self.stage}, [*controls.all, self.stage]
-        controls.category.input(self.pick_category, {controls.category, *given}, all_parts, **told)
-        controls.task.input(self.pick_task, given, all_parts, **told)
+        gr.on(
+            [part.input for part in (controls.category, *controls.tasks.values())],
+            self.pick_task,
+            given,
+            all_parts,
+            **told,
+        )
         for file in controls.files.values():
             changed = [file.upload, file.clear, file.delete]  # what comes last is what is shown
             gr.on(changed, self.look, given, self.stage, **told, trigger_mode="always_last")
@@ -105,7 +110,7 @@ class StudioPage:
 
     def request(self, values: Mapping[Any, Any]) -> StudioRequest:
         """What the controls ask for."""
-        row, found = TASKS[values[self.controls.task]], dict[str, list[str]]()
+        row, found = self.controls.chosen(values), dict[str, list[str]]()
         for role in row.inputs:
             given = values.get(self.controls.files[role])
             paths = given if isinstance(given, list) else [given] if given else []
@@ -148,13 +153,9 @@ class StudioPage:
         scene = self.scene(StudioRequest(FIRST.name))
         return {**self.controls.show(FIRST), self.stage: scene, self.history: self._cards()}
 
-    def pick_category(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        first = choices(values[self.controls.category])[0][1]
-        return self.pick_task({**values, self.controls.task: first})
-
     def pick_task(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Show the controls of a task; pictures and marks that it takes as well are kept."""
-        return {**self.controls.show(TASKS[values[self.controls.task]]), self.stage: self.look(values)}
+        return {**self.controls.show(self.controls.chosen(values)), self.stage: self.look(values)}
 
     def look(self, values: dict[Any, Any]) -> dict[str, Any]:
         """Show the pictures that were given."""

@@ -17,7 +17,7 @@ function update() {
     if (next.run) split = null;
   }
   const picture = JSON.stringify([next.before, next.size]);
-  if (picture !== JSON.stringify([scene.before, scene.size]) || !size) view.fitted = true;
+  if (picture !== JSON.stringify([scene.before, scene.size]) || !size) [view.fitted, split] = [true, null];
   const before = JSON.stringify(scene.request);
   scene = next;
   size = scene.size;
