@@ -1,5 +1,6 @@
 """Chromium on a page of the studio: what a person does there, and what it asks the network for."""
 
+import base64
 import json
 import shutil
 import time
@@ -87,6 +88,18 @@ class StudioBrowser:
             self.driver.execute_script("arguments[0].click()", clear)
         self.one(f"{place} input[type=file]").send_keys("\n".join(map(str, files)))
         self.wait(lambda: files[0].stem in self.one(f"{place} .file-preview").text)
+
+    def drop(self, file: Path) -> None:
+        """Drop a file on the stage."""
+        self.driver.execute_script(
+            "const bytes = Uint8Array.from(atob(arguments[0]), one => one.charCodeAt(0));"
+            "const dataTransfer = new DataTransfer();"
+            "dataTransfer.items.add(new File([bytes], arguments[1], {type: 'image/png'}));"
+            "document.querySelector('.stage .sheet').dispatchEvent("
+            "new DragEvent('drop', {dataTransfer, bubbles: true, cancelable: true}));",
+            base64.b64encode(file.read_bytes()).decode(),
+            file.name,
+        )
 
     def option(self, name: str, value: Any) -> None:
         """Type an option."""

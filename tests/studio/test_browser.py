@@ -123,10 +123,14 @@ def test_panel_history_download_and_cancel(browser: StudioBrowser, tmp_path: Pat
     assert not browser.foreign() and not browser.errors()
 
 
-def test_a_mistake_is_told_on_the_page(browser: StudioBrowser) -> None:
+def test_a_mistake_is_told_on_the_page_and_a_dropped_file_mends_it(browser: StudioBrowser, tmp_path: Path) -> None:
     browser.click("#studio-start")
     browser.wait(lambda: "The composite is missing" in browser.toast())
     assert "Traceback" not in browser.toast()
+    write_image(tmp_path / "green.png", torch.tensor([0.0, 1, 0, 1])[:, None, None].expand(4, 30, 40))
+    browser.drop(tmp_path / "green.png")
+    browser.wait(lambda: browser.pixel(0.5, 0.5)[:3] == [0, 255, 0])
+    assert "green" in browser.one("#picture-composite .file-preview").text
 
 
 @pytest.mark.slow
