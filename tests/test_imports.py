@@ -26,6 +26,7 @@ ORDER = (
     ("evaluation",),
     ("training", "curation"),
     ("server", "client"),
+    ("studio",),
     ("cli", "demo", "batch"),
     ("__main__",),
 )

@@ -64,7 +64,7 @@ def test_dependencies_are_bounded_below_and_pinned_once() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", pin) for pin in pins)
     assert len({name_of(pin) for pin in pins}) == len(pins)
 
-    made = ("train", "eval", "curate", "serve", "docs", "dev")
+    made = ("train", "eval", "curate", "serve", "studio", "docs", "dev")
     installed = project["dependencies"] + [requirement for name in made for requirement in extras[name]]
     assert all(re.fullmatch(r"[\w-]+>=[\d.]+", requirement) for requirement in installed)
     assert {name_of(requirement) for requirement in installed} <= {name_of(pin) for pin in pins}

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
-from omnialpha.limits import check_guidance, check_refine, check_seed, check_size, check_steps
+from omnialpha.limits import REFINE, check_guidance, check_refine, check_seed, check_size, check_steps
 from omnialpha.tasks import Task
 
 YES_NO = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -74,12 +74,13 @@ class RunOptions:
 
 
 class RunOption(NamedTuple):
-    """A row of the table. kind: int, float, str or bool."""
+    """A row of the table. kind: int, float, str or bool. choices: of a text that is one of a few."""
 
     name: str
     kind: type
     default: Any
     help: str
+    choices: tuple[str, ...] = ()
 
     def read(self, text: str) -> Any:
         """The value of a text; InputError where it is none of the kind."""
@@ -101,7 +102,8 @@ def run_options() -> dict[str, RunOption]:
     for field in dataclasses.fields(RunOptions):
         kind, note = get_args(hints[field.name])
         kinds = [one for one in get_args(kind) if one is not type(None)] or [kind]
-        rows[field.name] = RunOption(field.name, kinds[0], field.default, note)
+        choices = REFINE if field.name == "refine" else ()
+        rows[field.name] = RunOption(field.name, kinds[0], field.default, note, choices)
     return rows
 
 
@@ -110,8 +112,9 @@ def cutout_options() -> dict[str, RunOption]:
     """The options that finish a cut-out, by name: the fields of `Cutout`."""
     hints, rows = get_type_hints(Cutout), {}
     for field in dataclasses.fields(Cutout):
-        kind = hints[field.name] if hints[field.name] in (float, bool) else str
-        rows[field.name] = RunOption(field.name, kind, field.default, field.metadata["help"])
+        hint = hints[field.name]
+        kind, choices = hint if hint in (float, bool) else str, get_args(hint) if get_origin(hint) is Literal else ()
+        rows[field.name] = RunOption(field.name, kind, field.default, field.metadata["help"], choices)
     return rows
 
 

@@ -287,7 +287,7 @@ def _with_map(name: str, category: str, targets: Roles, summary: str, *wordings:
     rows = []
     for role, (word, hint) in _MAP_WORDS.items():
         own = (wording.format(map=word, hint=hint) for wording in wordings)
-        rows.append(_row(f"{name}_{role}", category, (C, role), targets, summary.format(map=role), *own))
+        rows.append(_row(f"{name}_{role}", category, (C, role), targets, summary.format(map=word), *own))
     return rows
 
 

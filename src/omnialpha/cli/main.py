@@ -1,5 +1,5 @@
 """The command line: `omnialpha tasks | run | matte | remove | decompose | complete | generate | batch | stream | demo |
-serve | train | curate | pull | convert | data | layers | vae | eval | doctor`.
+serve | studio | train | curate | pull | convert | data | layers | vae | eval | doctor`.
 
 Nothing heavy is imported before a command needs it, so that help and the table of tasks come at once.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from omnialpha import __version__
-from omnialpha.cli import batch, curate, data, doctor, evaluate, layers, serve, stream, task_table, vae, weights
+from omnialpha.cli import batch, curate, data, doctor, evaluate, layers, serve, stream, studio, task_table, vae, weights
 from omnialpha.cli.exits import Commands
 from omnialpha.cli.options import Options, Pictures, command, input_roles, mark, whole
 from omnialpha.cutout_options import Cutout
@@ -209,6 +209,7 @@ def train(
 
 
 command(app, *serve.MODEL_OPTIONS, name="serve")(serve.serve)
+command(app, *serve.MODEL_OPTIONS, name="studio")(studio.studio)
 command(app, "quiet", "json")(curate.curate)
 command(app, "instructions", "quiet", "json")(weights.pull)
 command(app, "base", "vae", "lora", "instructions", "dtype", "quiet", "json")(weights.convert)

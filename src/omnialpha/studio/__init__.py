@@ -1,0 +1,1 @@
+"""The studio, all tasks on a page of this machine: `runs` and `exports` do what `page` shows."""

@@ -1,0 +1,4 @@
+element.addEventListener("click", event => {
+  const card = event.target.closest("[data-run]");
+  if (card) trigger("pick", {run: card.dataset.run});
+});
