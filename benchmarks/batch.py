@@ -1,6 +1,7 @@
 """Cut-outs of a folder of 24 photographs: `omnialpha batch` beside loops of single calls and rembg's way.
 
 `python benchmarks/batch.py` makes the folder of scikit-image's four pictures at six sizes. `--repeats`, `--workers`.
+`--photographs FOLDER` takes those in its input/ instead, and tells how far the alphas are from those in its alpha/.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -72,7 +74,6 @@ def by_commands(files: Sequence[Path], out: Path) -> None:
 
 def by_rembg(files: Sequence[Path], out: Path, matting: bool) -> None:
     """rembg's folder mode with our finder: one picture after the other, its mask enlarged, PNG; `-a` is its matting."""
-    out.mkdir()
     mode = "matting" if matting else "plain"
     subprocess.run([sys.executable, __file__, "--as-rembg", mode, str(out), *map(str, files)], check=True)
 
@@ -82,7 +83,7 @@ def as_rembg(mode: str, out: Path, files: Sequence[Path]) -> None:
     from omnialpha.models.finder import bundled_finder
 
     finder = bundled_finder()
-    for number, path in enumerate(files):
+    for path in files:
         picture = Image.open(path).convert("RGB")
         pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255
         found = finder.find(torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1), mirror=False)[0]
@@ -93,7 +94,9 @@ def as_rembg(mode: str, out: Path, files: Sequence[Path]) -> None:
         if mode == "matting":
             with suppress(ValueError):  # nothing is certain in the mask: rembg falls back to it too
                 cut = _matting(picture, mask)
-        cut.save(out / f"{number}.png")
+        target = out / path.parent.name / f"{path.stem}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cut.save(target)
 
 
 def _matting(picture: Image.Image, mask: Image.Image) -> Image.Image:
@@ -111,35 +114,64 @@ def _matting(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return Image.fromarray((stack_images(estimate_foreground_ml(image, alpha), alpha) * 255).clip(0, 255).astype("u1"))
 
 
-def measured(folder: Path, sides: Sequence[int], workers: int, repeats: int) -> Table:
-    files = photographs(folder / "in", sides)
+def error(out: Path, truth: Path) -> float:
+    """Mean MAD of the alphas of pictures with those of the same names."""
+    rows = []
+    for path in truth.iterdir():
+        (made,) = out.rglob(f"{path.stem}.png")
+        wanted = np.asarray(Image.open(path).convert("RGB"))[..., 0]
+        rows.append(np.abs(np.asarray(Image.open(made))[..., 3] / 255 - wanted / 255).mean())
+    return float(np.mean(rows))
+
+
+def measured(folder: Path, given: Path | None, sides: Sequence[int], workers: int, repeats: int) -> Table:
+    files = sorted((given / "input").iterdir()) if given else photographs(folder / "in", sides)
+    source = given / "input" if given else folder / "in"
     few = files[:: max(1, len(files) // SINGLE)][:SINGLE]
     many, threads = ("--workers", workers), ("--engine", "threads")
     rows: dict[str, tuple[Callable[[Path], None], int]] = {
-        f"batch, {workers} processes": (lambda out: by_batch(folder / "in", out, *many), len(files)),
-        f"batch, {workers} threads": (lambda out: by_batch(folder / "in", out, *many, *threads), len(files)),
-        "batch, 1 worker": (lambda out: by_batch(folder / "in", out, "--workers", 1), len(files)),
-        "API, one call after the other": (lambda out: by_api(files, out), len(files)),
-        f"single commands ({len(few)} pictures)": (lambda out: by_commands(few, out), len(few)),
+        f"batch, {workers} processes": (lambda out: by_batch(source, out, *many), len(files)),
+        f"batch, {workers} processes, --refine off": (
+            lambda out: by_batch(source, out, *many, "--refine", "off"),
+            len(files),
+        ),
         "rembg's way, mask enlarged": (lambda out: by_rembg(files, out, False), len(files)),
         "rembg's way, its matting": (lambda out: by_rembg(files, out, True), len(files)),
     }
-    numbers = itertools.count()
-    calls = {way: partial(lambda run: run(folder / str(next(numbers))), run) for way, (run, _) in rows.items()}
-    took = medians(in_turn(calls, repeats, torch.device("cpu"), warm=0))
+    if given is None:
+        rows |= {
+            f"batch, {workers} threads": (lambda out: by_batch(source, out, *many, *threads), len(files)),
+            "batch, 1 worker": (lambda out: by_batch(source, out, "--workers", 1), len(files)),
+            "API, one call after the other": (lambda out: by_api(files, out), len(files)),
+            f"single commands ({len(few)} pictures)": (lambda out: by_commands(few, out), len(few)),
+        }
+    numbers, used, outs = itertools.count(), dict[str, list[float]](), dict[str, Path]()
+
+    def call(way: str, run: Callable[[Path], None]) -> None:
+        outs[way], before = folder / str(next(numbers)), resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(outs[way])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        used.setdefault(way, []).append(took)
+
+    calls = {way: partial(call, way, run) for way, (run, _) in rows.items()}
+    took, processor = medians(in_turn(calls, repeats, torch.device("cpu"), warm=0)), medians(used)
+    what = "photographs" if given else f"JPEG of {sides[0]} to {sides[-1]} px"
     table = Table(
         "Cut-outs of a folder",
-        f"median of {repeats}, {len(files)} JPEG of {sides[0]} to {sides[-1]} px, {os.cpu_count()} cores, "
+        f"median of {repeats}, {len(files)} {what}, {os.cpu_count()} cores, "
         f"{surroundings(torch.device('cpu'), torch.float32)}",
-        {"way": "", "s a picture": ".2f", "pictures/s": ".2f", "batch is x as fast": ".2f"},
+        {"way": "", "s a picture": ".2f", "CPU s": ".2f", "batch is x as fast": ".2f"}
+        | ({"alpha MAD": ".4f"} if given else {}),
         notes=[
             "Every way starts its processes and loads its model within the time.",
             "rembg's way with the mask enlarged does less: one look at 320 px, and the colours of the background stay.",
         ],
     )
-    each = {way: took[way] / count for way, (_, count) in rows.items()}
-    first = next(iter(each.values()))
-    table.rows += [[way, one, 1 / one, one / first] for way, one in each.items()]
+    first = next(iter(took.values())) / len(files)
+    for way, (_, count) in rows.items():
+        errors = [error(outs[way], given / "alpha")] if given else []
+        table.rows.append([way, took[way] / count, processor[way] / count, took[way] / count / first, *errors])
     return table
 
 
@@ -148,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES))
+    parser.add_argument("--photographs", type=Path, help="a folder with input/ and alpha/")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--as-rembg", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -155,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mode, out, *files = options.as_rembg
         return as_rembg(mode, Path(out), [Path(file) for file in files])
     with TemporaryDirectory() as folder:
-        table = measured(Path(folder), options.sides, options.workers, options.repeats)
+        table = measured(Path(folder), options.photographs, options.sides, options.workers, options.repeats)
     print(table.text())
     save([table], {name: getattr(options, name) for name in ("sides", "workers", "repeats")}, options.json, None)
 

@@ -13,7 +13,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
-    from omnialpha.server.orders import Order
+    from omnialpha.server.calls import TaskCall
 
 SIZE = (24, 32)  # height, width
 
@@ -34,24 +34,24 @@ class StubEngine:
     def prepare(self) -> None:
         pass
 
-    def run(self, orders: "Sequence[Order]", watch: Callable[[int, int], None]) -> list[Any]:
+    def run(self, calls: "Sequence[TaskCall]", watch: Callable[[int, int], None]) -> list[Any]:
         import torch
 
         from omnialpha.io.layers import Layer, LayerStack
 
-        self.seen.append([order.task for order in orders])
-        for step in range(1, orders[0].steps + 1):
+        self.seen.append([call.task for call in calls])
+        for step in range(1, calls[0].steps + 1):
             while not self.gate.wait(0.02):
-                watch(step - 1, orders[0].steps)
-            watch(step, orders[0].steps)
+                watch(step - 1, calls[0].steps)
+            watch(step, calls[0].steps)
         if self.error:
             raise self.error
         made = []
-        for order in orders:
-            one = order.example
+        for call in calls:
+            one = call.example
             layers = []
             for name, role in zip(one.names, one.targets, strict=True):
-                picture = torch.full((4, *one.size), (order.seed % 256) / 255)
+                picture = torch.full((4, *one.size), (call.seed % 256) / 255)
                 picture[3] = 1.0
                 if role == "foreground":
                     picture[3, : one.size[0] // 4] = 0  # transparent above

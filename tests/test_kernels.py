@@ -155,3 +155,18 @@ def test_a_forked_child_works_and_threads_do_not_meet(tiny_model_folder: Path) -
         OMP_NUM_THREADS="2",
     )
     assert done.stdout == "child 0\nthreads\n", (done.returncode, done.stderr[-2000:])
+
+
+def test_blas_has_one_thread_while_kernels_run() -> None:
+    """Threads of BLAS that wait for each other took most of the time of a matte."""
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    def threads() -> list[int]:
+        return [row["num_threads"] for row in threadpool_info() if row["user_api"] == "blas"]
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    before = threads()
+    with kernels.one_thread():
+        assert set(threads()) == {1}
+    assert threads()[: len(before)] == before

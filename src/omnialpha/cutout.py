@@ -127,13 +127,28 @@ def _joined(dark: Tensor, alpha: Tensor) -> Tensor:
 
 def cropped(layer: Tensor, options: Cutout) -> Tensor:
     """A layer (4, H, W) cropped to where it is not clear, with a margin that may lie beyond it. An empty one stays."""
-    seen = layer[3] > PRESENT
-    if not bool(seen.any()):
+    box = bounds(layer[3], PRESENT)
+    if box is None:
         return layer
-    rows, columns = (seen.any(1 - axis).nonzero().flatten() for axis in (0, 1))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    margin = options.margin(max(bottom - top, right - left))
-    return F.pad(layer[:, top:bottom, left:right], (margin, margin, margin, margin))
+    margin = options.margin(max(box[2:]))
+    return F.pad(cut(layer, box), (margin, margin, margin, margin))
+
+
+Box = tuple[int, int, int, int]  # top, left, height and width
+
+
+def bounds(alpha: Tensor, above: float) -> Box | None:
+    """Where an alpha (H, W) is above a value; None where it is nowhere."""
+    rows, columns = ((alpha > above).any(1 - axis).nonzero().flatten() for axis in (0, 1))
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+
+
+def cut(layer: Tensor, box: Box) -> Tensor:
+    """What of a layer (4, H, W) lies in a box."""
+    top, left, height, width = box
+    return layer[:, top : top + height, left : left + width]
 
 
 def backdrop(given: str, size: tuple[int, int]) -> Tensor:

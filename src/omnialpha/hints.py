@@ -17,7 +17,7 @@ from omnialpha.errors import InputError
 from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.models.checkpoints.card import Card
 from omnialpha.models.finder import Finder, hint_of
-from omnialpha.tasks import MAPS, TASKS, Example, Role
+from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
 
 MARGIN, MOST = 0.3, 0.97  # of the subject's size: what a second look sees around it; of the picture: what it may see
 VIEWS = (1.0, 0.7, 0.5, 0.35, 0.25)  # of the sides: what is looked at around a click until something is seen there
@@ -84,13 +84,16 @@ def cut_out(example: Example, finder: Finder | None, card: Card, refining: str =
     """The subject by the finder's alpha, refined, where that is all that an example asks for, so that nothing has to be
     sampled; None where it is not.
     """
-    if finder is None or example.targets != (Role.FOREGROUND,):
-        return None
-    if example.task not in card.alpha_from_finder:
+    if finder is None or not finder_suffices(TASKS[example.task], card, finder.hints):
         return None
     card.check_task(example.task)
-    example = add_hint(example, finder, card)
-    return None if example.found is None else finish(example, example.inputs[:1], [], card, refining)
+    return finish(add_hint(example, finder, card), example.inputs[:1], [], card, refining)
+
+
+def finder_suffices(task: Task, card: Card, hints: bool) -> bool:
+    """Whether the finder's alpha is all that a task asks for. hints: whether the finder makes use of hints."""
+    marked = task.automatic or (hints and any(role in MAPS for role in task.inputs))
+    return marked and task.targets == (Role.FOREGROUND,) and task.name in card.alpha_from_finder
 
 
 def count_inputs(example: Example, found: bool) -> int:

@@ -25,10 +25,16 @@ LOCK = threading.RLock()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold the lock around calls of pymatting, which is loaded: numba aborts where two threads run its kernels."""
+    """Hold the lock around calls of pymatting, which is loaded: numba aborts where two threads run its kernels.
+
+    BLAS gets one thread as well: its vectors are short, and threads that wait for each other took most of the time.
+    """
+    from threadpoolctl import threadpool_limits
+
     with LOCK:
         load()
-        yield
+        with threadpool_limits(1, "blas"):
+            yield
 
 
 @cache

@@ -74,10 +74,10 @@ def run_five(task: str, client: Any, engine: "ModelEngine") -> tuple[list[np.nda
     """The pictures of five seeds, the first of which does not run before all are sent, and the sizes of the batches."""
     runs, sent, whole = list[int](), threading.Event(), type(engine).run
 
-    def counted(orders: Any, watch: Any) -> Any:
+    def counted(calls: Any, watch: Any) -> Any:
         sent.wait(20)
-        runs.append(len(orders))
-        return whole(engine, orders, watch)
+        runs.append(len(calls))
+        return whole(engine, calls, watch)
 
     engine.run = counted  # type: ignore[method-assign]
     queue = client.app.state.server.queue

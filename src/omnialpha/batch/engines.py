@@ -19,7 +19,6 @@ from typing import Any
 from omnialpha import ray_data
 from omnialpha.batch.ledger import Entry
 from omnialpha.batch.work import Item, Work, Worker
-from omnialpha.errors import InputError
 
 LOOK = 0.2  # seconds between looks at whether it was stopped
 AHEAD = 2  # pictures a worker that wait at its door
@@ -197,12 +196,6 @@ def ray(worker: Worker, workers: int, stop: threading.Event) -> Iterator[Run]:
 
 
 ENGINES = {"threads": threads, "processes": processes, "ray": ray}
-
-
-def check(name: str, worker: Worker) -> None:
-    """InputError for an engine that would load a model into every process of this machine."""
-    if name == "processes" and not worker.finder_alone:
-        raise InputError(f"--engine processes is for cut-outs by the finder, not {worker.work.task}: use threads.")
 
 
 @contextmanager

@@ -87,8 +87,13 @@ def gather(
     if folders and len(given) > 1:
         raise InputError(f"the folder {folders[0]} was given with other inputs: give one folder, or files.")
     if folders:
-        folder = _in_folder(folders[0], output)
-        left_out = (output.resolve(), *([maps.resolve()] if maps else []))
+        folder, inside = folders[0].resolve(), output.resolve()
+        if inside == folder or inside in folder.parents:
+            sentence = (
+                f"the inputs in {folders[0]} lie in the output folder {output}: choose another, so they are kept."
+            )
+            raise InputError(sentence)
+        left_out = (inside, *([maps.resolve()] if maps else []))
         return Inputs(folder, None, tuple(include), tuple(exclude), left_out)
     if include or exclude:
         raise InputError(f"--include and --exclude are for a folder, but {given[0]} is none: leave them out.")
@@ -107,13 +112,6 @@ def gather(
                 f"the input {file} lies in the output folder {output}: choose another, so that it is kept."
             )
     return Inputs(Path(os.path.commonpath([file.parent for file in files])), tuple(files))
-
-
-def _in_folder(folder: Path, output: Path) -> Path:
-    inside, above = output.resolve(), folder.resolve()
-    if inside == above or inside in above.parents:
-        raise InputError(f"the inputs in {folder} lie in the output folder {output}: choose another, so they are kept.")
-    return above
 
 
 def _listed(path: Path) -> list[Path]:

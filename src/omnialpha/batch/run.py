@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,13 @@ from omnialpha.tasks import MAPS
 HASHERS = 4  # threads that read files to see whether they are done
 
 
-@dataclass
-class Counts:
-    """Of pictures, by what became of them."""
-
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    failures: list[Entry] = field(default_factory=list)
-    notes: int = 0
-
-    def add(self, row: Entry) -> None:
-        self.failed += bool(row.error)
-        self.done += not row.error
-        if row.error:
-            self.failures.append(row)
-
-
-@dataclass
-class Todo:
-    """What is to be done with some pictures. refused: rows of those that cannot be tried."""
-
-    items: list[Item]
-    refused: list[Entry]
-    skipped: int
-
-
 class Batch:
-    """The pictures of a folder and their outputs."""
+    """The pictures of a folder and their outputs.
+
+    Attributes:
+        done, skipped: How many were done, and how many had been before.
+        failures: The rows of those that could not be done.
+    """
 
     def __init__(
         self,
@@ -63,10 +43,14 @@ class Batch:
         self.work, self.ledger, self.maps, self.overwrite, self.say = work, ledger, maps, overwrite, say
         earlier = {name: row.output for name, row in ledger.rows.items() if row.output}
         self.names = Names(work.see_through, suffix, work.stacks, earlier)
-        self.suffix, self.counts = suffix, Counts()
+        self.done, self.skipped, self.failures = 0, 0, list[Entry]()
 
-    def plan(self, found: Mapping[str, Path]) -> Todo:
-        """Name the outputs of pictures, name -> path, and leave out what is done."""
+    def plan(self, found: Mapping[str, Path]) -> tuple[list[Item], list[Entry]]:
+        """Name the outputs of pictures, name -> path, and leave out what is done.
+
+        Returns:
+            What is to be done, and the rows of what cannot be tried.
+        """
         for line in self.names.add(found):
             self.say(line)
         if changed := self.names.changed(found):
@@ -79,19 +63,19 @@ class Batch:
             except InputError as error:
                 refused.append(Entry(name, "", error=str(error)))
         if self.overwrite:
-            return Todo(items, refused, 0)
+            return items, refused
         with ThreadPoolExecutor(HASHERS) as pool:
             done = list(pool.map(self._is_done, items))
-        todo = [item for item, skip in zip(items, done, strict=True) if not skip]
+        self.skipped += sum(done)
         allowed = list[Item]()
-        for item in todo:
+        for item in (item for item, skip in zip(items, done, strict=True) if not skip):
             if self.ledger.may_replace(item.name, item.output, self.work.task, str(self.work.folder)):
                 allowed.append(item)
             else:
                 sentence = f"{self.work.output / item.output} was not made of this picture by this task: "
                 refused.append(Entry(item.name, "", error=sentence + "use --overwrite, or choose another folder."))
         self.ledger.claim({item.name: item.output for item in allowed}, self.work.task, str(self.work.folder))
-        return Todo(allowed, refused, len(items) - len(todo))
+        return allowed, refused
 
     def _is_done(self, item: Item) -> bool:
         if not (self.work.output / item.output).exists():
@@ -101,18 +85,13 @@ class Batch:
         except OSError:
             return False  # its worker says why
 
-    def run(self, plan: Todo, engine: Run, watch: Callable[[Entry], Any]) -> None:
+    def run(self, items: Sequence[Item], refused: Sequence[Entry], engine: Run, watch: Callable[[Entry], Any]) -> None:
         """Do what is planned. `watch` is called with each row as it comes."""
-        self.counts.skipped += plan.skipped
-        for row in plan.refused:
-            self._keep(row, watch)
-        for row in engine(plan.items):
-            self._keep(row, watch)
-
-    def _keep(self, row: Entry, watch: Callable[[Entry], Any]) -> None:
-        self.ledger.add(row)
-        self.counts.add(row)
-        watch(row)
+        for row in chain(refused, engine(items)):
+            self.ledger.add(row)
+            self.done += not row.error
+            self.failures += [row] if row.error else []
+            watch(row)
 
 
 def check_maps(work: Work, maps: Path | None, asked: str) -> Maps | None:
@@ -124,9 +103,7 @@ def check_maps(work: Work, maps: Path | None, asked: str) -> Maps | None:
     if maps is None and guides:
         raise InputError(f"{row.name} needs a {guides[0]} for every picture: give their folder with --maps.")
     if maps is not None and not guides:
-        kinds = (
-            ", ".join(f"{row.name.removesuffix('auto')}{role}" for role in MAPS) if row.automatic else "another task"
-        )
+        kinds = ", ".join(f"{row.name.removesuffix('auto')}{role}" for role in MAPS) if row.automatic else "another"
         raise InputError(f"{asked} does not say what --maps {maps} holds: name {kinds}.")
     return Maps(maps) if maps is not None else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omnialpha.batch.inputs import Inputs
@@ -23,7 +23,7 @@ def changes(inputs: Inputs, stop: threading.Event, settled: float = SETTLED) -> 
         The names, those that are there from the start among the first. Never an empty list.
     """
     known, seen = dict[str, Stamp](), dict[str, tuple[Stamp, float]]()
-    with_events = _Waiter(inputs.folder, stop)
+    wait = _waiter(inputs.folder, stop)
     while not stop.is_set():
         now, ready = time.monotonic(), []
         found = {name: stamp for name, path in inputs.find().items() if (stamp := _stamp(path))}
@@ -42,7 +42,7 @@ def changes(inputs: Inputs, stop: threading.Event, settled: float = SETTLED) -> 
         elif seen:
             stop.wait(min(settled / 2, 0.5))
         else:
-            with_events.wait(settled)
+            wait(settled)
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -54,23 +54,12 @@ def _stamp(path: Path) -> Stamp | None:
     return (stat.st_size, stat.st_mtime_ns) if stat.st_size else None
 
 
-class _Waiter:
-    """Waits until something happens below a folder, nested new folders too."""
-
-    def __init__(self, folder: Path, stop: threading.Event) -> None:
-        self.stop = stop
-        try:
-            from watchfiles import watch
-        except ImportError:
-            self.events = None
-            return
-        # it starts at the first wait; what happened before that is found by the look after its first time-out
-        self.events = watch(
-            folder, stop_event=stop, yield_on_timeout=True, rust_timeout=1000, step=20, raise_interrupt=False
-        )
-
-    def wait(self, seconds: float) -> None:
-        if self.events is None:
-            self.stop.wait(seconds)
-        else:
-            next(self.events, None)
+def _waiter(folder: Path, stop: threading.Event) -> Callable[[float], object]:
+    """What waits until something happens below a folder, nested new folders too, or for so many seconds."""
+    try:
+        from watchfiles import watch
+    except ImportError:
+        return stop.wait
+    # it starts at the first wait; what happened before that is found by the look after its first time-out
+    events = watch(folder, stop_event=stop, yield_on_timeout=True, rust_timeout=1000, step=20, raise_interrupt=False)
+    return lambda seconds: next(events, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from omnialpha.limits import by
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Work:
         named = [value for value in (*own.values(), self.cutout.background) if value]
         paths = [Path(str(value)) for value in named if isinstance(value, str | Path)]
         files = {str(path): sha256(path) for path in paths if path.is_file()}
-        stamps = {str(path): _stamp(path) for path in paths if path.is_dir()}
+        stamps = {str(path): sorted(_stamps(path)) for path in paths if path.is_dir()}
         given = {"task": self.task, "prompt": self.prompt, "layers": self.layers, "cutout": asdict(self.cutout)}
         return json.dumps({**given, **own, "files": files, "folders": stamps, "version": __version__}, default=str)
 
@@ -87,10 +88,11 @@ class Work:
         return sha256(self.settings, *(part for path in (item.source, *maps) for part in ("\0", sha256(path))))
 
 
-def _stamp(folder: Path) -> list[tuple[str, int, int]]:
+def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
     """The files of a model folder, their sizes and times."""
-    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in found]
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns
 
 
 class Worker:
@@ -109,11 +111,12 @@ class Worker:
     @property
     def finder_alone(self) -> bool:
         """Whether every output is a cut-out by the finder, so that no other network is loaded."""
+        from omnialpha.hints import finder_suffices
+
         if self.work.options.raw or self.work.options.of_networks or not self.parts.finder:
             return False
-        hinted = self.work.row.automatic or self.parts.finder.suffix.lower() != ".onnx"  # those take no hints
-        own = self.work.task in self.card.alpha_from_finder
-        return hinted and own and self.work.row.targets == (Role.FOREGROUND,)
+        hinted = self.parts.finder.suffix.lower() != ".onnx"  # those take no hints
+        return finder_suffices(self.work.row, self.card, hinted)
 
     @cached_property
     def model(self) -> Any:
@@ -150,7 +153,7 @@ class Worker:
     def _make(self, item: Item) -> list[str]:
         """Read, run and write a picture as `omnialpha run` does. Returns what was lost or assumed."""
         from omnialpha.cli.run_task import check_backdrop, check_fits
-        from omnialpha.io import check_output, read_image
+        from omnialpha.io import check_output, read_image, write_image
         from omnialpha.io.layers import LayerStack, check_folder
 
         work, task, notes = self.work, self.work.row, list[str]()
@@ -180,7 +183,7 @@ class Worker:
 
             picture, told = finish(picture, example.inputs[0].cpu(), work.cutout)
             notes += told
-        return notes + _write(output, picture, main, settings)
+        return notes + list(write_image(output, picture, settings=settings, bits=None, source=main))
 
     def _run(self, example: Example) -> tuple[Any, dict[str, Any]]:
         """The layers, and the settings that are stored with them."""
@@ -204,14 +207,3 @@ class Worker:
         settings = {"task": example.task, "instruction": card.text(example), "model": card.name, **used}
         settings |= self.work.cutout.changed
         return stack, settings | {"size": by(example.size), "version": __version__}
-
-
-def _write(output: Path, picture: Tensor, main: Any, settings: dict[str, Any]) -> list[str]:
-    """One picture with what else its input's file held. Returns what the format has no room for."""
-    from omnialpha.io import FORMATS, write_image
-
-    form, bits, notes = FORMATS[output.suffix.lower()], main.bits, list[str]()
-    if bits not in form.bits:
-        notes.append(f"{form.name} holds 8 bits a channel: the {bits} of {main.path} are rounded")
-        bits = 8
-    return notes + list(write_image(output, picture, settings=settings, bits=bits, source=main))

@@ -83,7 +83,8 @@ def batch(
     suffix = f".{format}" if format else None
     _check(work, given, suffix, watch, workers)
     worker = Worker(work)
-    engines.check(engine, worker)
+    if engine == "processes" and not worker.finder_alone:
+        raise InputError(f"--engine processes is for cut-outs by the finder, not {work.task}: use threads.")
     found = given.find()
     if not found and not watch:
         raise InputError(f"{given.folder} holds no picture that is wanted: check the folder, --include and --exclude.")
@@ -137,9 +138,9 @@ def _rounds(given: Inputs, stop: threading.Event, messages: Messages) -> Iterato
 
 def _do(job: Batch, pictures: dict[str, Path], run: Run, messages: Messages) -> None:
     """Some pictures, with a bar."""
-    plan = job.plan(pictures)
+    items, refused = job.plan(pictures)
     with open_bar(messages.quiet) as bar:
-        line = bar.add_task(job.work.task, total=len(plan.items) + len(plan.refused))
+        line = bar.add_task(job.work.task, total=len(items) + len(refused))
 
         def watch(row: Entry) -> None:
             bar.advance(line)
@@ -148,24 +149,24 @@ def _do(job: Batch, pictures: dict[str, Path], run: Run, messages: Messages) -> 
             if row.error:
                 messages.say(f"failed: {row.input}: {row.error}")
 
-        job.run(plan, run, watch)
+        job.run(items, refused, run, watch)
 
 
 def _finish(job: Batch, found: int, options: Options, messages: Messages, seconds: float, stopped: bool) -> None:
     """Say what became of them. KeyboardInterrupt where it was stopped; exit code 1 where some failed."""
     from omnialpha.batch.ledger import REPORT
 
-    counts, output = job.counts, job.work.output
+    output = job.work.output
     report: dict[str, Any] = {"task": job.work.task, "output": str(output), "report": str(output / REPORT)}
-    report |= {"done": counts.done, "skipped": counts.skipped, "failed": counts.failed}
-    report |= {"errors": {row.input: row.error for row in counts.failures}}
+    report |= {"done": job.done, "skipped": job.skipped, "failed": len(job.failures)}
+    report |= {"errors": {row.input: row.error for row in job.failures}}
     report |= {"notes": messages.notes, "seconds": round(seconds, 3)}
-    said = [f"wrote {counts.done} to {output} in {duration(seconds)}"]
-    said += [f"skipped {counts.skipped} that are done"] if counts.skipped else []
-    said += [f"{counts.failed} failed, see {output / REPORT}"] if counts.failed else []
+    said = [f"wrote {job.done} to {output} in {duration(seconds)}"]
+    said += [f"skipped {job.skipped} that are done"] if job.skipped else []
+    said += [f"{len(job.failures)} failed, see {output / REPORT}"] if len(job.failures) else []
     if stopped:
-        done = counts.done + counts.skipped
+        done = job.done + job.skipped
         raise KeyboardInterrupt(f"stopped, {done} of {found} are done: run it again to go on")
     print_result(options, report, ", ".join(said))
-    if counts.failed:
+    if len(job.failures):
         raise typer.Exit(1)

@@ -278,10 +278,7 @@ def _write(
     if isinstance(form, LayerFormat):
         write_layers(output, stack, bits=bits, settings=settings, icc=icc, dpi=dpi)
         return [output.name] * len(stack)
-    if bits not in form.bits:
-        messages.note(f"{form.name} holds 8 bits a channel: the {bits} of {main.path if main else ''} are rounded")
-        bits = 8
-    for note in write_image(where, stack[0].rgba, settings=settings, bits=bits, source=main):
+    for note in write_image(where, stack[0].rgba, settings=settings, bits=None, source=main):
         messages.note(note)
     return [output.name]
 

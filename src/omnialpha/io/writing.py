@@ -83,7 +83,7 @@ def write_image(
     settings: dict[str, Any] | None = None,
     icc: bytes | None = None,
     dpi: tuple[float, float] | None = None,
-    bits: int = 8,
+    bits: int | None = 8,
     source: Picture | None = None,
 ) -> tuple[str, ...]:
     """Write a picture, whole or not at all, and read it back to make sure.
@@ -94,7 +94,7 @@ def write_image(
         settings: Stored in PNG alone, see `read_settings`.
         icc: An RGB profile to convert the colours to and to embed. Other profiles are left out, which means sRGB.
         dpi: Dots per inch, (x, y).
-        bits: A channel: 8, or 16 for PNG and TIFF.
+        bits: A channel: 8, or 16 for PNG and TIFF; None: those of `source`, or 8 where the format holds no more.
         source: The picture that this one was made from. Its profile, resolution and metadata are kept, and its samples
             where the colours equal its own.
 
@@ -114,6 +114,12 @@ def write_image(
         raise InputError(f"A tensor of shape {tuple(rgba.shape)} cannot be written to {name}; pass (4, height, width).")
     if not bool(rgba.isfinite().all()):
         raise InputError(f"The picture for {name} holds NaN or infinite values; it cannot be written.")
+    rounded = list[str]()
+    if bits is None:
+        bits = source.bits if source else 8
+        if source and bits not in form.bits:
+            rounded.append(f"{form.name} holds 8 bits a channel: the {bits} of {source.path} are rounded")
+            bits = 8
     if bits not in form.bits:
         raise InputError(f"{bits} bits a channel do not fit {name}; use .png or .tif for 16 and any format for 8.")
     if max(rgba.shape[1:]) > form.max_side:
@@ -138,7 +144,7 @@ def write_image(
             path.flush()
         except OSError as error:  # a reader that went away
             raise InputError(f"The output could not be written ({error.strerror or error}); run it again.") from error
-    return tuple(notes)
+    return (*rounded, *notes)
 
 
 def matrix_profile(icc: bytes | None) -> colour.Profile | None:

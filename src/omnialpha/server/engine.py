@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from omnialpha.condition import Condition
     from omnialpha.pipeline import OmniAlpha
     from omnialpha.sampling import Step
-    from omnialpha.server.orders import Order
+    from omnialpha.server.calls import TaskCall
 
 Watch = Callable[[int, int], None]  # number of the step that is done, and of all; what it raises stops the run
 
@@ -28,8 +28,8 @@ class Engine(Protocol):
     def prepare(self) -> None:
         """Load what is to be there before the first job."""
 
-    def run(self, orders: Sequence[Order], watch: Watch) -> list[LayerStack]:
-        """Run orders of one kind together."""
+    def run(self, calls: Sequence[TaskCall], watch: Watch) -> list[LayerStack]:
+        """Run calls of one kind together."""
 
 
 class ModelEngine:
@@ -54,9 +54,9 @@ class ModelEngine:
         if not self._lazy:
             self._model = self._load()
 
-    def run(self, orders: Sequence[Order], watch: Watch) -> list[LayerStack]:
+    def run(self, calls: Sequence[TaskCall], watch: Watch) -> list[LayerStack]:
         """See `Engine`. Raises InputError, and what `watch` raises."""
-        first, examples = orders[0], [order.example for order in orders]
+        first, examples = calls[0], [call.example for call in calls]
         if not first.raw:
             cut = [cut_out(example, self._finder, self.card, first.refine) for example in examples]
             if all(cut):
@@ -69,4 +69,4 @@ class ModelEngine:
 
         settings: dict[str, Any] = {"steps": first.steps, "guidance": first.guidance, "raw": first.raw}
         settings |= {"refine": first.refine}
-        return self._model.run(examples, seed=[order.seed for order in orders], on_step=on_step, **settings)
+        return self._model.run(examples, seed=[call.seed for call in calls], on_step=on_step, **settings)

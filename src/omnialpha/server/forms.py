@@ -108,7 +108,7 @@ async def _read_form(request: Request, config: ServerConfig, fields: Fields) -> 
 
 def _read_json(body: bytes, fields: Fields) -> None:
     try:
-        given = json.loads(body)
+        given = json.loads(body, parse_constant=int)  # NaN and Infinity are no JSON
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):

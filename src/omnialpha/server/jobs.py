@@ -17,7 +17,7 @@ from omnialpha.server.refusals import Refusal
 from omnialpha.server.results import JobResult
 
 if TYPE_CHECKING:
-    from omnialpha.server.orders import Order
+    from omnialpha.server.calls import TaskCall
 
 MAX_ENDED = 10_000  # jobs without a result that are still known
 SWEEP = 30.0  # seconds between looks for results that are too old, while nothing else happens
@@ -43,7 +43,7 @@ class ServedJob:
 
     Attributes:
         owner: The key or the address that it belongs to; nobody else sees it.
-        order: What is asked for; None once it has ended, so that its pictures are freed.
+        call: What is asked for; None once it has ended, so that its pictures are freed.
         failure: Why it failed.
         result: What it made, as long as that is kept.
         listeners: Called, from any thread, after every change.
@@ -53,7 +53,7 @@ class ServedJob:
     owner: str
     task: str
     pixels: int
-    order: Order | None
+    call: TaskCall | None
     state: JobState = JobState.QUEUED
     step: int = 0
     total: int = 0
@@ -64,6 +64,11 @@ class ServedJob:
     ended: float = 0.0
     cancelled: bool = False
     listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> Hashable:
+        """See `TaskCall.kind`."""
+        return self.call.kind if self.call else None
 
     def changed(self) -> None:
         for listener in tuple(self.listeners):
@@ -84,22 +89,22 @@ class JobQueue:
 
     # ---- from requests -----------------------------------------------------------------------------------------
 
-    def submit(self, owner: str, orders: list[Order]) -> list[ServedJob]:
+    def submit(self, owner: str, calls: list[TaskCall]) -> list[ServedJob]:
         """Take the jobs of one request, all or none. Refusal where there is no room for them."""
-        pixels = sum(order.pixels for order in orders)
+        pixels = sum(call.pixels for call in calls)
         with self._changed:
             if self.closing:
                 raise Refusal("unavailable", "the server is shutting down: send the request again later.", AGAIN)
             own = sum(job.owner == owner for job in (*self.waiting, *self.running))
-            if own + len(orders) > self.config.jobs_per_key:
+            if own + len(calls) > self.config.jobs_per_key:
                 most = f"{self.config.jobs_per_key} unfinished jobs"
                 raise Refusal("rate_limit_exceeded", f"you have {own} of {most}: wait for one of them.", AGAIN)
             waiting = sum(job.pixels for job in self.waiting)
             full = waiting and waiting + pixels > self.config.queue_megapixels * 1e6
-            if full or len(self.waiting) + len(orders) > self.config.queue:
+            if full or len(self.waiting) + len(calls) > self.config.queue:
                 reason = f"the queue is full, with {len(self.waiting)} jobs"
                 raise Refusal("rate_limit_exceeded", f"{reason}: send the request again later.", AGAIN)
-            jobs = [ServedJob(secrets.token_urlsafe(16), owner, o.task, o.pixels, o) for o in orders]
+            jobs = [ServedJob(secrets.token_urlsafe(16), owner, o.task, o.pixels, o) for o in calls]
             self.jobs |= {job.id: job for job in jobs}
             self.waiting.extend(jobs)
             self._changed.notify_all()
@@ -158,7 +163,7 @@ class JobQueue:
                 self._changed.wait(SWEEP)
                 self._forget()
             first = self.waiting[0]
-            same = [job for job in self.waiting if _kind(job) == _kind(first)][: self.config.batch]
+            same = [job for job in self.waiting if job.kind == first.kind][: self.config.batch]
             for job in same:
                 self.waiting.remove(job)
                 job.state, job.began = JobState.RUNNING, monotonic()
@@ -185,7 +190,7 @@ class JobQueue:
             self._forget()
 
     def _end(self, job: ServedJob, state: JobState) -> None:
-        job.state, job.ended, job.order = state, monotonic(), None
+        job.state, job.ended, job.call = state, monotonic(), None
         if job.id in self.jobs:
             self.jobs.move_to_end(job.id)  # the oldest result is the first
         self.on_end(job)
@@ -210,10 +215,6 @@ class JobQueue:
         """Memory that kept results take."""
         with self._changed:
             return sum(job.result.weight for job in self.jobs.values() if job.result)
-
-
-def _kind(job: ServedJob) -> Hashable:
-    return job.order.kind if job.order else None
 
 
 async def wait_for_change(job: ServedJob, seen: Any, look: Callable[[], Any], timeout: float) -> Any:

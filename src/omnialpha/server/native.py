@@ -5,30 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from omnialpha import __version__
 from omnialpha.errors import InputError
 from omnialpha.run_options import check_known, options_of
+from omnialpha.server.calls import check_call
 from omnialpha.server.forms import read_fields
 from omnialpha.server.jobs import ENDED, ServedJob, wait_for_change
-from omnialpha.server.orders import make_order
 from omnialpha.server.results import FORMATS, encode_result
-from omnialpha.server.state import ServerState, result_of
+from omnialpha.server.state import ServerState, State, result_of
 from omnialpha.tasks import MAX_LAYERS, MEANING, TASKS, Task, task
 
 router = APIRouter()
 PING = 15.0  # seconds after which an event stream says that it is alive
-
-
-def state_of(request: Request) -> ServerState:
-    """The state of the server that a request came to."""
-    state: ServerState = request.app.state.server
-    return state
 
 
 def describe_task(row: Task, able: bool) -> dict[str, Any]:
@@ -45,20 +39,15 @@ def describe_task(row: Task, able: bool) -> dict[str, Any]:
 
 
 @router.get("/v1/tasks")
-async def tasks(request: Request) -> dict[str, Any]:
+async def tasks(state: State) -> dict[str, Any]:
     """Tasks with their roles and options."""
-    state = state_of(request)
-    state.key_of(request)
-    card = state.card
-    rows = [describe_task(row, not card.tasks or row.name in card.tasks) for row in TASKS.values()]
-    return {"tasks": rows, "formats": {name: form.media for name, form in FORMATS.items()}}
+    known = state.card.tasks or TASKS
+    return {"tasks": [describe_task(row, row.name in known) for row in TASKS.values()], "formats": FORMATS}
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
+async def models(state: State) -> dict[str, Any]:
     """The model that is served, in the form of OpenAI's list."""
-    state = state_of(request)
-    state.key_of(request)
     card = state.card
     own = {"license": card.license, "native_size": list(card.native_size), "version": __version__}
     row = {"id": card.name, "object": "model", "created": 0, "owned_by": "omnialpha", **own}
@@ -66,17 +55,16 @@ async def models(request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/tasks/{name}")
-async def submit(name: str, request: Request) -> Response:
+async def submit(name: str, request: Request, state: State) -> Response:
     """Start a job: 202 with its links, or its result where `Prefer: wait=N` is given and it is done by then."""
-    state, row = state_of(request), task(name)
-    state.key_of(request)
+    row = task(name)
     wait = _wait_of(request, state.config.max_wait)
     fields = await read_fields(request, state.config)
     fields.check(options_of(row), row.inputs, row.name)
     files = {role: fields.files[role] for role in row.inputs if role in fields.files}
     async with state.decoding:
-        order = await run_in_threadpool(make_order, row, files, fields.texts, state.card, state.config)
-    job = state.submit(request, [order])[0]
+        call = await run_in_threadpool(check_call, row, files, fields.texts, state.card, state.config)
+    job = state.submit(request, [call])[0]
     if wait and await state.finished(request, job, wait):
         answer = await _result(job, None, None)
         answer.headers.update({"Preference-Applied": f"wait={wait:g}", "Location": f"/v1/jobs/{job.id}"})
@@ -104,22 +92,25 @@ def describe_job(state: ServerState, job: ServedJob) -> dict[str, Any]:
     return made | {"error": failure, "layers": layers, "links": links}
 
 
-def _find(id: str, request: Request) -> tuple[ServerState, ServedJob]:
-    state = state_of(request)
-    return state, state.queue.find(id, state.owner_of(request))
+async def find_job(id: str, request: Request, state: State) -> ServedJob:
+    """The job of a path, where it is of who asks."""
+    return state.queue.find(id, state.owner_of(request))
+
+
+Job = Annotated[ServedJob, Depends(find_job)]
 
 
 @router.get("/v1/jobs/{id}")
-async def job(id: str, request: Request) -> dict[str, Any]:
+async def status(job: Job, state: State) -> dict[str, Any]:
     """State, position in the queue, progress, and why it failed."""
-    return describe_job(*_find(id, request))
+    return describe_job(state, job)
 
 
 @router.get("/v1/jobs/{id}/result")
-async def result(id: str, request: Request) -> Response:
+async def result(job: Job, request: Request, format: str | None = None, layer: str | None = None) -> Response:
     """What a job has made, as `format`; `layer` is the number or name of one."""
     check_known(request.query_params, ("format", "layer"), "a result")
-    return await _result(_find(id, request)[1], request.query_params.get("format"), request.query_params.get("layer"))
+    return await _result(job, format, layer)
 
 
 async def _result(job: ServedJob, form: str | None, layer: str | None) -> Response:
@@ -129,20 +120,17 @@ async def _result(job: ServedJob, form: str | None, layer: str | None) -> Respon
     return Response(data, media_type=media, headers={"Cache-Control": "private, no-store", **size})
 
 
-@router.delete("/v1/jobs/{id}")
-async def cancel(id: str, request: Request) -> Response:
+@router.delete("/v1/jobs/{id}", status_code=204)
+async def cancel(job: Job, state: State) -> None:
     """Cancel a job, and forget it and what it made."""
-    state, found = _find(id, request)
-    state.queue.cancel(found)
-    return Response(status_code=204)
+    state.queue.cancel(job)
 
 
 @router.get("/v1/jobs/{id}/events")
-async def events(id: str, request: Request) -> Response:
+async def events(job: Job, request: Request, state: State) -> Response:
     """Server-sent events: queued, step, then done, failed or cancelled, each with the job as JSON."""
-    state, found = _find(id, request)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(state, found, request), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(state, job, request), media_type="text/event-stream", headers=headers)
 
 
 async def _events(state: ServerState, job: ServedJob, request: Request) -> AsyncIterator[str]:

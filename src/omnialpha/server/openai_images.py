@@ -25,12 +25,11 @@ from omnialpha.errors import InputError
 from omnialpha.limits import by, check_seed
 from omnialpha.run_options import check_known, options_of
 from omnialpha.server import pictures
+from omnialpha.server.calls import TaskCall, check_call, check_pictures, read_picture
 from omnialpha.server.forms import Fields, read_fields
-from omnialpha.server.native import state_of
-from omnialpha.server.orders import Order, check_pictures, make_order, read_picture
 from omnialpha.server.refusals import Refusal
 from omnialpha.server.results import JobResult
-from omnialpha.server.state import ServerState
+from omnialpha.server.state import ServerState, State
 from omnialpha.tasks import MAPS, TASKS, Role, Task, task
 
 router = APIRouter()
@@ -54,38 +53,31 @@ EDITS, GENERATIONS = "/v1/images/edits", "/v1/images/generations"
 
 
 @router.post(GENERATIONS)
-async def generate(request: Request) -> JSONResponse:
+async def generate(request: Request, state: State) -> JSONResponse:
     """Pictures from a text."""
-    state = state_of(request)
-    state.key_of(request)
     fields = await read_fields(request, state.config)
     fields.check(TEXTS, (), "generations")
-    return await _answer(request, fields, TASKS["text_to_image"], {})
+    return await _answer(request, state, fields, TASKS["text_to_image"], {})
 
 
 @router.post(EDITS)
-async def edit(request: Request) -> JSONResponse:
+async def edit(request: Request, state: State) -> JSONResponse:
     """A cut-out, a removal, or any task by its name."""
-    state = state_of(request)
-    state.key_of(request)
     fields = await read_fields(request, state.config)
     await _take_urls(state, fields)
     fields.check((*TEXTS, "task", "layers", "raw", "frame"), ("image", "image[]", "mask"), "edits")
-    images, masks = (
-        [data for name in ("image", "image[]") for data in fields.files.get(name, ())],
-        "mask" in fields.files,
-    )
-    row = _task_of(fields, masks, state)
+    images = [data for name in ("image", "image[]") for data in fields.files.get(name, ())]
+    row = _task_of(fields, "mask" in fields.files, state)
     roles = [role for role in row.inputs if role not in MAPS]
     if not images or not roles:
         raise InputError(f"{row.name} got {len(images)} images: send its picture as image, or use generations.")
     files = {roles[0]: images}
-    if masks:
+    if "mask" in fields.files:
         maps = [role for role in row.inputs if role in MAPS]
         if not maps:
             raise InputError(f"{row.name} takes no mask: leave it out, or choose another task.")
         files[maps[0]] = [await run_in_threadpool(_mask, fields.file("mask"), state)]
-    return await _answer(request, fields, row, files)
+    return await _answer(request, state, fields, row, files)
 
 
 def _task_of(fields: Fields, masked: bool, state: ServerState) -> Task:
@@ -146,28 +138,29 @@ def _count(fields: Fields) -> int:
     return int(text)
 
 
-async def _answer(request: Request, fields: Fields, row: Task, files: dict[Role, list[bytes]]) -> JSONResponse:
+async def _answer(
+    request: Request, state: ServerState, fields: Fields, row: Task, files: dict[Role, list[bytes]]
+) -> JSONResponse:
     """Run a task n times, with seeds that follow each other, or once where it makes several layers."""
-    state = state_of(request)
     if fields.texts.get("model") not in (None, "", state.card.name):
         asked = fields.texts["model"][:40]
         raise Refusal("not_found", f"the model {asked!r} is not served: use {state.card.name!r}, or leave it out.")
     chosen = {name: fields.choice(name, values, values[0]) for name, values in CHOICES.items()}
     count, options = _count(fields), _options(fields, row)
     async with state.decoding:
-        order = await run_in_threadpool(make_order, row, files, options, state.card, state.config)
-    if count > 1 and len(order.example.targets) > 1:
+        call = await run_in_threadpool(check_call, row, files, options, state.card, state.config)
+    if count > 1 and len(call.example.targets) > 1:
         raise InputError(f"n={count} is not for {row.name}, whose layers are the data: set layers, and leave n out.")
     size = fields.texts.get("size") or "auto"
-    if row.inputs and size not in ("auto", by(order.example.size)):
+    if row.inputs and size not in ("auto", by(call.example.size)):
         raise InputError(f"size={size[:20]!r} is not served: the answer has the size of the image; leave it out.")
-    orders: list[Order] = [replace(order, seed=check_seed(order.seed + k)) for k in range(count)]
-    results = await state.answers(request, orders)
+    calls: list[TaskCall] = [replace(call, seed=check_seed(call.seed + k)) for k in range(count)]
+    results = await state.answers(request, calls)
     data = await run_in_threadpool(_encode, results, chosen)
     prompt_used = row.text is not None
     body: dict[str, Any] = {"created": int(time.time()), "data": [{"b64_json": one} for one in data]}
     body |= {"background": "opaque" if chosen["background"] == "opaque" else "transparent"}
-    body |= {"output_format": chosen["output_format"], "size": by(order.example.size)}
+    body |= {"output_format": chosen["output_format"], "size": by(call.example.size)}
     return JSONResponse(body | {"task": row.name, "prompt_used": prompt_used})
 
 

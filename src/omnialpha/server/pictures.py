@@ -11,13 +11,17 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from omnialpha import cutout
 from omnialpha import rgba as arithmetic
+from omnialpha.cutout import Box
 from omnialpha.errors import InputError
 from omnialpha.io.conversion import integers
 from omnialpha.io.encoding import encode
+from omnialpha.io.layers import Layer
 from omnialpha.limits import by
 from omnialpha.server.refusals import Refusal
 from omnialpha.server.results import JobResult
@@ -60,9 +64,7 @@ def is_opaque(picture: Tensor) -> bool:
 
 def put_on(picture: Tensor, ground: Tensor) -> Tensor:
     """A cut-out over a ground (4, 1, 1) or (4, h, w), which is cropped to fill."""
-    size = (int(picture.shape[1]), int(picture.shape[2]))
-    ground = ground.expand(4, *size) if ground.shape[1:] == (1, 1) else arithmetic.crop_to_fill(ground, size)
-    return arithmetic.over(picture, ground)
+    return arithmetic.over(picture, arithmetic.crop_to_fill(ground, (int(picture.shape[1]), int(picture.shape[2]))))
 
 
 def grey_png(alpha: Tensor) -> bytes:
@@ -107,13 +109,12 @@ def shrink(picture: Tensor, megapixels: float) -> Tensor:
     return arithmetic.resize(picture, (max(round(height * scale), 1), max(round(width * scale), 1)))
 
 
-def bounds(alpha: Tensor) -> tuple[int, int, int, int]:
+def bounds(alpha: Tensor) -> Box:
     """Top, left, height and width of what is visible. InputError where nothing is."""
-    rows, columns = (alpha > VISIBLE).any(1).nonzero(), (alpha > VISIBLE).any(0).nonzero()
-    if not len(rows):
+    box = cutout.bounds(alpha, VISIBLE)
+    if box is None:
         raise InputError("no subject was found in the picture: choose one with a clear foreground.")
-    top, left = int(rows[0]), int(columns[0])
-    return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+    return box
 
 
 def length(text: str, whole: int, name: str) -> int:
@@ -127,7 +128,8 @@ def length(text: str, whole: int, name: str) -> int:
 
 def crop_subject(picture: Tensor, margin: str, max_pixels: int) -> Tensor:
     """Crop to the subject. margin: one, two or four lengths, as in CSS; shares are of the subject."""
-    top, left, height, width = bounds(picture[3])
+    box = bounds(picture[3])
+    height, width = box[2:]
     words = margin.replace(",", " ").split()
     if len(words) not in (1, 2, 4):
         raise InputError(f"crop_margin={margin[:40]!r} has {len(words)} lengths: give one, two or four.")
@@ -139,9 +141,7 @@ def crop_subject(picture: Tensor, margin: str, max_pixels: int) -> Tensor:
     size = (height + above + below, width + before + right)
     if size[0] * size[1] > max_pixels:
         raise Refusal("too_large", f"crop_margin={margin[:40]!r} makes {by(size)} of the picture: use a smaller one.")
-    made = picture.new_zeros(4, *size)
-    made[:, above : above + height, before : before + width] = picture[:, top : top + height, left : left + width]
-    return made
+    return F.pad(cutout.cut(picture, box), (before, right, above, below))
 
 
 def place_subject(picture: Tensor, scale: str, position: str) -> Tensor:
@@ -155,8 +155,8 @@ def place_subject(picture: Tensor, scale: str, position: str) -> Tensor:
     if scale == position == "original":
         return picture
     canvas = (int(picture.shape[1]), int(picture.shape[2]))
-    top, left, height, width = bounds(picture[3])
-    subject = picture[:, top : top + height, left : left + width]
+    top, left, height, width = box = bounds(picture[3])
+    subject = cutout.cut(picture, box)
     if scale != "original":
         share = length(scale, 1000, "scale") / 1000
         if not scale.endswith("%") or not 0.1 <= share <= 1:
@@ -172,6 +172,4 @@ def place_subject(picture: Tensor, scale: str, position: str) -> Tensor:
             raise InputError(f"position={position[:40]!r} is none: use original, center, or shares as 50% 100%.")
         across, down = words[0], words[-1]
         top, left = length(down, room[0], "position"), length(across, room[1], "position")
-    made = picture.new_zeros(4, *canvas)
-    made[:, top : top + height, left : left + width] = subject
-    return made
+    return Layer("subject", subject, (top, left)).placed(canvas)

@@ -11,11 +11,11 @@ from starlette.concurrency import run_in_threadpool
 
 from omnialpha.errors import InputError
 from omnialpha.run_options import RunOption
+from omnialpha.server.calls import check_call
 from omnialpha.server.forms import Fields, read_fields
-from omnialpha.server.native import state_of
-from omnialpha.server.orders import make_order
 from omnialpha.server.pictures import encode_picture, grey_png, layer_of, put_on, smooth_mask
 from omnialpha.server.results import JobResult
+from omnialpha.server.state import ServerState, State
 from omnialpha.tasks import TASKS, Role
 
 router = APIRouter()
@@ -28,26 +28,22 @@ WHAT = "/api/remove"
 
 
 @router.post(WHAT)
-async def remove_file(request: Request) -> Response:
+async def remove_file(request: Request, state: State) -> Response:
     """Cut the subject out of an uploaded picture; options come in the form or in the query."""
-    state = state_of(request)
-    state.key_of(request)
     fields = await read_fields(request, state.config, query=True)
     fields.check(OPTIONS, ("file",), WHAT)
-    return await _remove(request, fields, fields.file("file"))
+    return await _remove(request, state, fields, fields.file("file"))
 
 
 @router.get(WHAT)
-async def remove_url(request: Request) -> Response:
+async def remove_url(request: Request, state: State) -> Response:
     """Cut the subject out of the picture at `url`."""
-    state = state_of(request)
-    state.key_of(request)
     fields = await read_fields(request, state.config, query=True)
     fields.check((*OPTIONS, "url"), (), WHAT)
     if not fields.texts.get("url"):
         raise InputError("no url was given: add url=, or POST the file.")
     _check(fields, state.card.name)
-    return await _remove(request, fields, await state.fetch(fields.texts["url"]))
+    return await _remove(request, state, fields, await state.fetch(fields.texts["url"]))
 
 
 def _check(fields: Fields, model: str) -> dict[str, bool]:
@@ -64,13 +60,12 @@ def _check(fields: Fields, model: str) -> dict[str, bool]:
     return {name: row.read(fields.texts.get(name) or "false") for name, row in FLAGS.items()}
 
 
-async def _remove(request: Request, fields: Fields, data: bytes) -> Response:
-    state = state_of(request)
+async def _remove(request: Request, state: ServerState, fields: Fields, data: bytes) -> Response:
     flags = _check(fields, state.card.name)
     async with state.decoding:
         row = TASKS["matting_auto"]
-        order = await run_in_threadpool(make_order, row, {Role.COMPOSITE: [data]}, {}, state.card, state.config)
-    made = (await state.answers(request, [order]))[0]
+        call = await run_in_threadpool(check_call, row, {Role.COMPOSITE: [data]}, {}, state.card, state.config)
+    made = (await state.answers(request, [call]))[0]
     return Response(await run_in_threadpool(_finish, made, flags, _background(fields)), media_type="image/png")
 
 

@@ -16,12 +16,11 @@ from omnialpha.io import Picture
 from omnialpha.io.layers import Layer
 from omnialpha.run_options import RunOption
 from omnialpha.server import pictures
+from omnialpha.server.calls import TaskCall, check_call, check_pictures, read_picture
 from omnialpha.server.config import ServerConfig
 from omnialpha.server.forms import Fields, read_fields
-from omnialpha.server.native import state_of
-from omnialpha.server.orders import Order, check_pictures, make_order, read_picture
 from omnialpha.server.results import JobResult
-from omnialpha.server.state import ServerState
+from omnialpha.server.state import ServerState, State
 from omnialpha.tasks import TASKS, Role
 
 router = APIRouter()
@@ -47,9 +46,8 @@ TEXTS = ("image_file_b64", "image_url", "bg_color", "bg_image_url", "crop", "cro
 
 
 @router.get("/v1.0/account")
-async def account(request: Request) -> dict[str, Any]:
+async def account(request: Request, state: State) -> dict[str, Any]:
     """The credits of a key: what is left, -1 where nothing is counted."""
-    state = state_of(request)
     key = state.key_of(request)
     left = -1.0
     if key and state.keys and key.credits is not None:
@@ -59,9 +57,8 @@ async def account(request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1.0/removebg")
-async def removebg(request: Request) -> Response:
+async def removebg(request: Request, state: State) -> Response:
     """Cut the subject out of one picture."""
-    state = state_of(request)
     key = state.key_of(request)
     fields = await read_fields(request, state.config)
     fields.check((*CHOICES, *TEXTS), ("image_file", "bg_image_file"), WHAT)
@@ -77,8 +74,8 @@ async def removebg(request: Request) -> Response:
         raise InputError("bg_color and a background picture were both given: send one of them.")
     async with state.decoding:
         prepared = await run_in_threadpool(_prepare, state, data, ground_data, fields)
-    order, size, offset, ground = prepared
-    made = (await state.answers(request, [order]))[0]
+    call, size, offset, ground = prepared
+    made = (await state.answers(request, [call]))[0]
     picture = await run_in_threadpool(_compose, made, size, offset, fields.texts, crop, chosen, state.config)
     box = pictures.bounds(picture[3])
     body, media = await run_in_threadpool(_encode, picture, ground, chosen)
@@ -108,8 +105,8 @@ async def _picture(state: ServerState, fields: Fields, names: tuple[str, ...]) -
 
 def _prepare(
     state: ServerState, data: bytes, ground: bytes | None, fields: Fields
-) -> tuple[Order, tuple[int, int], tuple[int, int], Tensor | None]:
-    """The order for the region of interest, the size of the whole, where the region lies, and the background."""
+) -> tuple[TaskCall, tuple[int, int], tuple[int, int], Tensor | None]:
+    """The call for the region of interest, the size of the whole, where the region lies, and the background."""
     check_pictures([data, *([ground] if ground else [])], state.config)
     whole = read_picture(data, "picture")
     size = (int(whole.rgba.shape[1]), int(whole.rgba.shape[2]))
@@ -117,11 +114,11 @@ def _prepare(
     rows, columns = slice(top, top + height), slice(left, left + width)
     stored = None if whole.stored is None else whole.stored[:, rows, columns]
     part: Picture = replace(whole, rgba=whole.rgba[:, rows, columns].contiguous(), stored=stored)
-    order = make_order(TASKS["matting_auto"], {Role.COMPOSITE: [part]}, {}, state.card, state.config)
+    call = check_call(TASKS["matting_auto"], {Role.COMPOSITE: [part]}, {}, state.card, state.config)
     behind = read_picture(ground, "background").rgba if ground else None
     if fields.texts.get("bg_color"):
         behind = pictures.parse_colour(fields.texts["bg_color"], "bg_color")
-    return order, size, (top, left), behind
+    return call, size, (top, left), behind
 
 
 def _region(given: str | None, size: tuple[int, int]) -> tuple[int, int, int, int]:

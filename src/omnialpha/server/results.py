@@ -6,7 +6,6 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,53 +56,13 @@ def keep_result(stack: LayerStack, settings: dict[str, Any], source: Picture | N
     return JobResult(stack.size, tuple(layer.name for layer in stack), names, files)
 
 
-@dataclass(frozen=True)
-class ResultFormat:
-    """A row of `FORMATS`. encode: a result, and the layer that is wanted (None: all), to the bytes of the file."""
-
-    media: str
-    encode: Callable[[JobResult, int | None], bytes]
-
-
-def _png(made: JobResult, layer: int | None) -> bytes:
-    if layer is None and len(made.layers) > 1:
-        names = ", ".join(f"{number} ({name})" for number, name in enumerate(made.names))
-        raise InputError(f"format=png holds one layer: use format=zip, or add layer=NUMBER of {names}.")
-    return made.png(layer or 0)
-
-
-def _zip(made: JobResult, layer: int | None) -> bytes:
-    """The folder that `LayerStack.load` reads; stored, as PNG is compressed already."""
-    if layer is not None:
-        raise InputError(f"format=zip holds all layers: leave layer={layer} out, or use format=png.")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in made.files.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
-    return buffer.getvalue()
-
-
-def _layered(suffix: str) -> Callable[[JobResult, int | None], bytes]:
-    """All layers as one file of a format of `write_layers`, in the depth that they are kept in."""
-
-    def encode(made: JobResult, layer: int | None) -> bytes:
-        if layer is not None:
-            raise InputError(f"format={suffix} holds all layers: leave layer={layer} out, or use format=png.")
-        bits = max(read_image(made.png(k)).bits for k in range(len(made.layers)))
-        with tempfile.TemporaryDirectory() as folder:
-            write_layers(Path(folder) / f"layers.{suffix}", made.stack(), bits=bits)
-            return (Path(folder) / f"layers.{suffix}").read_bytes()
-
-    return encode
-
-
-FORMATS = {
-    "png": ResultFormat("image/png", _png),
-    "zip": ResultFormat("application/zip", _zip),
-    "psd": ResultFormat("image/vnd.adobe.photoshop", _layered("psd")),
-    "ora": ResultFormat("image/openraster", _layered("ora")),
-    "exr": ResultFormat("image/x-exr", _layered("exr")),
-    "tif": ResultFormat("image/tiff", _layered("tif")),
+FORMATS = {  # and their media types
+    "png": "image/png",
+    "zip": "application/zip",
+    "psd": "image/vnd.adobe.photoshop",
+    "ora": "image/openraster",
+    "exr": "image/x-exr",
+    "tif": "image/tiff",
 }
 
 
@@ -130,4 +89,21 @@ def encode_result(made: JobResult, form: str | None = None, layer: str | None = 
         if layer not in known:
             raise Refusal("not_found", f"there is no layer {layer[:40]!r}: use 0 to {len(made.names) - 1}, or a name.")
         number = known[layer]
-    return FORMATS[form].encode(made, number), FORMATS[form].media
+    if form == "png":
+        if number is None and len(made.layers) > 1:
+            names = ", ".join(f"{number} ({name})" for number, name in enumerate(made.names))
+            raise InputError(f"format=png holds one layer: use format=zip, or add layer=NUMBER of {names}.")
+        return made.png(number or 0), FORMATS[form]
+    if number is not None:
+        raise InputError(f"format={form} holds all layers: leave layer={number} out, or use format=png.")
+    if form == "zip":  # the folder that `LayerStack.load` reads; stored, as PNG is compressed already
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in made.files.items():
+                archive.writestr(zipfile.ZipInfo(name), data)
+        return buffer.getvalue(), FORMATS[form]
+    bits = max(read_image(made.png(k)).bits for k in range(len(made.layers)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"layers.{form}"
+        write_layers(path, made.stack(), bits=bits)
+        return path.read_bytes(), FORMATS[form]

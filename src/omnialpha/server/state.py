@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from omnialpha.errors import InputError
+from omnialpha.server.calls import TaskCall
 from omnialpha.server.config import ServerConfig
 from omnialpha.server.engine import Engine
 from omnialpha.server.fetching import Resolver, fetch, resolve_host
 from omnialpha.server.jobs import ENDED, JobQueue, JobState, ServedJob, wait_for_change
 from omnialpha.server.keys import ApiKey, ApiKeys
 from omnialpha.server.metrics import ServerMetrics
-from omnialpha.server.orders import Order
 from omnialpha.server.refusals import Refusal
 from omnialpha.server.results import JobResult
 from omnialpha.server.worker import DeviceWorker
@@ -59,16 +61,16 @@ class ServerState:
         key = self.key_of(request)
         return f"key {key.name}" if key else f"address {request.client.host if request.client else ''}"
 
-    def submit(self, request: Request, orders: list[Order]) -> list[ServedJob]:
-        """Queue the orders of a request; Refusal where there is no room or no credit for them."""
+    def submit(self, request: Request, calls: list[TaskCall]) -> list[ServedJob]:
+        """Queue the calls of a request; Refusal where there is no room or no credit for them."""
         owner, key = self.owner_of(request), self.key_of(request)
         if key and self.keys:
-            self.keys.spend(key, len(orders))
+            self.keys.spend(key, len(calls))
         try:
-            return self.queue.submit(owner, orders)
+            return self.queue.submit(owner, calls)
         except Refusal:
             if key and self.keys:
-                self.keys.give_back(key, len(orders))
+                self.keys.give_back(key, len(calls))
             raise
 
     async def fetch(self, url: str) -> bytes:
@@ -88,18 +90,18 @@ class ServerState:
             Whether it has ended. Where the client is gone, the job is cancelled.
         """
         loop = asyncio.get_running_loop()
-        until = None if seconds is None else loop.time() + seconds
-        while not await wait_for_change(job, False, lambda: job.state in ENDED, _next_look(until, loop.time())):
+        until = math.inf if seconds is None else loop.time() + seconds
+        while not await wait_for_change(job, False, lambda: job.state in ENDED, min(LOOK, until - loop.time())):
             if await request.is_disconnected():
                 self.queue.cancel(job)
                 return False
-            if until is not None and loop.time() >= until:
+            if loop.time() >= until:
                 return False
         return True
 
-    async def answers(self, request: Request, orders: list[Order]) -> list[JobResult]:
-        """The results of orders whose client waits for them; nothing of them is kept. Refusal where one fails."""
-        jobs = self.submit(request, orders)
+    async def answers(self, request: Request, calls: list[TaskCall]) -> list[JobResult]:
+        """The results of calls whose client waits for them; nothing of them is kept. Refusal where one fails."""
+        jobs = self.submit(request, calls)
         try:
             results = []
             for job in jobs:
@@ -111,8 +113,14 @@ class ServerState:
                 self.queue.cancel(job)
 
 
-def _next_look(until: float | None, now: float) -> float:
-    return LOOK if until is None else min(LOOK, until - now)
+async def state_of(request: Request) -> ServerState:
+    """The state of the server that a request came to. Refusal for a key that is missing or not known."""
+    state: ServerState = request.app.state.server
+    state.key_of(request)
+    return state
+
+
+State = Annotated[ServerState, Depends(state_of)]
 
 
 def result_of(job: ServedJob) -> JobResult:

@@ -20,7 +20,7 @@ from omnialpha.server.results import JobResult, keep_result
 
 if TYPE_CHECKING:
     from omnialpha.io.layers import LayerStack
-    from omnialpha.server.orders import Order
+    from omnialpha.server.calls import TaskCall
 
 T = TypeVar("T")
 log = logging.getLogger("omnialpha.server")
@@ -53,15 +53,15 @@ class DeviceWorker(threading.Thread):
         self.ready = False
 
     def _run(self, jobs: Sequence[ServedJob]) -> None:
-        orders = [job.order for job in jobs if job.order]
-        stacks = self._attempt(jobs, partial(self.engine.run, orders, self._watch(jobs)))
-        for job, order, stack in zip(jobs, orders, stacks or (), strict=stacks is not None):
-            result = self._attempt([job], partial(self._keep, order, stack))
+        calls = [job.call for job in jobs if job.call]
+        stacks = self._attempt(jobs, partial(self.engine.run, calls, self._watch(jobs)))
+        for job, call, stack in zip(jobs, calls, stacks or (), strict=stacks is not None):
+            result = self._attempt([job], partial(self._keep, call, stack))
             if result:
                 self.queue.finish(job, result)
 
-    def _keep(self, order: Order, stack: LayerStack) -> JobResult:
-        return keep_result(order.finish(stack), order.settings(self.engine.card), order.source)
+    def _keep(self, call: TaskCall, stack: LayerStack) -> JobResult:
+        return keep_result(call.finish(stack), call.settings(self.engine.card), call.source)
 
     def _attempt(self, jobs: Sequence[ServedJob], work: Callable[[], T]) -> T | None:
         """What work for jobs returns. Where it raises, None: the jobs have then failed, or each has run alone."""

@@ -24,8 +24,8 @@ from omnialpha.tasks import MAPS, Example, Role, Task
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
-    """What a job is to do, with every setting of it."""
+class TaskCall:
+    """The call of a task that a job makes: its example and every setting."""
 
     example: Example
     seed: int
@@ -48,7 +48,7 @@ class Order:
 
     @property
     def kind(self) -> Hashable:
-        """Orders of one kind may run together."""
+        """Calls of one kind may run together."""
         one = self.example
         return one.task, one.size, one.roles, one.targets, self.steps, self.guidance, self.raw, self.refine
 
@@ -129,13 +129,13 @@ def check_margin(size: tuple[int, int], margin: int, config: ServerConfig) -> No
         raise Refusal("too_large", f"with a margin of {margin} px the picture has more than {most}: use a smaller one.")
 
 
-def make_order(
+def check_call(
     task: Task,
     files: Mapping[Role, Sequence[bytes | Picture]],
     texts: Mapping[str, str],
     card: Card,
     config: ServerConfig,
-) -> Order:
+) -> TaskCall:
     """Check a request and decode its pictures.
 
     Args:
@@ -162,7 +162,7 @@ def make_order(
     example = task.example(dict(pictures), prompt=own["prompt"], layers=own["layers"], size=size)
     defaults = card.defaults(task.name)
     used = options.used(defaults.steps, defaults.guidance)
-    order = Order(
+    call = TaskCall(
         example,
         options.seed,
         used["steps"],
@@ -172,12 +172,12 @@ def make_order(
         options.refine,
         read_cutout(task, texts),
     )
-    if order.cutout.crop is not None:
-        check_margin(example.size, order.cutout.margin(max(example.size)), config)
-    if order.pixels > config.max_pixels:  # of a picture from text, or of a file whose header did not say
+    if call.cutout.crop is not None:
+        check_margin(example.size, call.cutout.margin(max(example.size)), config)
+    if call.pixels > config.max_pixels:  # of a picture from text, or of a file whose header did not say
         most = f"{config.max_pixels / MEGA:g} megapixels"
         raise Refusal("too_large", f"{by(example.size)} is more than {most}: ask for a smaller picture.")
-    return order
+    return call
 
 
 def check_words(card: Card, task: Task) -> None:
