@@ -136,7 +136,7 @@ def _picture(pixels: np.ndarray) -> Tensor:
 def _level(rgb: Tensor, known: Tensor, hole: Tensor, guide: Tensor | None) -> _Level:
     """The finest level. The guide meets what is around the hole; without one it is the smoothest that does."""
     pixels = np.ascontiguousarray((rgb * known).permute(1, 2, 0).numpy())
-    inside, outside = hole.numpy(), known.numpy()
+    inside, outside = (np.ascontiguousarray(maps.numpy()) for maps in (hole, known))
     expected = np.broadcast_to(pixels[outside].mean(axis=0) if outside.any() else np.float32(0.5), pixels.shape)
     gradients = np.zeros_like(pixels)
     if guide is not None:
