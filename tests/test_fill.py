@@ -65,16 +65,13 @@ def test_one_seed_gives_one_fill_and_what_is_in_the_hole_does_not_matter():
 
 
 def test_the_guide_decides_between_textures():
-    image = rgba.opaque(torch.cat([noise(1, 64, 128), torch.zeros(2, 64, 128)]))
-    image[1, :, 64:], image[0, :, 64:] = image[0, :, 64:], 0.0  # red noise, then green noise
-    hole = box(64, 128, 20, 44, 52, 76)
-    reds = []
-    for edge in (56, 72):
-        guide = torch.zeros(3, 64, 128)
-        guide[0, :, :edge], guide[1, :, edge:] = 0.5, 0.5
-        made = fill(image, hole, guide)
-        reds.append((made[0] > made[1])[hole].float().mean())
-    assert reds[1] > reds[0] + 0.2
+    image = rgba.opaque(torch.cat([noise(1, 80, 160), torch.zeros(2, 80, 160)]))
+    image[:3, :, 90:] = image[:3, :, 90:].roll(1, dims=0)  # red noise, then green noise
+    hole, middle = box(80, 160, 24, 56, 24, 56), box(80, 160, 34, 46, 34, 46)
+    guide = torch.tensor([0.5, 0.0, 0.0])[:, None, None].repeat(1, 80, 160)
+    assert (fill(image, hole, guide)[0] > 0.05)[middle].float().mean() > 0.9
+    guide[:, box(80, 160, 30, 50, 30, 50)] = torch.tensor([0.0, 0.5, 0.0])[:, None]
+    assert (fill(image, hole, guide)[1] > 0.05)[middle].float().mean() > 0.5
 
 
 def test_transparent_pixels_are_no_sources():
