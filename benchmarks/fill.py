@@ -220,7 +220,7 @@ def quality(rows: Sequence[Case], chosen: dict[str, Way], output: Path | None, a
         table.rows.append(
             [way, float(pooled[0]), mean["psnr"], mean["ssim"], ratio, mean["apart"], *map(float, pooled[1:]), took]
         )
-        print(way, f"{pooled[0]:.2f} dB", f"{took:.1f} s", sep="  ", file=sys.stderr)
+        print("  ".join(table.cells()[-1]), file=sys.stderr, flush=True)
     if output:
         write_sheets(output, sheets)
     return table

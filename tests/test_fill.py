@@ -1,4 +1,4 @@
-"""Filling a hole from the texture around it: what is known stays, textures continue, and where nothing can be matched."""
+"""Filling a hole from the texture around it: what stays, what continues, and what is left where nothing matches."""
 
 import pytest
 import torch

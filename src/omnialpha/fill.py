@@ -199,13 +199,13 @@ def _match(finest: _Level, seed: int) -> tuple[np.ndarray, np.ndarray | None, np
     now = levels[-1].guide
     with kernels.one_thread("omnialpha.patches") as patches:
         for k, level in reversed(list(enumerate(levels))):
-            now, at = _match_level(patches, level, at, k >= len(levels) - 2, k == 0, seed + k)
+            now, at = _match_level(patches, level, at, k >= len(levels) - 2, seed + k)
     assert at is not None
     return composed(finest.picture, finest.known, finest.hole, now, finest.guide, PULL), *at
 
 
 def _match_level(
-    patches: Any, level: _Level, before: tuple[np.ndarray, np.ndarray] | None, coarse: bool, last: bool, seed: int
+    patches: Any, level: _Level, before: tuple[np.ndarray, np.ndarray] | None, coarse: bool, seed: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The level's filled picture and its matches, from those of the level `before`, half its size."""
     from scipy.ndimage import binary_dilation, distance_transform_edt
@@ -229,10 +229,11 @@ def _match_level(
         patches.vote(now, hole, picture, ys, xs, at_y, at_x, costs, RADIUS, 1.0)
     loops, reach = LOOPS[before is not None], max(height, width) // 2 if coarse else NEAR
     for loop in range(loops):
-        pair = (now, trust, picture, usable, expected, smooth, ys, xs, at_y, at_x, costs)
+        seen = known.astype(np.float32) if before is None and not loop else trust  # a smooth start draws smooth patches
+        pair = (now, seen, picture, usable, expected, smooth, ys, xs, at_y, at_x, costs)
         far = FAR / max(height, width) ** 2
         patches.search(*pair, RADIUS, GUIDED, far, reach, ROUNDS[not coarse], (seed << 8) + loop)
-        spread = max(float(np.quantile(costs[ys, xs], 0.75)), 1e-5) / (8 if last and loop == loops - 1 else 2)
+        spread = max(float(np.quantile(costs[ys, xs], 0.75)), 1e-5) / 8
         patches.vote(now, hole, picture, ys, xs, at_y, at_x, costs, RADIUS, spread)
     return now, (at_y, at_x)
 

@@ -5,6 +5,8 @@ Pictures are (H, W, 3) float32, maps (H, W). Import it by `kernels.one_thread`: 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -15,8 +17,8 @@ _LISTS = "int32[::1], int32[::1]"
 @njit(f"float32({_IMAGE}, {_MAP}, {_IMAGE}, {_IMAGE}, {_IMAGE}, i8, i8, i8, i8, i8, f4, f4, f4)", cache=True)
 def _cost(
     now: np.ndarray, trust: np.ndarray, source: np.ndarray, guide: np.ndarray, smooth: np.ndarray,
-    y: int, x: int, v: int, u: int, radius: int, guided: float, far: float, most: float,
-) -> float:  # fmt: skip
+    y: int, x: int, v: int, u: int, radius: int, guided: Any, far: Any, most: Any,
+) -> Any:  # fmt: skip
     """How badly the patch at (v, u) of the source serves at (y, x); something above `most` if it is worse than that."""
     height, width = trust.shape
     total = np.float32(0)
