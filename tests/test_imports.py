@@ -14,9 +14,9 @@ SRC = ROOT / "src"
 # Earlier rows never import from later ones. A new module needs a place here and a row in docs/architecture.md.
 ORDER = (
     ("errors", "config", "files"),
-    ("rgba", "limits", "cutout_options", "kernels", "templates", "ray_data"),
+    ("rgba", "limits", "cutout_options", "kernels", "patches", "templates", "ray_data"),
     ("io",),
-    ("canvas", "masks", "refine", "cutout"),
+    ("canvas", "masks", "refine", "fill", "cutout"),
     ("tasks",),
     ("fidelity", "transitions", "sampling", "api", "run_options"),
     ("models",),

@@ -31,8 +31,8 @@ def finish_layers(
         layers: The model's layers (4, H, W) at full size, in the order of the example's targets.
         coarse: Their alphas (h, w) at the size that they were made at.
         found: The finder's alpha (s, s), where foregrounds take that; None where they do not.
-        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, closed-form all, off
-            none.
+        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, and there fills what
+            a removal paints at full size; closed-form refines all foregrounds, off none.
 
     Returns:
         The layers (4, H, W) as they are handed out.
@@ -41,6 +41,8 @@ def finish_layers(
         found = None
     if found is not None:
         coarse = [found] * len(layers)
+    if refining == "auto" and needs_refining(example.size, tuple(coarse[0].shape)):
+        layers = refill_removals(example, layers)
     always = found is not None or refining == "closed-form"
     if refining != "off" and (always or needs_refining(example.size, tuple(coarse[0].shape))):
         layers = refine_foregrounds(example, layers, coarse)
@@ -77,13 +79,8 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
     if category == "matting":
         return [restore_matte(layers[0], composite, guide, role)]
     if category == "removal":
-        if guide is not None:
-            where = removal_mask(guide, role)
-        elif example.found is not None:
-            where = removal_mask_of_finder(example.found, example.size)
-        else:
-            where = changed(layers[0], composite)
-        return [paste(layers[0], composite, where)]
+        where = marked_hole(example)
+        return [paste(layers[0], composite, changed(layers[0], composite) if where is None else where)]
     assert category == "decomposition", category
     return restore_decomposition(layers, composite, example.targets, guide, role)
 
@@ -114,6 +111,28 @@ def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Seque
         refine(composite, alpha, known) if role is Role.FOREGROUND else layer
         for layer, alpha, role in zip(layers, coarse, example.targets, strict=True)
     ]
+
+
+def refill_removals(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
+    """Fill what a removal paints from the texture around it, see `fill.fill`; layers of other tasks, and of removals
+    whose hole is not known before, stay. Why the model guides none: docs/decisions/0030-removal-at-full-size.md.
+    """
+    composite, hole = example.given(Role.COMPOSITE), marked_hole(example)
+    if composite is None or hole is None or not bool((~hole & (composite[3] > 0)).any()):
+        return list(layers)
+    from omnialpha.fill import fill
+
+    return [fill(composite, hole)]
+
+
+def marked_hole(example: Example) -> Tensor | None:
+    """Where a removal may paint, (H, W) bool, as its map or the finder says; None for other tasks, and without both."""
+    if TASKS[example.task].category != "removal":
+        return None
+    for role, picture in zip(example.roles, example.inputs, strict=True):
+        if role in MAPS:
+            return removal_mask(picture[0], role)
+    return None if example.found is None else removal_mask_of_finder(example.found, example.size)
 
 
 def snap_alpha(layer: Tensor) -> Tensor:

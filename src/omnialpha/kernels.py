@@ -1,4 +1,4 @@
-"""pymatting's compiled kernels: made ready before the first import, and run by one thread at a time.
+"""Compiled kernels, pymatting's and ours: made ready before the first import, and run by one thread at a time.
 
 What numba compiled is kept where it can be written, compiling is announced, and the kernels live through a fork.
 """
@@ -15,31 +15,32 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
+from types import ModuleType
 from typing import Any
 
 from omnialpha.errors import InputError
 
-COMPILING = "compiling the matting kernels, once on this machine, about a minute"
+COMPILING = "compiling kernels, once on this machine, about a minute"
 LOCK = threading.RLock()
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Hold the lock around calls of pymatting, which is loaded: numba aborts where two threads run its kernels.
+def one_thread(name: str = "pymatting") -> Iterator[ModuleType]:
+    """Hold the lock around calls of a module, which is loaded: numba aborts where two threads run its kernels.
 
     BLAS gets one thread as well: its vectors are short, and threads that wait for each other took most of the time.
     """
     from threadpoolctl import threadpool_limits
 
     with LOCK:
-        load()
+        module = load(name)
         with threadpool_limits(1, "blas"):
-            yield
+            yield module
 
 
 @cache
-def load() -> None:
-    """Import pymatting, which compiles all its kernels where no earlier run has. InputError if no folder can be used.
+def load(name: str = "pymatting") -> ModuleType:
+    """Import a module that compiles all its kernels where no earlier run has. InputError if no folder can be used.
 
     Set before that: numba's threads are those that a forked process can use again, unless the user chose others.
     """
@@ -64,12 +65,12 @@ def load() -> None:
             settings.THREADING_LAYER = "forksafe"
         with event.install_listener("numba:compile", _AnnounceCompiling()):
             try:
-                import_module("pymatting")
+                return import_module(name)
             except RuntimeError as error:
                 if "no locator available" not in str(error):
                     raise
-                settings.CACHE_DIR = str(cache_folder())  # neither pymatting's own nor the user's can be written
-                import_module("pymatting")
+                settings.CACHE_DIR = str(cache_folder())  # neither the module's own nor the user's can be written
+                return import_module(name)
 
 
 def cache_folder() -> Path:

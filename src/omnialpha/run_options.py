@@ -31,7 +31,7 @@ class RunOptions:
     guidance: Annotated[float | None, "1 is none; the model's own if left out"] = None
     size: Annotated[str | None, "of a picture made from text alone"] = None
     frame: Annotated[int | None, "which frame or page of the picture, from 0; the first if left out"] = None
-    refine: Annotated[str, "auto refines edges where the model's are coarse, closed-form always, off never"] = "auto"
+    refine: Annotated[str, "auto refines coarse edges and fills, closed-form all edges, off none"] = "auto"
     raw: Annotated[bool, "leave the model's pixels as they are: nothing from the input"] = False
 
     dashes: ClassVar[str] = ""  # what a message puts before the name of an option

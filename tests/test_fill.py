@@ -1,0 +1,107 @@
+"""Filling a hole from the texture around it: what stays, what continues, and what is left where nothing matches."""
+
+import pytest
+import torch
+
+from omnialpha import fill as module
+from omnialpha import rgba
+from omnialpha.errors import InputError
+from omnialpha.fill import fill
+
+
+def checkerboard(height=96, width=96, cell=4):
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    squares = ((y // cell + x // cell) % 2).float() * 0.6 + 0.2
+    return rgba.opaque(squares.expand(3, -1, -1))
+
+
+def box(height, width, top, bottom, left, right):
+    hole = torch.zeros(height, width, dtype=torch.bool)
+    hole[top:bottom, left:right] = True
+    return hole
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_constant_colour_is_continued():
+    image = torch.tensor([0.2, 0.5, 0.7, 1.0])[:, None, None].expand(4, 64, 64)
+    hole = box(64, 64, 20, 40, 16, 50)
+    assert (fill(image, hole) - image).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("edges", [(40, 60, 30, 66), (80, 96, 60, 96), (0, 20, 30, 50)])
+def test_a_periodic_texture_is_continued_also_at_the_border(edges):
+    image, hole = checkerboard(), box(96, 96, *edges)
+    spoilt = torch.where(hole, noise(4, 96, 96), image)
+    spoilt[3] = 1
+    assert (fill(spoilt, hole) - image)[:3, hole].abs().mean() < 0.02  # smooth interpolation has 0.3
+
+
+def test_detail_that_a_smaller_copy_lacks_is_continued(monkeypatch):
+    monkeypatch.setattr(module, "WORKING_HOLE", 400)
+    image, hole = checkerboard(192, 192, 8), box(192, 192, 80, 120, 60, 110)
+    made = fill(image, hole)
+    assert (made - image)[:3, hole].abs().mean() < 0.1
+    assert made[:, hole].std(dim=1)[0] > 0.8 * image[:, hole].std(dim=1)[0]
+
+
+def test_pixels_outside_and_alpha_stay_bit_for_bit():
+    image, hole = noise(4, 70, 81), box(70, 81, 30, 50, 20, 60)
+    image[3, :10] = 0
+    made = fill(image, hole, guide=noise(3, 9, 11, seed=1))
+    assert torch.equal(made[:, ~hole], image[:, ~hole])
+    assert torch.equal(made[3], image[3])
+    assert not torch.equal(made[:3, hole], image[:3, hole])
+
+
+def test_one_seed_gives_one_fill_and_what_is_in_the_hole_does_not_matter():
+    image, hole = rgba.opaque(noise(3, 64, 64)), box(64, 64, 20, 40, 20, 40)
+    other = torch.where(hole, 1 - image, image)
+    other[3] = 1
+    assert torch.equal(fill(image, hole, seed=3), fill(other, hole, seed=3))
+    assert not torch.equal(fill(image, hole, seed=3), fill(image, hole, seed=4))
+
+
+def test_the_guide_decides_between_textures():
+    image = rgba.opaque(torch.cat([noise(1, 80, 160), torch.zeros(2, 80, 160)]))
+    image[:3, :, 90:] = image[:3, :, 90:].roll(1, dims=0)  # red noise, then green noise
+    hole, middle = box(80, 160, 24, 56, 24, 56), box(80, 160, 34, 46, 34, 46)
+    guide = torch.tensor([0.5, 0.0, 0.0])[:, None, None].repeat(1, 80, 160)
+    assert (fill(image, hole, guide)[0] > 0.05)[middle].float().mean() > 0.9
+    guide[:, box(80, 160, 30, 50, 30, 50)] = torch.tensor([0.0, 0.5, 0.0])[:, None]
+    assert (fill(image, hole, guide)[1] > 0.05)[middle].float().mean() > 0.5
+
+
+def test_transparent_pixels_are_no_sources():
+    image = rgba.opaque(torch.full((3, 80, 80), 0.25) + 0.1 * noise(3, 80, 80))
+    image[:3, :30], image[3, :30] = 1.0, 0.0
+    hole = box(80, 80, 30, 50, 30, 50)  # beside them
+    made = fill(image, hole)
+    assert made[:3, hole].max() <= 0.36
+
+
+def test_sixteen_bits_are_kept():
+    steps = torch.linspace(0, 1, 65536)[:9216].reshape(96, 96)  # a ramp in steps of one of 65,535
+    image, hole = rgba.opaque(steps.expand(3, -1, -1)), box(96, 96, 40, 50, 40, 50)
+    assert (fill(image, hole) - image)[:3, hole].abs().max() < 1 / 255
+
+
+def test_with_too_little_around_the_guide_or_the_smoothest_fill_is_left():
+    image, hole = rgba.opaque(torch.full((3, 40, 40), 0.3)), torch.ones(40, 40, dtype=torch.bool)
+    guide = torch.full((3, 5, 5), 0.8)
+    assert torch.allclose(fill(image, hole, guide)[:3], torch.tensor(0.8), atol=1e-4)
+    with pytest.raises(InputError, match="covers all"):
+        fill(image, hole)
+    hole[:3, :3] = False
+    assert torch.allclose(fill(image, hole)[:3], torch.tensor(0.3), atol=1e-4)
+
+
+def test_an_empty_hole_changes_nothing_and_other_shapes_are_refused():
+    image, hole = noise(4, 20, 20), torch.zeros(20, 20, dtype=torch.bool)
+    assert torch.equal(fill(image, hole), image)
+    with pytest.raises(InputError, match="does not fit"):
+        fill(image, hole[:10])
+    with pytest.raises(InputError, match="no picture"):
+        fill(image, hole, torch.zeros(20, 20))
