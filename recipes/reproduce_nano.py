@@ -3,8 +3,8 @@
     python recipes/u2netp.py u2netp.onnx runs/u2netp
     python recipes/reproduce_nano.py runs/u2netp runs/reproduced --data FOLDER
 
-FOLDER: layers as docs/data-card.md describes them. `KEY=VALUE` behind it changes the settings of all three recipes, such
-as fit.steps=2 for a look at the whole way. runs/reproduced/bundle is written anew; the last lines are the checksums of
+FOLDER: layers as docs/data-card.md describes them. `KEY=VALUE` behind it changes settings of all three recipes, such as
+fit.steps=2 for a look at the whole way. runs/reproduced/bundle is written anew; the last lines are the checksums of
 its files, and whether they are the package's. Training is the same from the same seed on one machine; others
 sum in another order, and give other weights of the same quality.
 """

@@ -9,7 +9,7 @@ import pytest
 
 from omnialpha.cli.options import COMMON, CUTOUT
 from omnialpha.run_options import TEXTS, cutout_options, options_of, run_options
-from omnialpha.server.orders import read_cutout, read_options
+from omnialpha.server.calls import read_cutout, read_options
 from omnialpha.studio.controls import FIRST, ROLES, choices
 from omnialpha.studio.page import StudioPage
 from omnialpha.tasks import CATEGORIES, TASKS

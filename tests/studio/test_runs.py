@@ -41,7 +41,7 @@ def test_a_picture_is_kept_bit_for_bit_with_16_bits_and_colours_under_clear_pixe
     kept, given = studio.pictures.read(id), read_image(photo)
     assert kept.bits == 16 and torch.equal(kept.rgba, given.rgba)
     assert float(kept.rgba[:3, :10].max()) > 0.9  # where alpha is 0
-    assert torch.equal(studio.order(StudioRequest("matting_auto", {"composite": [id]})).example.inputs[0], given.rgba)
+    assert torch.equal(studio.call(StudioRequest("matting_auto", {"composite": [id]})).example.inputs[0], given.rgba)
 
 
 @pytest.mark.parametrize("id", ["", "../runs", "0123456789abcdef/..", "0123456789abcdef/x.png", "/etc/passwd"])
@@ -249,5 +249,5 @@ def test_a_painted_map_reaches_the_task(studio: Studio, photo: Path) -> None:
     given = {"composite": [studio.pictures.keep(photo)]}
     for name, row in TASKS.items():
         if row.inputs[:1] == (Role.COMPOSITE,) and len(row.inputs) == 2:
-            example = studio.order(StudioRequest(name, given, {}, rows)).example
+            example = studio.call(StudioRequest(name, given, {}, rows)).example
             assert example.roles == row.inputs and set(example.inputs[1][0].unique().tolist()) == {0, 1}

@@ -24,8 +24,8 @@ from omnialpha.io.layers import INDEX, LayerStack
 from omnialpha.limits import MAX_PIXELS
 from omnialpha.masks import as_picture
 from omnialpha.models.checkpoints.folders import Card
+from omnialpha.server.calls import TaskCall, check_call
 from omnialpha.server.config import MEGA, ServerConfig
-from omnialpha.server.orders import Order, make_order
 from omnialpha.server.results import keep_result
 from omnialpha.studio.drawn import LEVELS, Drawing, map_role
 from omnialpha.studio.pictures import PictureShelf
@@ -123,7 +123,7 @@ class Studio:
 
     # ---- requests ----------------------------------------------------------------------------------------------
 
-    def order(self, request: StudioRequest) -> Order:
+    def call(self, request: StudioRequest) -> TaskCall:
         """A checked request with its pictures decoded. InputError where anything of it is wrong."""
         row, texts = task(request.task), request.texts
         if not self.card.reads and row.automatic is False and row.inputs == (Role.COMPOSITE,):
@@ -143,7 +143,7 @@ class Studio:
             if role not in files:
                 way = "choose a file, or paint it" if role in LEVELS else "choose or drop a file"
                 raise InputError(f"the {role} is missing ({MEANING[role]}): {way}.")
-        return make_order(row, files, texts, self.card, LIMITS)
+        return check_call(row, files, texts, self.card, LIMITS)
 
     def _drawn(self, request: StudioRequest, files: dict[Role, list[Picture]]) -> tuple[Role, Tensor] | None:
         """The map of a request that is drawn."""
@@ -192,8 +192,8 @@ class Studio:
         """
         cancelled = cancelled or threading.Event()
         yield StudioProgress("Reading")
-        order, events = self.order(request), SimpleQueue[Any]()
-        threading.Thread(target=self._work, args=(request, order, events.put, cancelled), daemon=True).start()
+        call, events = self.call(request), SimpleQueue[Any]()
+        threading.Thread(target=self._work, args=(request, call, events.put, cancelled), daemon=True).start()
         try:
             while True:
                 event = events.get()
@@ -206,7 +206,7 @@ class Studio:
             cancelled.set()
 
     def _work(
-        self, request: StudioRequest, order: Order, tell: Callable[[Any], None], cancelled: threading.Event
+        self, request: StudioRequest, call: TaskCall, tell: Callable[[Any], None], cancelled: threading.Event
     ) -> None:
         try:
             if self._turn.locked():
@@ -214,7 +214,7 @@ class Studio:
             while not self._turn.acquire(timeout=0.2):
                 _stop_if(cancelled)
             try:
-                made = self._make(request, order, tell, cancelled)
+                made = self._make(request, call, tell, cancelled)
             finally:
                 self._turn.release()
             tell(made)
@@ -222,7 +222,7 @@ class Studio:
             tell(error)
 
     def _make(
-        self, request: StudioRequest, order: Order, tell: Callable[[Any], None], cancelled: threading.Event
+        self, request: StudioRequest, call: TaskCall, tell: Callable[[Any], None], cancelled: threading.Event
     ) -> StudioRun:
         _stop_if(cancelled)
         began = time.monotonic()
@@ -237,25 +237,25 @@ class Studio:
             words = "Finishing" if step.index == step.total else f"Step {step.index} of {step.total}"
             tell(StudioProgress(words, step.index, step.total, previews.take(step, cond)))
 
-        tell(StudioProgress("Encoding", 0, order.steps))
-        how = {"steps": order.steps, "guidance": order.guidance, "raw": order.raw, "refine": order.refine}
+        tell(StudioProgress("Encoding", 0, call.steps))
+        how = {"steps": call.steps, "guidance": call.guidance, "raw": call.raw, "refine": call.refine}
         try:
-            stack = model.run([order.example], seed=order.seed, on_step=on_step, **how)[0]  # type: ignore[arg-type]
+            stack = model.run([call.example], seed=call.seed, on_step=on_step, **how)[0]  # type: ignore[arg-type]
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise InputError(f"{model.device} has too little memory for this: make the picture smaller.") from error
         _stop_if(cancelled)
-        return self._keep(request, order, stack, time.monotonic() - began)
+        return self._keep(request, call, stack, time.monotonic() - began)
 
-    def _keep(self, request: StudioRequest, order: Order, stack: LayerStack, seconds: float) -> StudioRun:
-        notes = [*(order.source.notes if order.source else ())]
-        if order.cutout.changed:
-            picture, own = finish(stack[0].rgba, order.example.inputs[0].cpu(), order.cutout)
+    def _keep(self, request: StudioRequest, call: TaskCall, stack: LayerStack, seconds: float) -> StudioRun:
+        notes = [*(call.source.notes if call.source else ())]
+        if call.cutout.changed:
+            picture, own = finish(stack[0].rgba, call.example.inputs[0].cpu(), call.cutout)
             stack = LayerStack((picture.shape[1], picture.shape[2]), [replace(stack[0], rgba=picture)])
             notes += own
-        if len(stack) > 1 and Role.COMPOSITE in order.example.roles:
-            notes.append(f"the layers recompose the picture to {stack.error(order.example.inputs[0])['psnr']:.1f} dB")
-        settings = order.settings(self.card)
-        result = keep_result(stack, settings, order.source)
+        if len(stack) > 1 and Role.COMPOSITE in call.example.roles:
+            notes.append(f"the layers recompose the picture to {stack.error(call.example.inputs[0])['psnr']:.1f} dB")
+        settings = call.settings(self.card)
+        result = keep_result(stack, settings, call.source)
         folder = self._runs / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(4)}"
         kept = {"request": asdict(request), "settings": settings, "seconds": round(seconds, 2), "notes": notes}
         with atomic_folder(folder) as made:
