@@ -137,13 +137,14 @@ def look(finder: Finder, picture: Tensor, hint: Tensor | None = None, looks: int
         return made
     if first == whole:
         made = F.interpolate(made[None, None], size=(side, side), mode="bilinear")[0, 0]
-    return _place(_find(finder, picture, hint, second), made, second, size)
+    return _place(_find(finder, picture, hint, second, mirror=False), made, second, size)
 
 
-def _find(finder: Finder, picture: Tensor, hint: Tensor | None, part: Part) -> Tensor:
+def _find(finder: Finder, picture: Tensor, hint: Tensor | None, part: Part, mirror: bool = True) -> Tensor:
     """Alpha (s, s) of a part of a picture, stretched to a square."""
     rows, columns = slice(*part[:2]), slice(*part[2:])
-    return finder.find(picture[None, :, rows, columns], None if hint is None else hint[None, rows, columns])[0]
+    hints = None if hint is None else hint[None, rows, columns]
+    return finder.find(picture[None, :, rows, columns], hints, mirror)[0]
 
 
 def _area(part: Part) -> int:

@@ -219,7 +219,7 @@ class Loud:
     def __init__(self) -> None:
         self.asked: list[torch.Tensor | None] = []
 
-    def find(self, pictures: torch.Tensor, hints: torch.Tensor | None = None) -> torch.Tensor:
+    def find(self, pictures: torch.Tensor, hints: torch.Tensor | None = None, mirror: bool = True) -> torch.Tensor:
         self.asked.append(hints)
         seen = F.interpolate(pictures[:, :1], size=(32, 32), mode="area")[:, 0]
         return (seen > 0.8 * seen.amax()).float()
