@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from omnialpha import fill as module
-from omnialpha import rgba
+from omnialpha import masks, rgba
 from omnialpha.errors import InputError
+from omnialpha.fidelity import finish_layers
 from omnialpha.fill import fill
+from omnialpha.tasks import TASKS
 
 
 def checkerboard(height=96, width=96, cell=4):
@@ -105,3 +107,22 @@ def test_an_empty_hole_changes_nothing_and_other_shapes_are_refused():
         fill(image, hole[:10])
     with pytest.raises(InputError, match="no picture"):
         fill(image, hole, torch.zeros(20, 20))
+
+
+def test_a_removal_is_filled_where_the_model_saw_less_and_nothing_else_changes():
+    image, hole = checkerboard(), box(96, 96, 40, 60, 30, 66)
+    spoilt = rgba.opaque(torch.where(hole, 0.9, image[:3]))
+    example = TASKS["removal_rough"].example(composite=spoilt, rough=masks.as_picture(hole.float()))
+    made = rgba.opaque(torch.full((3, 96, 96), 0.5))
+    small, same = torch.ones(24, 24), torch.ones(96, 96)
+    filled = finish_layers(example, [made], [small], None, "auto")[0]
+    assert (filled - image)[:3, hole].abs().mean() < 0.02
+    assert torch.equal(filled[:, ~hole], image[:, ~hole])
+    for coarse, refining in ((same, "auto"), (small, "off")):
+        assert torch.equal(finish_layers(example, [made], [coarse], None, refining)[0][:, hole], made[:, hole])
+
+
+def test_a_removal_of_all_that_is_seen_stays_the_model_s():
+    image, made = checkerboard(), rgba.opaque(torch.full((3, 96, 96), 0.5))
+    example = TASKS["removal_rough"].example(composite=image, rough=masks.as_picture(torch.ones(96, 96)))
+    assert torch.equal(finish_layers(example, [made], [torch.ones(24, 24)], None, "auto")[0], made)
