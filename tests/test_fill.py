@@ -126,3 +126,15 @@ def test_a_removal_of_all_that_is_seen_stays_the_model_s():
     image, made = checkerboard(), rgba.opaque(torch.full((3, 96, 96), 0.5))
     example = TASKS["removal_rough"].example(composite=image, rough=masks.as_picture(torch.ones(96, 96)))
     assert torch.equal(finish_layers(example, [made], [torch.ones(24, 24)], None, "auto")[0], made)
+
+
+def test_what_a_layer_hides_is_filled_where_the_model_saw_less():
+    image, hole = checkerboard(), box(96, 96, 40, 60, 30, 66)
+    composite = rgba.opaque(torch.where(hole, 0.9, image[:3]))
+    example = TASKS["decompose_alpha"].example(composite=composite, alpha=masks.as_picture(hole.float()))
+    made = [rgba.opaque(torch.full((3, 96, 96), 0.5)), rgba.opaque(torch.full((3, 96, 96), 0.4))]
+    coarse = [torch.ones(24, 24)] * 2
+    back, front = finish_layers(example, made, coarse, None, "auto")
+    assert (back - image)[:3, hole].abs().mean() < 0.02 and torch.equal(back[:, ~hole], image[:, ~hole])
+    assert torch.equal(rgba.recompose([back, front]), composite)
+    assert (finish_layers(example, made, coarse, None, "off")[0][:3, hole] == 0.5).all()

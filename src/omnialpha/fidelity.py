@@ -31,26 +31,25 @@ def finish_layers(
         layers: The model's layers (4, H, W) at full size, in the order of the example's targets.
         coarse: Their alphas (h, w) at the size that they were made at.
         found: The finder's alpha (s, s), where foregrounds take that; None where they do not.
-        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, and there fills what
-            a removal paints at full size; closed-form refines all foregrounds, off none.
+        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, and there fills at
+            full size what was painted behind a subject; closed-form refines all foregrounds, off none.
 
     Returns:
         The layers (4, H, W) as they are handed out.
     """
     if example.targets.count(Role.FOREGROUND) > 1:  # the finder does not tell one from another
         found = None
+    small = bool(coarse) and needs_refining(example.size, tuple(coarse[0].shape))
     if found is not None:
         coarse = [found] * len(layers)
-    if refining == "auto" and needs_refining(example.size, tuple(coarse[0].shape)):
-        layers = refill_removals(example, layers)
     always = found is not None or refining == "closed-form"
-    if refining != "off" and (always or needs_refining(example.size, tuple(coarse[0].shape))):
+    if refining != "off" and (always or small):
         layers = refine_foregrounds(example, layers, coarse)
     elif found is not None:
         alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
         foreground = [role is Role.FOREGROUND for role in example.targets]
         layers = [torch.cat([x[:3], alpha]) if own else x for x, own in zip(layers, foreground, strict=True)]
-    return restore_unchanged(example, layers)
+    return restore_unchanged(example, layers, refilling=small and refining == "auto")
 
 
 def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
@@ -58,12 +57,13 @@ def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
     return max(size) > REFINE_FROM * max(made)
 
 
-def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
+def restore_unchanged(example: Example, layers: Sequence[Tensor], refilling: bool = False) -> list[Tensor]:
     """Restore what a task does not change, from the inputs of the example.
 
     Args:
         example: What was asked for.
         layers: The model's layers (4, H, W), in the order of the example's targets.
+        refilling: Whether what is behind a subject is filled from the texture around it, see `refill`.
 
     Returns:
         The layers in the same order.
@@ -80,9 +80,15 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor]) -> list[Tensor
         return [restore_matte(layers[0], composite, guide, role)]
     if category == "removal":
         where = marked_hole(example)
-        return [paste(layers[0], composite, changed(layers[0], composite) if where is None else where)]
+        made = refill(composite, where, layers[0]) if refilling and where is not None else layers[0]
+        return [paste(made, composite, changed(made, composite) if where is None else where)]
     assert category == "decomposition", category
-    return restore_decomposition(layers, composite, example.targets, guide, role)
+    done = restore_alphas(layers, composite, example.targets, guide, role)
+    if refilling:
+        hidden = torch.stack([x[3] for x, own in zip(done, example.targets, strict=True) if own is Role.FOREGROUND])
+        behind = refill(composite, hidden.amax(0) > 0, done[0])
+        done[0] = torch.cat([behind[:3], done[0][3:]])
+    return match_composite(done, composite)
 
 
 def restore_given(example: Example, picture: Tensor) -> Tensor:
@@ -113,16 +119,13 @@ def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Seque
     ]
 
 
-def refill_removals(example: Example, layers: Sequence[Tensor]) -> list[Tensor]:
-    """Fill what a removal paints from the texture around it, see `fill.fill`; layers of other tasks, and of removals
-    whose hole is not known before, stay. Why the model guides none: docs/decisions/0030-removal-at-full-size.md.
+def refill(composite: Tensor, hole: Tensor, layer: Tensor) -> Tensor:
+    """The picture (4, H, W) with a hole (H, W) bool filled from the texture around it, see `fill.fill`; the model's layer
+    (4, H, W) where there is none. Why that guides nothing: docs/decisions/0030-removal-at-full-size.md.
     """
-    composite, hole = example.given(Role.COMPOSITE), marked_hole(example)
-    if composite is None or hole is None or not bool((~hole & (composite[3] > 0)).any()):
-        return list(layers)
     from omnialpha.fill import fill
 
-    return [fill(composite, hole)]
+    return fill(composite, hole) if bool((~hole & (composite[3] > 0)).any()) else layer
 
 
 def marked_hole(example: Example) -> Tensor | None:
@@ -191,11 +194,11 @@ def paste(layer: Tensor, composite: Tensor, where: Tensor) -> Tensor:
     return torch.cat([torch.where(where & (composite[3] > 0), layer[:3], composite[:3]), composite[3:]])
 
 
-def restore_decomposition(
+def restore_alphas(
     layers: Sequence[Tensor], composite: Tensor, roles: Sequence[Role], guide: Tensor | None, role: Role | None
 ) -> list[Tensor]:
-    """Restore a decomposition, so that its layers recompose to the input: the alphas of foregrounds as those of mattes,
-    at most what the input's alpha leaves; colours by `match_composite`.
+    """The layers of a decomposition with the alphas of foregrounds as those of mattes, at most what the input's alpha
+    leaves, so that they recompose to that.
     """
     done: list[Tensor] = []
     left = composite[3]  # the alpha that this layer and those behind it make together
@@ -207,7 +210,7 @@ def restore_decomposition(
             alpha = left
         done.append(torch.cat([layer[:3], alpha[None]]))
         left = torch.where(alpha < 1, (left - alpha) / (1 - alpha).clamp_min(1e-6), left).clamp(0, 1)
-    return match_composite(done[::-1], composite)
+    return done[::-1]
 
 
 def match_composite(layers: Sequence[Tensor], composite: Tensor) -> list[Tensor]:
