@@ -120,8 +120,8 @@ def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Seque
 
 
 def refill(composite: Tensor, hole: Tensor, layer: Tensor) -> Tensor:
-    """The picture (4, H, W) with a hole (H, W) bool filled from the texture around it, see `fill.fill`; the model's layer
-    (4, H, W) where there is none. Why that guides nothing: docs/decisions/0030-removal-at-full-size.md.
+    """The picture (4, H, W) with a hole (H, W) bool filled from the texture around it, see `fill.fill`; the model's
+    layer (4, H, W) where nothing is around. Why that guides nothing: docs/decisions/0030-removal-at-full-size.md.
     """
     from omnialpha.fill import fill
 
