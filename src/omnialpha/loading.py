@@ -119,8 +119,9 @@ class Setup:
         size = (canvas.size[0] // sizes.side, canvas.size[1] // sizes.side)
         layout = Layout((size,) * len(example.targets), (size,) * inputs)
         guided = guided and self.parts.card.guidance == "negative"
-        refined = 0  # as `fidelity.refine_foregrounds` chooses
+        refined, filled, category = 0, False, TASKS[example.task].category  # as `fidelity.finish_layers` chooses
         if self.parts.card.refine and not raw and needs_refining(example.size, canvas.content):
+            filled = category in ("removal", "decomposition")
             seen = Role.COMPOSITE in example.roles and Role.ALPHA not in example.roles
             refined = example.targets.count(Role.FOREGROUND) * seen
         job = Job(
@@ -133,7 +134,8 @@ class Setup:
             tile=self.approximate.tiles,
             pixels=example.size[0] * example.size[1],
             refined=refined,
-            compared=TASKS[example.task].category == "decomposition",
+            filled=filled,
+            compared=category == "decomposition",
         )
         made = estimate(job, measure_speed(device, DTYPES[job.dtype]))
         return replace(made, warning=memory_warning(made))

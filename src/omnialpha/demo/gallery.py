@@ -32,8 +32,9 @@ What each of the {count} tasks takes and makes, with the command that made the p
 from the table of tasks and runs every command anew, with the bundled model, nano, and seed 0.
 
 **What to expect.** Nano is small. The subjects are its finder's work, finished at full resolution, and are what it is
-good at. What has to be painted (behind a subject, around one, or from text) is its transformer's work: abstract, at
-96 px, and it does not follow the words. The same commands run the [released weights](released-weights.md).
+good at. What was behind them is filled from the texture around. What has to be painted around a layer or from text is
+its transformer's work: abstract, at 96 px, and it does not follow the words. The same commands run the
+[released weights](released-weights.md).
 
 The photographs come with scikit-image (`omnialpha demo` writes them, too). Rough masks were drawn by hand; the other
 maps and the foregrounds are of nano's own cut-outs. `omnialpha matte`, `remove`, `decompose`, `complete` and `generate`

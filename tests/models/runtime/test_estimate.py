@@ -293,6 +293,7 @@ def test_a_forecast_knows_what_will_be_refined(tiny_model_folder, tmp_path, task
     request = TASKS[task].example(composite=picture, **given.get(task, {}))
     one = Setup(parts, Placement("cpu")).forecast(request, 1, False, raw).job
     assert (one.pixels, one.refined, one.compared) == (4800, refined, task == "decompose_auto")
+    assert one.filled == (task in ("removal_rough", "decompose_auto"))
 
 
 # ---- time -----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ ENCODE, DECODE = 250, 400  # operations a pixel, of an autoencoder of one channe
 WORK, WIDE_WORK = 48, 128
 # Seconds a pixel, very roughly: on two idle x86-64 cores refining took 3.0 s at .75 MP and 7.9 s at 12 MP.
 WRITING, REFINING = 0.7e-6, 0.45e-6
+FILLING = (3.0, 0.4e-6)  # seconds, and a pixel: 3.1 s on photographs, 8 s at 12 MP (`python benchmarks/fill.py`)
 REACHED = 0.5  # of the speed of one large matrix product
 BUS = 8e9  # bytes a second from main memory to a GPU in a modest slot
 
@@ -58,6 +59,7 @@ class Job:
         tile: side in pixels, where the VAE runs in tiles.
         pixels: of a picture at full size.
         refined: how many targets are refined at full size.
+        filled: whether what is behind a subject is filled at full size.
         compared: whether layers are recomposed at full size.
     """
 
@@ -71,6 +73,7 @@ class Job:
     tile: int | None = None
     pixels: int = 0
     refined: int = 0
+    filled: bool = False
     compared: bool = False
 
     @property
@@ -156,6 +159,7 @@ def estimate(job: Job, speed: float | None = None) -> Estimate:
         branches = job.steps * (1 + job.guided)
         seconds = _once(job) / (REACHED * speed) + branches * max(moved, _branch(job) / (REACHED * speed))
         seconds += job.pixels * (WRITING * len(job.layout.targets) + REFINING * job.refined)
+        seconds += (FILLING[0] + FILLING[1] * job.pixels) * job.filled
     return Estimate(job, str(device), total, host, stages, seconds)
 
 
