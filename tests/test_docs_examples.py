@@ -29,7 +29,7 @@ NEEDS = {
     "the released weights", "a download", "a data set", "a judge", "two annotators", "another run", "minutes",
     "hours", "several processes", "ffmpeg", "Docker", "Ctrl-C to end",
 }  # fmt: skip
-SLOW = {"gallery.md"}
+SLOW = {"gallery.md", "server.md", "batch.md", "layers.md"}
 SERVER = "http://127.0.0.1:7000"  # is that of a test where a page names it
 
 
