@@ -79,9 +79,13 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor], refilling: boo
     if category == "matting":
         return [restore_matte(layers[0], composite, guide, role)]
     if category == "removal":
-        where = marked_hole(example)
-        made = refill(composite, where, layers[0]) if refilling and where is not None else layers[0]
-        return [paste(made, composite, changed(made, composite) if where is None else where)]
+        if guide is not None:
+            where = removal_mask(guide, role)
+        elif example.found is not None:
+            where = removal_mask_of_finder(example.found, example.size)
+        else:
+            return [paste(layers[0], composite, changed(layers[0], composite))]
+        return [paste(refill(composite, where, layers[0]) if refilling else layers[0], composite, where)]
     assert category == "decomposition", category
     done = restore_alphas(layers, composite, example.targets, guide, role)
     if refilling:
@@ -126,16 +130,6 @@ def refill(composite: Tensor, hole: Tensor, layer: Tensor) -> Tensor:
     from omnialpha.fill import fill
 
     return fill(composite, hole) if bool((~hole & (composite[3] > 0)).any()) else layer
-
-
-def marked_hole(example: Example) -> Tensor | None:
-    """Where a removal may paint, (H, W) bool, as its map or the finder says; None for other tasks, and without both."""
-    if TASKS[example.task].category != "removal":
-        return None
-    for role, picture in zip(example.roles, example.inputs, strict=True):
-        if role in MAPS:
-            return removal_mask(picture[0], role)
-    return None if example.found is None else removal_mask_of_finder(example.found, example.size)
 
 
 def snap_alpha(layer: Tensor) -> Tensor:

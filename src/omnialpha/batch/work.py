@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omnialpha import __version__
 from omnialpha.batch.ledger import Entry
@@ -19,9 +19,6 @@ from omnialpha.errors import InputError
 from omnialpha.files import sha256
 from omnialpha.limits import by
 from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -163,10 +163,10 @@ def _finish(job: Batch, found: int, options: Options, messages: Messages, second
     report |= {"notes": messages.notes, "seconds": round(seconds, 3)}
     said = [f"wrote {job.done} to {output} in {duration(seconds)}"]
     said += [f"skipped {job.skipped} that are done"] if job.skipped else []
-    said += [f"{len(job.failures)} failed, see {output / REPORT}"] if len(job.failures) else []
+    said += [f"{len(job.failures)} failed, see {output / REPORT}"] if job.failures else []
     if stopped:
         done = job.done + job.skipped
         raise KeyboardInterrupt(f"stopped, {done} of {found} are done: run it again to go on")
     print_result(options, report, ", ".join(said))
-    if len(job.failures):
+    if job.failures:
         raise typer.Exit(1)

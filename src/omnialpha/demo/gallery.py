@@ -75,7 +75,7 @@ def arguments(task: Task) -> list[str]:
 
 def reads(task: Task) -> bool:
     """Whether nano does the task: it reads no texts that name a subject."""
-    return resolve(None).card.reads or not (task.text and Role.COMPOSITE in task.inputs)
+    return resolve(None).card.follows(task.name)
 
 
 def section(task: Task) -> str:

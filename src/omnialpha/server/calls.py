@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -14,7 +14,7 @@ from omnialpha.cutout import finish
 from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 from omnialpha.io import DAMAGED, Picture, read_image
-from omnialpha.io.layers import Layer, LayerStack
+from omnialpha.io.layers import LayerStack
 from omnialpha.limits import by
 from omnialpha.models.checkpoints.folders import Card
 from omnialpha.run_options import TEXTS, RunOptions, cutout_options, options_of, run_options
@@ -59,12 +59,12 @@ class TaskCall:
         made |= ({"refine": self.refine} if self.refine != "auto" else {}) | self.cutout.changed
         return made | {"size": by(self.example.size), "version": __version__}
 
-    def finish(self, stack: LayerStack) -> LayerStack:
-        """What was made, finished as the options of a cut-out say, which may give it another size."""
+    def finish(self, stack: LayerStack) -> tuple[LayerStack, tuple[str, ...]]:
+        """What was made, finished as the options of a cut-out say, which may give it another size, and notes."""
         if not self.cutout.changed:
-            return stack
-        picture = finish(stack[0].rgba, self.example.inputs[0].cpu(), self.cutout)[0]
-        return LayerStack((picture.shape[1], picture.shape[2]), [Layer(stack[0].name, picture, role=stack[0].role)])
+            return stack, ()
+        picture, notes = finish(stack[0].rgba, self.example.inputs[0].cpu(), self.cutout)
+        return LayerStack((picture.shape[1], picture.shape[2]), [replace(stack[0], rgba=picture)]), notes
 
 
 class NamedBytes(BytesIO):
@@ -182,8 +182,6 @@ def check_call(
 
 def check_words(card: Card, task: Task) -> None:
     """InputError where words alone would choose the subject, for a model that does not follow them."""
-    try:
-        card.check_reads(task.name)
-    except InputError:  # its sentence speaks of the options of the command line
+    if not card.follows(task.name):  # the card's own sentence speaks of the options of the command line
         fix = "send a map of yours, as in matting_rough, or ask a server of a model that reads"
-        raise InputError(f"{card.name} cannot tell subjects apart by words: {fix}.") from None
+        raise InputError(f"{card.name} cannot tell subjects apart by words: {fix}.")

@@ -61,7 +61,7 @@ class DeviceWorker(threading.Thread):
                 self.queue.finish(job, result)
 
     def _keep(self, call: TaskCall, stack: LayerStack) -> JobResult:
-        return keep_result(call.finish(stack), call.settings(self.engine.card), call.source)
+        return keep_result(call.finish(stack)[0], call.settings(self.engine.card), call.source)
 
     def _attempt(self, jobs: Sequence[ServedJob], work: Callable[[], T]) -> T | None:
         """What work for jobs returns. Where it raises, None: the jobs have then failed, or each has run alone."""

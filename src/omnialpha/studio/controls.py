@@ -12,6 +12,7 @@ from omnialpha.io.inputs import LAYERS
 from omnialpha.io.writing import FORMATS
 from omnialpha.models.checkpoints.folders import Card
 from omnialpha.run_options import TEXTS, RunOption, cutout_options, options_of, run_options
+from omnialpha.studio.drawn import LEVELS
 from omnialpha.tasks import CATEGORIES, MEANING, TASKS, Role, Task
 
 FIRST = next(row for row in TASKS.values() if row.automatic)  # the task that a page opens with
@@ -99,12 +100,12 @@ class Controls:
     @property
     def all(self) -> list[Any]:
         """Every control that may be changed by another."""
-        return [self.category, *self.tasks.values(), *self.files.values(), *self.options.values(), self.cutout]
+        return [*self.inputs, self.cutout]
 
     @property
-    def inputs(self) -> set[Any]:
+    def inputs(self) -> list[Any]:
         """Those that hold what is asked for."""
-        return {self.category, *self.tasks.values(), *self.files.values(), *self.options.values()}
+        return [self.category, *self.tasks.values(), *self.files.values(), *self.options.values()]
 
     def chosen(self, values: Mapping[Any, Any]) -> Task:
         """The task that is chosen."""
@@ -119,7 +120,7 @@ class Controls:
             self.cutout: gr.update(visible=bool(set(taken) & set(cutout_options()))),
         }
         for role, file in self.files.items():
-            info = f"{role.capitalize()} — {MEANING[role]}" + (", or paint it" if file_drawn(role) else "")
+            info = f"{role.capitalize()} — {MEANING[role]}" + (", or paint it" if role in LEVELS else "")
             updates[file] = gr.update(visible=role in row.inputs, label=info)
         for name, option in self.options.items():
             updates[option] = gr.update(visible=name in taken)
@@ -141,13 +142,6 @@ class Controls:
             typed = given is None or isinstance(part, gr.Textbox)
             values[part] = (option.default if given is None else given) if typed else option.read(str(given))
         return values
-
-
-def file_drawn(role: Role) -> bool:
-    """Whether a picture of a role can be drawn on the page."""
-    from omnialpha.studio.drawn import LEVELS
-
-    return role in LEVELS
 
 
 def as_text(value: Any) -> str:

@@ -17,7 +17,6 @@ from omnialpha.io.layer_writing import write_layers
 from omnialpha.io.layers import LayerStack
 from omnialpha.studio.pictures import PictureShelf
 from omnialpha.studio.runs import StudioRun
-from omnialpha.tasks import task
 
 FORMS = {  # suffix -> what it holds
     "png": "PNG, as shown",
@@ -81,9 +80,7 @@ def export(run: StudioRun, panel: Panel, form: str, shelf: PictureShelf, folder:
     settings = run.settings if untouched else run.settings | {"shown": [dict(row) for row in panel]}
     target = folder / secrets.token_hex(8) / f"{_stem(run)}.{form}"
     target.parent.mkdir(parents=True)
-    row = task(run.request.task)
-    first = run.request.files.get(row.inputs[0], []) if row.inputs else []
-    source = shelf.read(first[0]) if first else None
+    source = shelf.read(run.source) if run.source else None
     bits, icc, dpi = (source.bits, source.icc, source.dpi) if source else (8, None, None)
     if form == "png" and untouched and len(stack) == 1:
         target.write_bytes((run.folder / run.rows[0]["file"]).read_bytes())
@@ -102,6 +99,5 @@ def export(run: StudioRun, panel: Panel, form: str, shelf: PictureShelf, folder:
 
 def _stem(run: StudioRun) -> str:
     """What a file of a run is called: its picture, its task and its seed."""
-    row = task(run.request.task)
-    first = run.request.files.get(row.inputs[0], []) if row.inputs else []
-    return "-".join([*(Path(one).stem for one in first[:1]), row.name.replace("_", "-"), str(run.settings["seed"])])
+    named = [Path(run.source).stem] if run.source else []
+    return "-".join([*named, run.request.task.replace("_", "-"), str(run.settings["seed"])])

@@ -230,7 +230,7 @@ class StudioPage:
     def _cards(self) -> list[dict[str, str]]:
         """The history, the latest run first."""
         cards = []
-        for run in self.studio.history()[:SHOWN_RUNS]:
+        for run in self.studio.history(SHOWN_RUNS):
             used = {name: value for name, value in run.settings.items() if name not in ("instruction", "version")}
             about = "\n".join(f"{name}: {value}" for name, value in used.items())
             name, detail = run.request.task.replace("_", " ").capitalize(), f"seed {used['seed']}, {used['size']}"

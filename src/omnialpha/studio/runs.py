@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from omnialpha.cutout import finish
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_folder
 from omnialpha.io import Picture, write_image
@@ -88,6 +87,12 @@ class StudioRun:
         return self.folder.name
 
     @property
+    def source(self) -> str | None:
+        """The id of its first picture; None where it was made from text."""
+        inputs = task(self.request.task).inputs
+        return self.request.files[inputs[0]][0] if inputs else None
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """Of the layers: name and file, back to front."""
         rows: list[dict[str, Any]] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["layers"]
@@ -126,7 +131,7 @@ class Studio:
     def call(self, request: StudioRequest) -> TaskCall:
         """A checked request with its pictures decoded. InputError where anything of it is wrong."""
         row, texts = task(request.task), request.texts
-        if not self.card.reads and row.automatic is False and row.inputs == (Role.COMPOSITE,):
+        if not self.card.follows(row.name):
             way = "choose a task with a mask, and click on it or paint it"
             raise InputError(f"{self.card.name} cannot tell subjects apart by words: {way}.")
         frame = int(texts["frame"]) if texts.get("frame", "").isdecimal() else None
@@ -247,11 +252,8 @@ class Studio:
         return self._keep(request, call, stack, time.monotonic() - began)
 
     def _keep(self, request: StudioRequest, call: TaskCall, stack: LayerStack, seconds: float) -> StudioRun:
-        notes = [*(call.source.notes if call.source else ())]
-        if call.cutout.changed:
-            picture, own = finish(stack[0].rgba, call.example.inputs[0].cpu(), call.cutout)
-            stack = LayerStack((picture.shape[1], picture.shape[2]), [replace(stack[0], rgba=picture)])
-            notes += own
+        stack, finished = call.finish(stack)
+        notes = [*(call.source.notes if call.source else ()), *finished]
         if len(stack) > 1 and Role.COMPOSITE in call.example.roles:
             notes.append(f"the layers recompose the picture to {stack.error(call.example.inputs[0])['psnr']:.1f} dB")
         settings = call.settings(self.card)
@@ -266,13 +268,10 @@ class Studio:
 
     # ---- history -----------------------------------------------------------------------------------------------
 
-    def history(self) -> list[StudioRun]:
-        """Earlier runs, the latest first; what else lies in the folder is left out."""
-        runs = []
-        for folder in sorted(self._runs.iterdir(), key=lambda path: path.name, reverse=True):
-            if (folder / REQUEST).is_file():
-                runs.append(StudioRun.read(folder))
-        return runs
+    def history(self, most: int | None = None) -> list[StudioRun]:
+        """Earlier runs, the latest first, at most so many; what else lies in the folder is left out."""
+        folders = sorted(self._runs.iterdir(), key=lambda path: path.name, reverse=True)
+        return [StudioRun.read(folder) for folder in [f for f in folders if (f / REQUEST).is_file()][:most]]
 
     def find(self, id: str) -> StudioRun:
         """An earlier run. InputError where there is none."""

@@ -107,9 +107,13 @@ class Card:
             self.check_task(task)
         return dataclasses.replace(self, instructions=self.instructions | dict(texts))
 
+    def follows(self, task: str) -> bool:
+        """Whether the model does a task, unless words alone choose its subject and the model does not follow them."""
+        return bool(self.reads or TASKS[task].inputs != (Role.COMPOSITE,) or not TASKS[task].text)
+
     def check_reads(self, task: str) -> None:
         """InputError where words alone would choose the subject, for a model that does not follow them."""
-        if not self.reads and TASKS[task].inputs == (Role.COMPOSITE,) and TASKS[task].text:
+        if not self.follows(task):
             raise InputError(
                 f"{self.name} cannot tell subjects apart by words: mark yours with --point X,Y or --box X,Y,W,H, or "
                 "give a model that reads, such as --model Longin-Yu/OmniAlpha."
