@@ -92,7 +92,7 @@ def cut_out(example: Example, finder: Finder | None, card: Card, refining: str =
 
 def finder_suffices(task: Task, card: Card, hints: bool) -> bool:
     """Whether the finder's alpha is all that a task asks for. hints: whether the finder makes use of hints."""
-    marked = task.automatic or (hints and any(role in MAPS for role in task.inputs))
+    marked = task.automatic or (hints and task.map is not None)
     return marked and task.targets == (Role.FOREGROUND,) and task.name in card.alpha_from_finder
 
 

@@ -120,6 +120,11 @@ class Task:
     summary: str = ""
 
     @property
+    def map(self) -> Role | None:
+        """The map among its inputs."""
+        return next((role for role in self.inputs if role in MAPS), None)
+
+    @property
     def automatic(self) -> bool:
         """Whether nothing says which subject of the picture is meant."""
         return self.inputs == (Role.COMPOSITE,) and self.text is None

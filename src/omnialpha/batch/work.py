@@ -18,7 +18,7 @@ from omnialpha.cutout_options import Cutout
 from omnialpha.errors import InputError
 from omnialpha.files import sha256
 from omnialpha.limits import by
-from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
+from omnialpha.tasks import TASKS, Example, Role, Task
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class Worker:
         main = read_image(item.source, frame=work.options.frame)
         notes += main.notes
         given: dict[Role, Any] = {task.inputs[0]: main}
-        if item.guide:
-            given[next(role for role in task.inputs if role in MAPS)] = read_image(item.guide, data=True)
+        if item.guide and task.map:
+            given[task.map] = read_image(item.guide, data=True)
         example = task.example(given, prompt=work.prompt, layers=work.layers)
         output = work.output / item.output
         output.parent.mkdir(parents=True, exist_ok=True)

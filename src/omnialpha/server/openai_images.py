@@ -73,10 +73,9 @@ async def edit(request: Request, state: State) -> JSONResponse:
         raise InputError(f"{row.name} got {len(images)} images: send its picture as image, or use generations.")
     files = {roles[0]: images}
     if "mask" in fields.files:
-        maps = [role for role in row.inputs if role in MAPS]
-        if not maps:
+        if row.map is None:
             raise InputError(f"{row.name} takes no mask: leave it out, or choose another task.")
-        files[maps[0]] = [await run_in_threadpool(_mask, fields.file("mask"), state)]
+        files[row.map] = [await run_in_threadpool(_mask, fields.file("mask"), state)]
     return await _answer(request, state, fields, row, files)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnialpha.errors import InputError
 from omnialpha.masks import Mark
-from omnialpha.tasks import MAPS, Role, Task
+from omnialpha.tasks import Role, Task
 
 # What a brush paints, by map: the values of a pixel, in [0, 1], and their names
 LEVELS: dict[Role, tuple[tuple[str, float], ...]] = {
@@ -26,14 +26,9 @@ LEVELS: dict[Role, tuple[tuple[str, float], ...]] = {
 OUTLINED = Role.ROUGH  # the map that clicks and boxes make
 
 
-def map_role(task: Task) -> Role | None:
-    """The map that a task takes, which can be drawn."""
-    return next((role for role in task.inputs if role in MAPS), None)
-
-
 def tools_of(task: Task) -> list[str]:
     """The tools that draw the map of a task."""
-    role = map_role(task)
+    role = task.map
     return [] if role is None else ["point", "box", "brush"] if role is OUTLINED else ["brush"]
 
 

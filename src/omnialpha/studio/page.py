@@ -17,7 +17,7 @@ import gradio as gr
 
 from omnialpha.errors import InputError
 from omnialpha.studio.controls import FIRST, Controls, words_of
-from omnialpha.studio.drawn import LEVELS, map_role, tools_of
+from omnialpha.studio.drawn import LEVELS, tools_of
 from omnialpha.studio.exports import FORMS, export
 from omnialpha.studio.runs import RunCancelled, Studio, StudioProgress, StudioRequest, StudioRun
 from omnialpha.tasks import MAPS, TASKS, Task
@@ -117,7 +117,7 @@ class StudioPage:
             if paths:
                 found[str(role)] = [self.studio.pictures.keep(path) for path in paths]
         drawn = (values.get(self.stage) or {}).get("drawn") or []
-        return StudioRequest(row.name, found, self.controls.texts(row, values), drawn if map_role(row) else [])
+        return StudioRequest(row.name, found, self.controls.texts(row, values), drawn if row.map else [])
 
     def scene(self, request: StudioRequest, **more: Any) -> dict[str, Any]:
         """What the stage shows before a run. InputError where a picture cannot be read."""
@@ -129,7 +129,7 @@ class StudioPage:
             if role not in MAPS
             for id in request.files.get(role, [])
         ]
-        role = map_role(row)
+        role = row.map
         guide = self.studio.show_map(StudioRequest(row.name, request.files)) if role in request.files else None
         return {
             "before": [url(path) for path, _ in shown],

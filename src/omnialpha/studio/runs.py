@@ -26,7 +26,7 @@ from omnialpha.models.checkpoints.folders import Card
 from omnialpha.server.calls import TaskCall, check_call
 from omnialpha.server.config import MEGA, ServerConfig
 from omnialpha.server.results import keep_result
-from omnialpha.studio.drawn import LEVELS, Drawing, map_role
+from omnialpha.studio.drawn import LEVELS, Drawing
 from omnialpha.studio.pictures import PictureShelf
 from omnialpha.tasks import MAPS, MEANING, Role, map_values, task
 
@@ -153,7 +153,7 @@ class Studio:
     def _drawn(self, request: StudioRequest, files: dict[Role, list[Picture]]) -> tuple[Role, Tensor] | None:
         """The map of a request that is drawn."""
         row = task(request.task)
-        role = map_role(row)
+        role = row.map
         if role is None or not request.drawn or row.inputs[0] not in files:
             return None
         given = map_values(files[role][0].raw, role) if role in files else None
@@ -169,7 +169,7 @@ class Studio:
     def show_map(self, request: StudioRequest) -> Path | None:
         """A PNG that tints what the map of a request marks, drawn or given; None where there is none."""
         row = task(request.task)
-        role = map_role(row)
+        role = row.map
         ids = {one: request.files.get(one, [])[:1] for one in row.inputs}
         files = {one: [self.pictures.read(id, None, one in MAPS) for id in row] for one, row in ids.items() if row}
         drawn = self._drawn(request, files)
