@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[train,eval,curate,serve,studio,docs,dev]'
-	$(BIN)/python -c 'from omnialpha import kernels; kernels.load()' # compiles once, so that no user waits for it
+	$(BIN)/python -c 'from omnialpha import kernels; kernels.load(); kernels.load("omnialpha.patches")' # compiles once, so that no user waits for it
 	touch $@
 
 demo: setup
