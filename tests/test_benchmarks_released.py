@@ -130,6 +130,7 @@ def test_every_section_has_its_place_in_the_document(script: ModuleType) -> None
     assert all(f"<!-- {name}: begin -->" in text for name in (*script.SECTIONS, "full", "autoencoder"))
 
 
+@pytest.mark.slow
 def test_what_a_device_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted weights are those of the shapes; the larger the pictures, the wider the stages."""
     footprint, width, text = benchmark("footprint"), 128, 32

@@ -124,6 +124,7 @@ def test_refinement_compiles_nothing_after_loading() -> None:
     assert done.stdout == "torch.Size([4, 48, 64]) 0\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_child_works_and_threads_do_not_meet(tiny_model_folder: Path) -> None:
     """torch and numba have run with threads in the parent; its child has none of these, and must not wait for them."""
     done = run(

@@ -8,6 +8,7 @@ import pytest
 NOTEBOOK = Path(__file__).parents[1] / "docs/tour.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("psd_tools")

@@ -36,23 +36,23 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Ex
         looks: 2, or 1 for training, see `look`.
 
     Returns:
-        In automatic tasks the example with one more input picture, the last. In tasks that take the finder's alpha the
-        example with that of what its map marks. Otherwise the example itself.
+        In tasks that no map says the subject of, the example with one more input picture, the last. In tasks that take
+        the finder's alpha the example with that of what its map marks. Otherwise the example itself.
     """
-    automatic = TASKS[example.task].automatic
+    hinted = TASKS[example.task].hinted
     guide = next((role for role in example.roles if role in MAPS), None)
-    wanted = automatic or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
+    wanted = hinted or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
     if not wanted or example.found is not None:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
     hint = hint_of(guide, given[guide][0]) if guide else None
     found = look(finder, given[Role.COMPOSITE].cpu(), hint, looks)
-    if not automatic:
+    if not hinted:
         return replace(example, found=found)
     shown, words = found, example.instruction
     if card.hint_as == Role.ROUGH:
         shown = around(found)
-    if card.hint_as and words:  # empty is what is trained without an instruction
+    if card.hint_as and words and TASKS[example.task].automatic:  # empty is what is trained without an instruction
         words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
     roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
@@ -98,7 +98,7 @@ def finder_suffices(task: Task, card: Card, hints: bool) -> bool:
 
 def count_inputs(example: Example, found: bool) -> int:
     """How many inputs an example has after `add_hint`. found: whether the model has a finder."""
-    added = found and TASKS[example.task].automatic and Role.HINT not in example.roles
+    added = found and TASKS[example.task].hinted and Role.HINT not in example.roles
     return len(example.roles) + added
 
 

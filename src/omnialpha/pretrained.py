@@ -20,6 +20,15 @@ from omnialpha.models.lora import adapters
 from omnialpha.models.vae.alphavae import load_vae
 
 
+def load_text_encoder(folder: Path, card: Card, dtype: torch.dtype = torch.float32) -> Any:
+    """What reads instructions for a model of this card, from the folder that holds its parts; InputError where they are
+    damaged.
+    """
+    family = FAMILIES[card.family]
+    settings = {name: value for name in family.card_settings if (value := getattr(card, name)) is not None}
+    return family.load("text_encoder").from_pretrained(folder, dtype, **settings)
+
+
 class Pretrained:
     """Loading and saving, mixed into the pipeline."""
 
@@ -50,9 +59,7 @@ class Pretrained:
         else:
             with torch.device("meta"):
                 transformer = network.from_config(network.load_config(parts.transformer))
-        settings = {name: value for name in family.card_settings if (value := getattr(card, name)) is not None}
-        read: Any = family.load("text_encoder").from_pretrained if reads else nn.Identity
-        text_encoder = read(parts.text, dtype, **settings)
+        text_encoder = load_text_encoder(parts.text, card, dtype) if reads else nn.Identity()
         pipeline: Any = cls
         model = pipeline(load_vae(parts.vae, dtype, widen=True), transformer, text_encoder, card)
         model.use_finder(open_finder(parts.finder) if parts.finder else None)

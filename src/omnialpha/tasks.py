@@ -129,6 +129,11 @@ class Task:
         """Whether nothing says which subject of the picture is meant."""
         return self.inputs == (Role.COMPOSITE,) and self.text is None
 
+    @property
+    def hinted(self) -> bool:
+        """Whether a model that has a finder is shown what that sees: no map says which subject is meant."""
+        return Role.COMPOSITE in self.inputs and self.map is None
+
     def target_roles(self, layers: int | None = None) -> tuple[Role, ...]:
         """The roles to make; `layers` counts all targets where the row allows several (back to front)."""
         if layers is None or layers == len(self.targets):

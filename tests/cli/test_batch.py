@@ -232,6 +232,7 @@ def test_what_cannot_start_is_refused_with_the_fix(arguments, said, pictures: Pa
 # ---- engines ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_and_threads_make_the_same_cut_outs(pictures: Path, call: Call) -> None:
     arguments = ("batch", "matte", "in", "--quiet", "--include", "a.*")
     assert call(*arguments, "one", "--workers", 1).exit_code == 0

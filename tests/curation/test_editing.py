@@ -34,6 +34,7 @@ def test_our_own_model_completes_and_removes() -> None:
     assert editing._loaded.cache_info().misses == 1  # one model for both
 
 
+@pytest.mark.slow
 def test_the_published_editor_gets_the_foreground_on_grey_and_the_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,7 +118,7 @@ def test_both_bases_gain_alpha_and_keep_their_layout(tmp_path, pictures, qwen_va
         torch.testing.assert_close(made.decode(made.encode(x)), wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("base", ["qwen", "flux"])
+@pytest.mark.parametrize("base", [pytest.param("qwen", marks=pytest.mark.slow), "flux"])
 def test_half_precision_learns_and_is_not_what_is_stored(tmp_path, pictures, qwen_vae, flux_vae, base, monkeypatch):
     """One batch by heart. bf16 is of the forward pass alone: what is kept, averaged and exported stays float32."""
     always = VAEObjective.forward

@@ -9,17 +9,19 @@ from pathlib import Path
 from omnialpha import config
 from omnialpha.errors import InputError
 from omnialpha.training.finder import FinderRecipe
+from omnialpha.training.grounding import GroundingRecipe
 from omnialpha.training.loop import fit
 from omnialpha.training.reinforcement.recipe import ReinforcementRecipe
 from omnialpha.training.sft_recipe import SFTRecipe
 from omnialpha.training.vae_recipe import VAERecipe
 
-Recipe = VAERecipe | SFTRecipe | FinderRecipe
+Recipe = VAERecipe | SFTRecipe | FinderRecipe | GroundingRecipe
 KINDS: dict[str, type[Recipe]] = {
     "vae": VAERecipe,
     "sft": SFTRecipe,
     "reinforcement": ReinforcementRecipe,
     "finder": FinderRecipe,
+    "grounding": GroundingRecipe,
 }
 
 

@@ -31,6 +31,7 @@ from omnialpha.models.transformer.positions import PATCH_SIZE
 from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.pipeline import OmniAlpha
+from omnialpha.pretrained import load_text_encoder
 from omnialpha.tasks import task as find_task
 from omnialpha.training.latent_cache import digests
 from omnialpha.training.latent_cache.cache import CachedBatches, read_settings
@@ -44,7 +45,9 @@ BEGUN = "cache.json"  # in a run's folder: how many batches of a cache the run b
 @dataclass(frozen=True)
 class SFTRecipe:
     """start: a model folder to go on from; or else vae: a trained VAE's folder, with [transformer] and [text_encoder]
-    made anew. With [lora] an adapter of `start` is trained, whose card [card] changes, and whose VAE `vae` replaces.
+    made anew. `text_encoder = {start = FOLDER}` takes the one of a folder instead, such as `training.grounding` leaves;
+    with train_text_encoder = false it stays as it is, as published ones do. With [lora] an adapter of `start` is
+    trained, whose card [card] changes, and whose VAE `vae` replaces.
 
     [[datasets]] are records (docs/data.md), with [[curriculum]], temperature and buckets, and [[held_out]] those that
     are validated on; without them scenes are composed from [data], of which some are held out. cache: a folder of
@@ -75,6 +78,7 @@ class SFTRecipe:
     lora: LoraSettings | None = None
     transformer: dict[str, Any] = field(default_factory=dict)
     text_encoder: dict[str, Any] = field(default_factory=dict)
+    train_text_encoder: bool = True
     batch: int = 0
     tokens: int = 0
     text_tokens: int = 64
@@ -157,24 +161,36 @@ class SFTRecipe:
         torch.manual_seed(self.fit.seed)
         begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
         known = (begun / CARD).is_file()
-        folder = begun if known else self.start
-        model = OmniAlpha.from_folder(folder) if folder else self._new(data, card)
-        model.card = card
+        model = self._begun(resolve(begun), card) if known else self._first(data, card)
         if self.finder or not card.finder:  # as the card says, in training and in use alike
             model.use_finder(open_finder(self.finder) if self.finder else None)
         if not known and _is_main():
             model.save(begun)
-        return model.train().requires_grad_(True), data
+        model.train().requires_grad_(True)
+        model.text_encoder.requires_grad_(self.train_text_encoder)
+        return model, data
 
-    def _new(self, data: Mixture | Stream, card: Card) -> OmniAlpha:
+    def _first(self, data: Mixture | Stream, card: Card) -> OmniAlpha:
+        read = self.text_encoder.get("start")
+        if self.start:
+            parts = resolve(self.start)
+            return self._begun(replace(parts, text=Path(read)) if read else parts, card)
         vae = AlphaVAE.load(self.vae)
-        words = corpus(data, 200)
-        text_encoder = build_tiny_text_encoder(words, picture_pixels=card.picture_pixels, **self.text_encoder)
+        if read:
+            text_encoder = load_text_encoder(Path(read), card)
+        else:
+            words = corpus(data, 200)
+            text_encoder = build_tiny_text_encoder(words, picture_pixels=card.picture_pixels, **self.text_encoder)
         transformer = MultiImageTransformer(**self.transformer)
         initialize(transformer)
         if card.prediction == "x0":
             align(transformer)
         return OmniAlpha(vae, transformer, text_encoder, card)
+
+    def _begun(self, parts: Parts, card: Card) -> OmniAlpha:
+        parts = replace(parts, own_card=card)
+        check(parts)
+        return OmniAlpha.from_parts(parts)
 
     # ---- a LoRA -----------------------------------------------------------------------------------------------------
 

@@ -90,8 +90,15 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("SIGTERM", "nft"),
+        ("SIGKILL", "grpo"),
+        pytest.param("SIGTERM", "grpo", marks=pytest.mark.slow),
+        pytest.param("SIGKILL", "nft", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_bit_for_bit(read, tmp_path, tiny_model_folder, name, how):
     train(read(*ALGORITHMS[name], f"fit.output={tmp_path}/straight"))
     changes = [*ALGORITHMS[name], f"start={tiny_model_folder}", f"fit.output={tmp_path}/killed"]

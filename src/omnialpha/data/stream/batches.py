@@ -46,7 +46,7 @@ class Budget:
 
     Of text a sample counts as `words` tokens and what the instruction encoder makes of its inputs, `seen` pixels each
     (0: those of the canvas). Text that is longer is not counted: pictures are what fills a sequence. hinted: the model
-    has a finder, which adds an input to automatic tasks.
+    has a finder, which adds an input to the tasks that have no map.
     """
 
     tokens: int
@@ -58,7 +58,7 @@ class Budget:
 
     def count(self, shape: SampleShape) -> int:
         """Tokens of a sample; InputError where it alone is more than a batch may have."""
-        inputs = shape.inputs + (self.hinted and TASKS[shape.task].automatic)
+        inputs = shape.inputs + (self.hinted and TASKS[shape.task].hinted)
         pictures = inputs + shape.targets
         height, width = plan(shape.size, pictures, self.grid).size
         text = self.words + inputs * ceil((self.seen or height * width) / SEEN)
