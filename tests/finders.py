@@ -14,6 +14,8 @@ SIDE = 16
 class Red:
     """hints: whether it says that it makes use of them. asked: the hints that it was given."""
 
+    pointer = None
+
     def __init__(self, hints: bool = False) -> None:
         self.hints, self.asked = hints, list[Tensor | None]()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -26,7 +26,11 @@ Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a p
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
-def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Example:
+SURE = 0.35  # of its greatest value: where a pointer means the subject
+Read = Callable[[Sequence[str]], Tensor]  # instructions -> (B, D), see `TextEncoder.summary`
+
+
+def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read: Read | None = None) -> Example:
     """Add what the finder sees in the picture of an example.
 
     Args:
@@ -34,10 +38,14 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Ex
         finder: The model's.
         card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
         looks: 2, or 1 for training, see `look`.
+        read: What the finder's pointer is told of an instruction.
 
     Returns:
         In tasks that no map says the subject of, the example with one more input picture, the last. In tasks that take
         the finder's alpha the example with that of what its map marks. Otherwise the example itself.
+
+    Raises:
+        InputError: the finder's alpha is asked for what a text names, and the finder has no pointer.
     """
     hinted = TASKS[example.task].hinted
     guide = next((role for role in example.roles if role in MAPS), None)
@@ -45,8 +53,13 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2) -> Ex
     if not wanted or example.found is not None:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
+    picture = given[Role.COMPOSITE].cpu()
     hint = hint_of(guide, given[guide][0]) if guide else None
-    found = look(finder, given[Role.COMPOSITE].cpu(), hint, looks)
+    if TASKS[example.task].text:
+        if example.task in card.alpha_from_finder and (finder.pointer is None or read is None):
+            raise InputError("this finder cannot be told by words what to look for: leave --finder out, or mark it.")
+        hint = pointed(finder, picture, example.instruction, read)
+    found = look(finder, picture, hint, looks)
     if not hinted:
         return replace(example, found=found)
     shown, words = found, example.instruction
@@ -173,6 +186,18 @@ def _span(counts: Tensor, length: int) -> tuple[int, int]:
     margin = MARGIN * (last - first)
     scale = length / len(counts)
     return max(0, int((first - margin) * scale)), min(length, ceil((last + margin) * scale))
+
+
+@torch.no_grad()
+def pointed(finder: Finder, picture: Tensor, instruction: str, read: Read | None) -> Tensor | None:
+    """A hint, as of a rough map, of where lies what an instruction names; None of a finder without a pointer, of no
+    instruction, and where nothing is named that is there.
+    """
+    if finder.pointer is None or read is None or not instruction:
+        return None
+    where = finder.pointer(picture[None], read([instruction]).float().cpu()).sigmoid()[None]
+    where = F.interpolate(where, scale_factor=8, mode="bilinear")[0, 0]
+    return None if where.max() < FAINT else hint_of(Role.ROUGH, (where > SURE * where.max()).float())
 
 
 def click(finder: Finder, picture: Tensor, point: masks.Mark) -> Tensor | None:

@@ -82,7 +82,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
         if self.finder is None or not looks:
             return [*examples]
-        return [hints.add_hint(example, self.finder, self.card, looks) for example in examples]
+        read = getattr(self.text_encoder, "summary", None)
+        return [hints.add_hint(example, self.finder, self.card, looks, read) for example in examples]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""

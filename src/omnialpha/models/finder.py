@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.models.pointer import POINTER, Pointer
 from omnialpha.tasks import Role
 
 FINDER = "finder"  # the folder of a model's finder in its own
@@ -36,9 +37,10 @@ HINTS: dict[Role, tuple[float, float]] = {
 
 
 class Finder(Protocol):
-    """What finds subjects. hints: whether it makes use of a hint."""
+    """What finds subjects. hints: whether it makes use of a hint. pointer: where a text says to look, if it has one."""
 
     hints: bool
+    pointer: Pointer | None
 
     def find(self, pictures: Tensor, hints: Tensor | None = None, mirror: bool = True) -> Tensor:
         """Straight RGBA (B, 4, H, W) in [0, 1], hints (B, h, w) in [-1, 1] -> alpha (B, s, s) in [0, 1] at its own
@@ -139,6 +141,7 @@ class U2NetP(nn.Module):
     """
 
     hints = True
+    pointer: Pointer | None
 
     def __init__(self, inner: int = 16, width: int = 64, depths: tuple[int, ...] = (7, 6, 5, 4, 4, 4)) -> None:
         super().__init__()
@@ -154,6 +157,7 @@ class U2NetP(nn.Module):
         self.side = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in depths)  # finest first
         self.fuse = nn.Conv2d(len(depths), 1, 1)
         self.told = nn.ModuleList(HintBlock(width, inner) for _ in range(2 * len(depths) - 1))  # one a block, in order
+        self.pointer = None
 
     def forward(self, x: Tensor) -> Tensor:
         y, hint = x[:, :3], x[:, 3:]
@@ -190,7 +194,10 @@ class U2NetP(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Weights and sizes, as `open_finder` reads them. In bfloat16 its mattes are visibly worse: decision 17."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith(f"{POINTER}.")}
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in own.items()}
+        if self.pointer is not None:
+            self.pointer.save(folder / POINTER, dtype)
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps({"class": type(self).__name__, **self.config}, indent=2) + "\n")
 
@@ -204,6 +211,8 @@ class U2NetP(nn.Module):
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]  # torch lists every tensor
             raise InputError(f"the finder in {folder} cannot be read ({reason}): get the model again.") from error
+        if (folder / POINTER).is_dir():
+            net.pointer = Pointer.load(folder / POINTER)
         net = net.float().eval().requires_grad_(False)
         return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -226,6 +235,7 @@ class OnnxFinder:
     """A salient-object network in an ONNX file, run by onnxruntime. It takes no hints."""
 
     hints = False
+    pointer: Pointer | None = None
 
     def __init__(self, path: Path) -> None:
         try:

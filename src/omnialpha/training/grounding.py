@@ -82,7 +82,7 @@ class GroundingObjective(Objective):
         layers = torch.stack([scene.layers[0] for scene in scenes])
         seen = torch.cat([rgba.flatten(layers, GREY), layers[:, 3:]], dim=1) * 2 - 1
         made = self.layers(seen.to(self.sharpness.device))
-        return F.normalize(self.caption(self.read(words, [[] for _ in words])), dim=-1) @ F.normalize(made, dim=-1).T
+        return F.normalize(self.caption(self.text_encoder.summary(words)), dim=-1) @ F.normalize(made, dim=-1).T
 
     def places(self, bank: Bank, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Of pictures of two objects, one of which is named: logits (count, CELLS, CELLS) of where it lies, and the
@@ -95,7 +95,7 @@ class GroundingObjective(Objective):
         return logits.unflatten(1, (CELLS, CELLS)), maps.to(logits.device)
 
     def read(self, words: list[str], pictures: list[list[Tensor]]) -> Tensor:
-        """Hidden states (B, D) of each prompt's last token, which has seen all others."""
+        """Hidden states (B, D) of each prompt's last token, which has seen all others, pictures too."""
         hidden, mask = self.text_encoder(self.text_encoder.tokenize(words, pictures))
         return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
 

@@ -11,17 +11,19 @@ from omnialpha.errors import InputError
 from omnialpha.training.finder import FinderRecipe
 from omnialpha.training.grounding import GroundingRecipe
 from omnialpha.training.loop import fit
+from omnialpha.training.pointing import PointerRecipe
 from omnialpha.training.reinforcement.recipe import ReinforcementRecipe
 from omnialpha.training.sft_recipe import SFTRecipe
 from omnialpha.training.vae_recipe import VAERecipe
 
-Recipe = VAERecipe | SFTRecipe | FinderRecipe | GroundingRecipe
+Recipe = VAERecipe | SFTRecipe | FinderRecipe | GroundingRecipe | PointerRecipe
 KINDS: dict[str, type[Recipe]] = {
     "vae": VAERecipe,
     "sft": SFTRecipe,
     "reinforcement": ReinforcementRecipe,
     "finder": FinderRecipe,
     "grounding": GroundingRecipe,
+    "pointer": PointerRecipe,
 }
 
 

@@ -1,0 +1,94 @@
+"""[kind = "pointer"] A finder learns where to look for what an instruction names, by an instruction encoder that stays
+as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnialpha.data.synthetic.bank import Bank
+from omnialpha.data.synthetic.scenes import compose
+from omnialpha.models.finder import U2NetP
+from omnialpha.models.pointer import CELLS, SIDE, Pointer
+from omnialpha.models.text_encoder.encoder import TextEncoder
+from omnialpha.models.text_encoder.tiny import SHORT
+from omnialpha.training.grounding import NAMED, SEED, instruction
+from omnialpha.training.objective import FitSettings, Objective
+from omnialpha.training.sources import DataSettings, load_banks
+
+
+class PointerObjective(Objective):
+    """Trains `pointer` on scenes of two objects, one of which is named; cross entropy of the map of where it lies."""
+
+    def __init__(
+        self,
+        pointer: Pointer,
+        finder: U2NetP,
+        text_encoder: TextEncoder,
+        bank: Bank,
+        held_out: Bank,
+        batch: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.pointer, self.bank, self.held_out, self.batch, self.seed = pointer, bank, held_out, batch, seed
+        frozen = (finder.requires_grad_(False), text_encoder.requires_grad_(False).eval())
+        self._frozen = frozen  # in a tuple they are no submodules: neither trained nor kept
+
+    def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
+        logits, maps = self.places(self.bank, torch.Generator().manual_seed(self.seed * 1_000_003 + index))
+        return {"loss": F.binary_cross_entropy_with_logits(logits.float(), maps[:, 0])}
+
+    def places(self, bank: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Logits (B, CELLS, CELLS), and the true maps (B, 2, CELLS, CELLS) of both objects, the named one first."""
+        scenes = compose(bank, self.batch, 2, (SIDE, SIDE), generator, apart=True)
+        with torch.no_grad():
+            text = self._frozen[1].summary([instruction(scene, NAMED, generator) for scene in scenes])
+        pictures = torch.stack([scene.composite for scene in scenes if scene.composite is not None])
+        maps = F.adaptive_avg_pool2d(torch.stack([scene.layers[:, 3] for scene in scenes]), CELLS)
+        device = self.pointer.out.weight.device
+        return self.pointer(pictures.to(device), text.to(device)), maps.to(device)
+
+    @torch.no_grad()
+    def validate(self, folder: Path, step: int) -> dict[str, float]:
+        """missed: share of held-out scenes in which the map lies on the other object."""
+        generator, missed = torch.Generator().manual_seed(SEED), []
+        for _ in range(8):
+            logits, maps = self.places(self.held_out, generator)
+            on = (logits.float().sigmoid()[:, None] * maps).sum((2, 3)) / maps.sum((2, 3)).clamp_min(1e-3)
+            missed.append(float((on[:, 0] <= on[:, 1]).float().mean()))
+        return {"missed": sum(missed) / len(missed)}
+
+    def export(self, folder: Path) -> None:
+        finder = self._frozen[0]
+        finder.pointer = self.pointer
+        finder.save(folder)
+
+
+@dataclass(frozen=True)
+class PointerRecipe:
+    """start: a finder's folder. text_encoder: a folder, such as `training.grounding` leaves. width, blocks: of the
+    pointer. batch: pictures.
+    """
+
+    kind: str
+    fit: FitSettings
+    start: str
+    text_encoder: str
+    data: DataSettings = DataSettings()
+    batch: int = 64
+    width: int = 40
+    blocks: int = 4
+
+    def objective(self) -> PointerObjective:
+        bank, held_out = load_banks(self.data)
+        finder, reader = U2NetP.load(Path(self.start)), TextEncoder.from_pretrained(self.text_encoder, template=SHORT)
+        torch.manual_seed(self.fit.seed)
+        pointer = Pointer(reader.model.config.text_config.hidden_size, self.width, self.blocks)
+        return PointerObjective(pointer, finder, reader, bank, held_out, self.batch, self.fit.seed)

@@ -1,0 +1,58 @@
+"""A pointer's training: it learns and resumes, and the finder and the instruction encoder stay as they are."""
+
+import copy
+
+import pytest
+import torch
+
+from omnialpha import config
+from omnialpha.models.finder import U2NetP, open_finder
+from omnialpha.models.pointer import Pointer
+from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
+from omnialpha.training.pointing import PointerObjective, PointerRecipe
+from training_runs import assert_resumes, logged, seeded
+
+TEXT = {"vocab_size": 600, "text_dim": 32, "text_layers": 1, "heads": 2, "vision_dim": 16, "vision_depth": 1}
+
+
+def parts(bank):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        finder, pointer = U2NetP(inner=4, width=8, depths=(4, 4, 4)), Pointer(32, width=8, blocks=1)
+    return pointer, finder, build_tiny_text_encoder([c.text for c in bank.captions], picture_pixels=96 * 96, **TEXT)
+
+
+def test_it_learns_resumes_bit_for_bit_and_leaves_the_rest(bank, held_out, tmp_path):
+    pointer, finder, reader = parts(bank)
+    before = [copy.deepcopy(part.state_dict()) for part in (finder, reader)]
+    own = PointerObjective(pointer, finder, reader, bank, held_out, 4, 5)
+    make = lambda: PointerObjective(*parts(bank), bank, held_out, 4, 5)  # noqa: E731
+    moved = assert_resumes(make, tmp_path, validate_every=6)
+    assert {name.split(".")[0] for name in moved} == {"pointer"} == {name.split(".")[0] for name in own.kept()}
+    (missed,) = logged(tmp_path / "straight", "missed")
+    assert 0 <= missed <= 1
+    exported = open_finder(tmp_path / "straight/model")
+    assert exported.pointer is not None and exported.pointer.config["text_dim"] == 32
+    for part, was in zip(own._frozen, before, strict=True):
+        assert all(torch.equal(value, was[name]) for name, value in part.state_dict().items())
+
+
+def test_the_loss_is_of_the_named_object(bank, held_out):
+    own = PointerObjective(*parts(bank), bank, held_out, 4, 5)
+    _, maps = own.places(bank, seeded(5 * 1_000_003))
+    with torch.no_grad():
+        own.pointer.out.weight.zero_()
+        own.pointer.out.bias.fill_(1.0)
+        share, sure = maps[:, 0].mean(), torch.sigmoid(torch.tensor(1.0))
+        wanted = -(share * sure.log() + (1 - share) * (1 - sure).log())
+        assert float(own(0)["loss"]) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_a_recipe_makes_the_objective(bank, tmp_path):
+    _, finder, reader = parts(bank)
+    finder.save(tmp_path / "finder", torch.float32)
+    reader.save_pretrained(tmp_path / "text")
+    tree = {"kind": "pointer", "start": str(tmp_path / "finder"), "text_encoder": str(tmp_path / "text"), "batch": 2}
+    tree |= {"fit": {"output": "o", "steps": 1, "lr": 1e-3}, "width": 8, "blocks": 1}
+    made = config.build(PointerRecipe, tree | {"data": {"size": 32, "foregrounds": 6, "backgrounds": 3}}).objective()
+    assert made(0)["loss"].isfinite() and made.pointer.config == {"text_dim": 32, "width": 8, "blocks": 1}
