@@ -3,7 +3,7 @@
     python recipes/u2netp.py u2netp.onnx runs/u2netp
     python recipes/reproduce_nano.py runs/u2netp runs/reproduced --data FOLDER
 
-FOLDER: layers as docs/data-card.md describes them. `KEY=VALUE` behind it changes settings of all three recipes, such as
+FOLDER: layers as docs/data-card.md describes them. `KEY=VALUE` behind it changes settings of all recipes, such as
 fit.steps=2 for a look at the whole way. runs/reproduced/bundle is written anew; the last lines are the checksums of
 its files, and whether they are the package's. Training is the same from the same seed on one machine; others
 sum in another order, and give other weights of the same quality.
@@ -22,11 +22,17 @@ from omnialpha.files import sha256
 
 HERE = Path(__file__).resolve().parent
 PACKAGED = HERE.parent / "src" / "omnialpha" / "weights" / "nano"
-# What a recipe starts from, of what the ones before it have made.
+READER = {"text_encoder.start": "{out}/nano-text/model"}
+# What a recipe starts from, of what the ones before it have made, and its data where they are not FOLDER's.
 STAGES: dict[str, dict[str, str]] = {
     "nano-finder": {"start": "{finder}"},
     "nano-vae": {},
-    "nano": {"vae": "{out}/nano-vae/model/vae", "finder": "{out}/nano-finder/model"},
+    "nano-sft": {"vae": "{out}/nano-vae/model/vae"},
+    "nano-finish": {"start": "{out}/nano-sft/model"},
+    "nano-text": {},
+    "nano-pointer": {"start": "{out}/nano-finder/model", "text_encoder": "{out}/nano-text/model"},
+    "nano-hearing": {"start": "{out}/nano-finish/model", "data.folders": "[]", **READER},
+    "nano": {"start": "{out}/nano-hearing/model", "finder": "{out}/nano-pointer/model", **READER},
 }
 
 
@@ -35,7 +41,7 @@ def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> Pa
     folders = [f"data.folders={json.dumps([str(data.resolve())])}"] if data else []
     for name, given in STAGES.items():
         starts = [f"{key}={value.format(finder=finder, out=out)}" for key, value in given.items()]
-        run = [*starts, f"fit.output={out / name}", *folders, *settings]
+        run = [f"fit.output={out / name}", *folders, *starts, *settings]
         command = [sys.executable, "-m", "omnialpha", "train", str(HERE / f"{name}.toml"), *run]
         if code := subprocess.run(command).returncode:
             raise SystemExit(code)

@@ -94,20 +94,6 @@ def test_a_map_says_where_to_look_where_the_card_takes_alpha_from_the_finder(rol
     assert all(add_hint(other, found, card) is other and not found.asked for other, found in others)
 
 
-@pytest.mark.parametrize("shown", ["alpha", "rough"])
-def test_a_hint_may_be_shown_as_a_map_in_the_words_of_its_task(shown, tiny_model):
-    card = replace(tiny_model.card, hint_as=shown)
-    for name in AUTOMATIC:
-        made = add_hint(example(name), Red(), card)
-        assert made.task == name and made.roles[-1] is Role.HINT
-        assert made.instruction == TASKS[name.replace("auto", shown)].instruct()
-        values = made.inputs[-1][0]
-        assert torch.equal(values, made.found) if shown == "alpha" else values.unique().tolist() == [0, 1]
-        assert ((made.found > 0.5) <= (values > 0.5)).all()
-        blank = add_hint(replace(example(name), instruction=""), Red(), card)
-        assert blank.instruction == "", "an instruction that was left out stays so"
-
-
 # ---- the path -------------------------------------------------------------------------------------------------------
 
 

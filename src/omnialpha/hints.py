@@ -26,7 +26,7 @@ Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a p
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 
 
-SURE = 0.35  # of its greatest value: where a pointer means the subject
+SURE, ALONE = 0.35, 0.9  # of its greatest value: where a pointer means the subject; of all that was found: one thing
 Read = Callable[[Sequence[str]], Tensor]  # instructions -> (B, D), see `TextEncoder.summary`
 
 
@@ -36,7 +36,7 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
     Args:
         example: What was asked for.
         finder: The model's.
-        card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
+        card: The model's: for which tasks it takes the finder's alpha.
         looks: 2, or 1 for training, see `look`.
         read: What the finder's pointer is told of an instruction.
 
@@ -54,21 +54,18 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
     picture = given[Role.COMPOSITE].cpu()
-    hint = hint_of(guide, given[guide][0]) if guide else None
-    if TASKS[example.task].text:
+    if guide:
+        found = look(finder, picture, hint_of(guide, given[guide][0]), looks)
+    elif TASKS[example.task].text:
         if example.task in card.alpha_from_finder and (finder.pointer is None or read is None):
             raise InputError("this finder cannot be told by words what to look for: leave --finder out, or mark it.")
-        hint = pointed(finder, picture, example.instruction, read)
-    found = look(finder, picture, hint, looks)
+        found = look_for(finder, picture, example.instruction, looks, read)
+    else:
+        found = look(finder, picture, looks=looks)
     if not hinted:
         return replace(example, found=found)
-    shown, words = found, example.instruction
-    if card.hint_as == Role.ROUGH:
-        shown = around(found)
-    if card.hint_as and words and TASKS[example.task].automatic:  # empty is what is trained without an instruction
-        words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
-    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))
-    return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
+    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
+    return replace(example, roles=roles, inputs=inputs, found=found)
 
 
 def finish(
@@ -189,15 +186,29 @@ def _span(counts: Tensor, length: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def pointed(finder: Finder, picture: Tensor, instruction: str, read: Read | None) -> Tensor | None:
-    """A hint, as of a rough map, of where lies what an instruction names; None of a finder without a pointer, of no
-    instruction, and where nothing is named that is there.
+def look_for(finder: Finder, picture: Tensor, instruction: str, looks: int = 2, read: Read | None = None) -> Tensor:
+    """What a finder sees of what an instruction names, see `look`: what it sees by itself, if that is one thing at the
+    place that its pointer means, or else what it sees there. Without a pointer, an instruction or something that is
+    named and there, what it sees by itself.
     """
+    found = look(finder, picture, looks=looks)
     if finder.pointer is None or read is None or not instruction:
-        return None
+        return found
+    size = (int(picture.shape[1]), int(picture.shape[2]))
     where = finder.pointer(picture[None], read([instruction]).float().cpu()).sigmoid()[None]
-    where = F.interpolate(where, scale_factor=8, mode="bilinear")[0, 0]
-    return None if where.max() < FAINT else hint_of(Role.ROUGH, (where > SURE * where.max()).float())
+    if where.max() < FAINT or _alone(found, F.interpolate(where, size=found.shape, mode="bilinear")[0, 0]):
+        return found
+    named = F.interpolate(where, size=size, mode="bilinear")[0, 0] > SURE * where.max()
+    return look(finder, picture, hint_of(Role.ROUGH, named.float()), looks)
+
+
+def _alone(found: Tensor, where: Tensor) -> bool:
+    """Whether nearly all that was found hangs together with the place that is meant most."""
+    from scipy.ndimage import label
+
+    islands, _ = label((found > 0.5).numpy(), np.ones((3, 3)))
+    meant = int(islands.flat[int(where.argmax())])
+    return meant > 0 and (islands == meant).sum() > ALONE * (islands > 0).sum()
 
 
 def click(finder: Finder, picture: Tensor, point: masks.Mark) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 
 from finders import Red
 from omnialpha.errors import InputError
-from omnialpha.hints import add_hint, pointed
+from omnialpha.hints import add_hint, look_for
 from omnialpha.models.finder import U2NetP, open_finder
 from omnialpha.models.pointer import CELLS, WEIGHTS, Pointer
 from omnialpha.tasks import TASKS
@@ -71,36 +71,50 @@ def test_a_finder_keeps_its_pointer(tmp_path):
         open_finder(tmp_path / "told")
 
 
-def test_the_hint_is_a_rough_map_of_what_is_named():
-    finder, picture = Red(hints=True), torch.ones(4, 30, 50)
-    finder.pointer = At(slice(0, 12), slice(6, 12), 0.9)
-    made = pointed(finder, picture, "Cut out the cup.", read)
-    assert made.shape == (96, 96)
-    assert (made[:, :40] == -1).all() and (made[:, 56:] == 0).all()
-    assert finder.pointer.asked[1].tolist() == [[16.0] * 6]
-    assert pointed(finder, picture, "", read) is None and pointed(finder, picture, "cup", None) is None
-    finder.pointer = At(slice(0, 12), slice(6, 12), 0.05)
-    assert pointed(finder, picture, "cup", read) is None, "what it names is not there"
-    finder.pointer = None
-    assert pointed(finder, picture, "cup", read) is None
+def scene(*columns):
+    """Red blocks (4, 24, 40) that begin at these columns, on black."""
+    picture = torch.zeros(4, 24, 40)
+    picture[3] = 1
+    for first in columns:
+        picture[0, 6:18, first : first + 12] = 1
+    return picture
 
 
-def test_a_text_says_where_the_finder_looks(tiny_model):
-    request = TASKS["matting_text"].example(image_of(red=True), prompt="a cup")
+LEFT, RIGHT = slice(2, 4), slice(8, 11)  # cells inside of blocks that begin at 3 and at 25
+ROWS = slice(3, 9)
+
+
+def asked(columns, place, sure=0.9, instruction="Cut out the cup.", with_read=True):
+    """The hints that a finder was given."""
     finder = Red(hints=True)
-    finder.pointer = At(slice(0, 6), slice(0, 12), 0.9)
+    finder.pointer = At(ROWS, place, sure)
+    look_for(finder, scene(*columns), instruction, 1, read if with_read else None)
+    return finder.asked
+
+
+def test_of_two_things_the_finder_is_told_which():
+    own, told = asked((3, 25), RIGHT)
+    assert own is None and told.shape == (1, 24, 40)
+    assert (told[0, 8:16, 28:36] == 0).all() and (told[0, :, :20] == -1).all()
+    assert (asked((3, 25), LEFT)[1][0, 8:16, 8:12] == 0).all()
+
+
+def test_it_is_not_told_where_there_is_nothing_to_tell():
+    assert asked((3,), LEFT) == [None], "the one thing that it sees is meant"
+    assert len(asked((25,), LEFT)) == 2, "the one thing that it sees is not meant"
+    assert asked((3, 25), RIGHT, sure=0.05) == [None], "what is named is not there"
+    assert asked((3, 25), RIGHT, instruction="") == [None] == asked((3, 25), RIGHT, with_read=False)
+
+
+def test_an_example_by_text_takes_what_its_words_name(tiny_model):
+    request = TASKS["matting_text"].example({"composite": scene(3, 25)}, prompt="a cup")
+    finder = Red(hints=True)
+    finder.pointer = At(ROWS, RIGHT, 0.9)
     made = add_hint(request, finder, tiny_model.card, looks=1, read=read)
-    assert made.roles[-1] == "hint" and torch.equal(finder.asked[0][0], pointed(finder, request.inputs[0], "x", read))
-    automatic = TASKS["matting_auto"].example(image_of(red=True))
-    add_hint(automatic, finder, tiny_model.card, looks=1, read=read)
-    assert finder.asked[1] is None, "nothing is named"
+    assert made.roles[-1] == "hint" and len(finder.asked) == 2
+    assert finder.pointer.asked[1].tolist() == [[float(len(request.instruction))] * 6]
+    add_hint(TASKS["matting_auto"].example({"composite": scene(3, 25)}), finder, tiny_model.card, looks=1, read=read)
+    assert len(finder.asked) == 3, "nothing is named"
     card = replace(tiny_model.card, alpha_from_finder=["matting_text"])
     with pytest.raises(InputError, match="cannot be told by words"):
         add_hint(request, Red(hints=True), card, read=read)
-
-
-def image_of(red):
-    picture = torch.zeros(4, 24, 40)
-    picture[3] = 1
-    picture[0, 6:18, 10:30] = float(red)
-    return {"composite": picture}

@@ -20,8 +20,7 @@ def test_from_a_finder_to_a_bundle(tmp_path):
     U2NetP().save(tmp_path / "u2netp", torch.float32)
     command = [sys.executable, SCRIPT, tmp_path / "u2netp", tmp_path / "out", *SHORT]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    assert made.stdout.count("other ") == 4, (
-        made.stdout
-    )  # the finder, the autoencoder, the text encoder and the transformer
+    # the finder, its pointer, the autoencoder, the text encoder and the transformer
+    assert made.stdout.count("other ") == 5, made.stdout
     packaged, card = omnialpha.load().card, omnialpha.load(tmp_path / "out" / "bundle").card
     assert (card.alpha_from_finder, card.reads) == (packaged.alpha_from_finder, packaged.reads)
