@@ -36,7 +36,7 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
     Args:
         example: What was asked for.
         finder: The model's.
-        card: The model's: for which tasks it takes the finder's alpha.
+        card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
         looks: 2, or 1 for training, see `look`.
         read: What the finder's pointer is told of an instruction.
 
@@ -47,7 +47,7 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
     Raises:
         InputError: the finder's alpha is asked for what a text names, and the finder has no pointer.
     """
-    hinted = TASKS[example.task].hinted
+    hinted = takes_hint(TASKS[example.task], card)
     guide = next((role for role in example.roles if role in MAPS), None)
     wanted = hinted or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
     if not wanted or example.found is not None:
@@ -64,8 +64,13 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
         found = look(finder, picture, looks=looks)
     if not hinted:
         return replace(example, found=found)
-    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
-    return replace(example, roles=roles, inputs=inputs, found=found)
+    shown, words = found, example.instruction
+    if card.hint_as == Role.ROUGH:
+        shown = around(found)
+    if card.hint_as and words:  # empty is what is trained without an instruction
+        words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
+    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))
+    return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
 def finish(
@@ -106,9 +111,14 @@ def finder_suffices(task: Task, card: Card, hints: bool) -> bool:
     return marked and task.targets == (Role.FOREGROUND,) and task.name in card.alpha_from_finder
 
 
-def count_inputs(example: Example, found: bool) -> int:
+def takes_hint(task: Task, card: Card) -> bool:
+    """Whether a model of this card is shown a finder's hint: one that sees it as a map has words for one of both."""
+    return task.hinted and (task.automatic or not card.hint_as)
+
+
+def count_inputs(example: Example, card: Card, found: bool) -> int:
     """How many inputs an example has after `add_hint`. found: whether the model has a finder."""
-    added = found and TASKS[example.task].hinted and Role.HINT not in example.roles
+    added = found and takes_hint(TASKS[example.task], card) and Role.HINT not in example.roles
     return len(example.roles) + added
 
 

@@ -80,14 +80,12 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def hinted(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
         """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
-        if self.finder is None or not looks:
-            return [*examples]
-        read = getattr(self.text_encoder, "summary", None)
-        return [hints.add_hint(example, self.finder, self.card, looks, read) for example in examples]
+        finder, read = self.finder, getattr(self.text_encoder, "summary", None)
+        return [hints.add_hint(e, finder, self.card, looks, read) if finder and looks else e for e in examples]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
-        pictures = hints.count_inputs(example, self.finder is not None) + len(example.targets)
+        pictures = hints.count_inputs(example, self.card, self.finder is not None) + len(example.targets)
         return plan(example.size, pictures, self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False, looks: int = 2) -> Condition:
