@@ -1,7 +1,8 @@
 """Whether a model hears its captions: `python benchmarks/hearing.py MODEL [MODEL ...]`, folders or names.
 
 The held-out loss of tasks with a text, with each example's own caption and with that of another one. A model that does
-not hear has the same loss twice.
+not hear has the same loss twice. Then what it makes of a few held-out scenes: there, too, the instruction alone says what
+is wanted.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from common.tables import Table, save
 
 from omnialpha.data.stream.mixture import Mixture
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.sft import FlowLoss, SFTObjective
 from omnialpha.training.sources import DataSettings, held_out
+from omnialpha.training.validation import ValidationSet, validate
 
 TASK_LIST = ("text_to_image", "matting_text", "foreground_to_full")
-BATCH, SIZE = 16, (96, 96)
+MADE = ("removal_rough", "decompose_auto", "matting_auto")
+BATCH, SIZE, SCENES = 16, (96, 96), 12
 LOSS = FlowLoss("logit_normal", 0.5, 1.2, weight="t")  # of recipes/nano-sft.toml
 
 
@@ -35,6 +40,16 @@ def losses(model: OmniAlpha, mixture: Mixture, batches: int) -> tuple[float, flo
         own += float(objective.losses(mixture, index, (examples, weight))["loss"]) / batches
         other += float(objective.losses(mixture, index, (turned, weight))["loss"]) / batches
     return own, other
+
+
+def made(model: OmniAlpha, bank: Bank) -> dict[str, float]:
+    """Figures of `training.validation` of what the network itself makes."""
+    model.card = replace(model.card, alpha_from_finder=[])
+    with TemporaryDirectory() as folder:
+        sheet = Path(folder) / "sheet.png"
+        return validate(
+            model, ValidationSet(bank), list(MADE), SCENES, SCENES, SIZE, sheet, lambda asked, pictures: None
+        )
 
 
 def main() -> None:
@@ -53,13 +68,29 @@ def main() -> None:
         f"{'the folder given' if options.data else 'drawn layers'}, the same times and noise, seed 5, CPU, float32",
         {"model": "", "task": "", "own caption": ".4f", "another's": ".4f", "more, %": ".1f"},
     )
+    results = Table(
+        "What the network makes",
+        f"n={SCENES} held-out scenes of {SIZE[0]} px a task, {'the folder given' if options.data else 'drawn layers'}, "
+        "CPU, float32",
+        {
+            "model": "",
+            "removal, dB": ".1f",
+            "recomposition, dB": ".1f",
+            "alpha of layers, MAD": ".3f",
+            "matting, MAD": ".3f",
+        },
+    )
     for name in options.models:
         model = OmniAlpha.from_folder(name)
         for task in TASK_LIST:
             own, other = losses(model, Mixture(bank, {task: 1.0}, [SIZE], BATCH, seed=5), count)
             table.rows.append([Path(name).name, task, own, other, 100 * (other / own - 1)])
             print(table.text(), flush=True)
-    save([table], {"batches": count}, options.json, None)
+        found = made(model, bank)
+        names = ("removal_rough_psnr", "decompose_auto_recomposed_psnr", "decompose_auto_alpha_mad", "matting_auto_mad")
+        results.rows.append([Path(name).name, *(found[f"val_{key}"] for key in names)])
+    print(results.text())
+    save([table, results], {"batches": count}, options.json, None)
 
 
 if __name__ == "__main__":
