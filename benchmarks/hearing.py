@@ -1,8 +1,8 @@
 """Whether a model hears its captions: `python benchmarks/hearing.py MODEL [MODEL ...]`, folders or names.
 
-The held-out loss of tasks with a text, with each example's own caption and with that of another one. A model that does
-not hear has the same loss twice. Then what it makes of a few held-out scenes: there, too, the instruction alone says what
-is wanted.
+The held-out loss of tasks with a text, with each example's own caption and with that of another one. A model that
+does not hear has the same loss twice. Then what it makes of a few held-out scenes: there, too, the instruction alone
+says what is wanted.
 """
 
 from __future__ import annotations
