@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 from common.tables import Table, save
 
+from omnialpha import config
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.pipeline import OmniAlpha
@@ -25,13 +26,14 @@ from omnialpha.training.validation import ValidationSet, validate
 TASK_LIST = ("text_to_image", "matting_text", "foreground_to_full")
 MADE = ("removal_rough", "decompose_auto", "matting_auto")
 BATCH, SIZE, SCENES = 16, (96, 96), 12
-LOSS = FlowLoss("logit_normal", 0.5, 1.2, weight="t")  # of recipes/nano-sft.toml
+RECIPE = Path(__file__).resolve().parents[1] / "recipes/nano-sft.toml"  # whose loss it is
 
 
 @torch.no_grad()
 def losses(model: OmniAlpha, mixture: Mixture, batches: int) -> tuple[float, float]:
     """(with their own captions, with others'): mean losses, at the same times and noise."""
-    objective, own, other = SFTObjective(model, mixture, mixture.bank, LOSS), 0.0, 0.0
+    loss = config.build(FlowLoss, config.load(RECIPE)["loss"])
+    objective, own, other = SFTObjective(model, mixture, mixture.bank, loss), 0.0, 0.0
     objective.eval()
     for index in range(batches):
         examples, weight = mixture[index]
@@ -60,18 +62,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one batch, to see that it works: no figure to quote")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    count = 1 if options.quick else options.batches
+    count, source = 1 if options.quick else options.batches, "the folder given" if options.data else "drawn layers"
     bank = held_out(DataSettings(folders=[options.data] if options.data else []))
     table = Table(
         "Loss by caption",
         f"n={count * BATCH} held-out examples of each task, {SIZE[0]} px, "
-        f"{'the folder given' if options.data else 'drawn layers'}, the same times and noise, seed 5, CPU, float32",
+        f"{source}, the same times and noise, seed 5, CPU, float32",
         {"model": "", "task": "", "own caption": ".4f", "another's": ".4f", "more, %": ".1f"},
     )
     results = Table(
         "What the network makes",
-        f"n={SCENES} held-out scenes of {SIZE[0]} px a task, {'the folder given' if options.data else 'drawn layers'}, "
-        "CPU, float32",
+        f"n={SCENES} held-out scenes of {SIZE[0]} px a task, {source}, CPU, float32",
         {
             "model": "",
             "removal, dB": ".1f",

@@ -17,16 +17,15 @@ from omnialpha.errors import InputError
 from omnialpha.io.layers import Layer, LayerStack
 from omnialpha.models.checkpoints.card import Card
 from omnialpha.models.finder import Finder, hint_of
-from omnialpha.tasks import MAPS, TASKS, Example, Role, Task
+from omnialpha.tasks import TASKS, Example, Role, Task
 
 MARGIN, MOST = 0.3, 0.97  # of the subject's size: what a second look sees around it; of the picture: what it may see
 VIEWS = (1.0, 0.7, 0.5, 0.35, 0.25)  # of the sides: what is looked at around a click until something is seen there
 FAINT = 0.1  # alpha of what still hangs together with a click
 Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a picture, in pixels
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
-
-
-SURE, ALONE = 0.35, 0.9  # of its greatest value: where a pointer means the subject; of all that was found: one thing
+SURE = 0.35  # of its greatest value: where a pointer means the subject
+ALONE = 0.9  # of what was found: as much of it in one piece is one thing
 Read = Callable[[Sequence[str]], Tensor]  # instructions -> (B, D), see `TextEncoder.summary`
 
 
@@ -47,8 +46,8 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
     Raises:
         InputError: the finder's alpha is asked for what a text names, and the finder has no pointer.
     """
-    hinted = takes_hint(TASKS[example.task], card)
-    guide = next((role for role in example.roles if role in MAPS), None)
+    task = TASKS[example.task]
+    hinted, guide = takes_hint(task, card), task.map
     wanted = hinted or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
     if not wanted or example.found is not None:
         return example
@@ -56,7 +55,7 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
     picture = given[Role.COMPOSITE].cpu()
     if guide:
         found = look(finder, picture, hint_of(guide, given[guide][0]), looks)
-    elif TASKS[example.task].text:
+    elif task.text:
         if example.task in card.alpha_from_finder and (finder.pointer is None or read is None):
             raise InputError("this finder cannot be told by words what to look for: leave --finder out, or mark it.")
         found = look_for(finder, picture, example.instruction, looks, read)

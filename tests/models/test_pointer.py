@@ -9,7 +9,8 @@ from finders import Red
 from omnialpha.errors import InputError
 from omnialpha.hints import add_hint, look_for
 from omnialpha.models.finder import U2NetP, open_finder
-from omnialpha.models.pointer import CELLS, WEIGHTS, Pointer
+from omnialpha.models.network_files import WEIGHTS
+from omnialpha.models.pointer import CELLS, Pointer
 from omnialpha.tasks import TASKS
 
 

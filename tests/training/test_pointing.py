@@ -33,7 +33,7 @@ def test_it_learns_resumes_bit_for_bit_and_leaves_the_rest(bank, held_out, tmp_p
     assert 0 <= missed <= 1
     exported = open_finder(tmp_path / "straight/model")
     assert exported.pointer is not None and exported.pointer.config["text_dim"] == 32
-    for part, was in zip(own._frozen, before, strict=True):
+    for part, was in zip((*own._finder, *own._text_encoder), before, strict=True):
         assert all(torch.equal(value, was[name]) for name, value in part.state_dict().items())
 
 

@@ -5,7 +5,6 @@ The alpha that it finds becomes an input picture of the automatic tasks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,19 +12,17 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omnialpha import rgba
 from omnialpha.errors import InputError
+from omnialpha.models.network_files import CONFIG, WEIGHTS, read_network, write_network
 from omnialpha.models.pointer import POINTER, Pointer
 from omnialpha.tasks import Role
 
 FINDER = "finder"  # the folder of a model's finder in its own
 SIDE = 320  # pixels, each way: what U²-Net was trained at
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # Of a map's white and black, what a hint holds: 1 subject, 0 unknown, -1 background. A rough mask holds more than the
 # subject, a precise one less.
 HINTS: dict[Role, tuple[float, float]] = {
@@ -193,27 +190,18 @@ class U2NetP(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Weights and sizes, as `open_finder` reads them. In bfloat16 its mattes are visibly worse: decision 17."""
-        folder.mkdir(parents=True, exist_ok=True)
         own = {name: value for name, value in self.state_dict().items() if not name.startswith(f"{POINTER}.")}
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in own.items()}
+        write_network(folder, {"class": type(self).__name__, **self.config}, own, dtype)
         if self.pointer is not None:
             self.pointer.save(folder / POINTER, dtype)
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps({"class": type(self).__name__, **self.config}, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> U2NetP:
         """Read a finder from a folder that `save` wrote. Raises InputError where it is damaged."""
-        try:
-            config = json.loads((folder / CONFIG).read_text())
-            net = cls(config["inner"], config["width"], tuple(config["depths"]))
-            net.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0]  # torch lists every tensor
-            raise InputError(f"the finder in {folder} cannot be read ({reason}): get the model again.") from error
+        sizes = lambda config: cls(config["inner"], config["width"], tuple(config["depths"]))  # noqa: E731
+        net = read_network(folder, FINDER, sizes)
         if (folder / POINTER).is_dir():
             net.pointer = Pointer.load(folder / POINTER)
-        net = net.float().eval().requires_grad_(False)
         return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omnialpha import rgba
-from omnialpha.errors import InputError
+from omnialpha.models.network_files import read_network, write_network
 
 POINTER = "pointer"  # the folder of a finder's pointer in its own
 SIDE, CELLS = 96, 12  # pixels of what it sees, each way; cells of what it answers
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class ModulatedBlock(nn.Module):
@@ -60,19 +56,9 @@ class Pointer(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Weights and sizes, as `load` reads them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps({"class": type(self).__name__, **self.config}, indent=2) + "\n")
+        write_network(folder, {"class": type(self).__name__, **self.config}, self.state_dict(), dtype)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote. Raises InputError where it is damaged."""
-        try:
-            config = json.loads((folder / CONFIG).read_text())
-            net = cls(config["text_dim"], config["width"], config["blocks"])
-            net.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0]  # torch lists every tensor
-            raise InputError(f"the pointer in {folder} cannot be read ({reason}): get the model again.") from error
-        return net.float().eval().requires_grad_(False)
+        return read_network(folder, POINTER, lambda config: cls(config["text_dim"], config["width"], config["blocks"]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from omnialpha.data.scene import Scene
 from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
+from omnialpha.models.pointer import CELLS, SIDE
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
 from omnialpha.models.text_encoder.word_vectors import word_vectors
@@ -27,8 +28,6 @@ from omnialpha.training.sft import corpus
 from omnialpha.training.sources import DataSettings, load_banks
 
 NAMED, ALONE = TASKS["matting_text"], TASKS["text_to_image"]
-CELLS = 12  # rows and columns of the map of where a layer lies
-SIDE = 96  # pixels of a picture that an instruction is about; the layer beside a caption has a third
 WIDTH = 128  # of what captions and layers are compared in
 GREY = (0.5, 0.5, 0.5)
 SEED = 7  # of what is validated, whatever the recipe's
@@ -88,16 +87,9 @@ class GroundingObjective(Objective):
         """Of pictures of two objects, one of which is named: logits (count, CELLS, CELLS) of where it lies, and the
         true maps (count, 2, CELLS, CELLS) of both, the named one first.
         """
-        scenes = compose(bank, count, 2, (SIDE, SIDE), generator, apart=True)
-        words = [instruction(scene, NAMED, generator) for scene in scenes]
-        logits = self.place(self.read(words, [[scene.composite] for scene in scenes if scene.composite is not None]))
-        maps = F.adaptive_avg_pool2d(torch.stack([scene.layers[:, 3] for scene in scenes]), CELLS)
-        return logits.unflatten(1, (CELLS, CELLS)), maps.to(logits.device)
-
-    def read(self, words: list[str], pictures: list[list[Tensor]]) -> Tensor:
-        """Hidden states (B, D) of each prompt's last token, which has seen all others, pictures too."""
-        hidden, mask = self.text_encoder(self.text_encoder.tokenize(words, pictures))
-        return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
+        drawn = named_scenes(bank, count, generator)
+        logits = self.place(self.text_encoder.summary(drawn.words, [[picture] for picture in drawn.pictures]))
+        return logits.unflatten(1, (CELLS, CELLS)), drawn.maps.to(logits.device)
 
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
@@ -109,13 +101,35 @@ class GroundingObjective(Objective):
             likeness = self.matches(self.held_out, 64, generator)
             nearer = likeness.diagonal()[:, None] < likeness
             mismatched.append(float(nearer.sum() / (len(nearer) * (len(nearer) - 1))))
-            logits, maps = self.places(self.held_out, 64, generator)
-            on = (logits.sigmoid()[:, None] * maps).sum((2, 3)) / maps.sum((2, 3)).clamp_min(1e-3)
-            missed.append(float((on[:, 0] <= on[:, 1]).float().mean()))
+            missed.append(misses(*self.places(self.held_out, 64, generator)))
         return {"missed": sum(missed) / len(missed), "mismatched": sum(mismatched) / len(mismatched)}
 
     def export(self, folder: Path) -> None:
         self.text_encoder.save_pretrained(folder, torch.bfloat16)
+
+
+class NamedScenes(NamedTuple):
+    """Of B pictures of two objects what asks for the first, the pictures (B, 4, SIDE, SIDE), and maps of both objects
+    (B, 2, CELLS, CELLS).
+    """
+
+    words: list[str]
+    pictures: Tensor
+    maps: Tensor
+
+
+def named_scenes(bank: Bank, count: int, generator: torch.Generator) -> NamedScenes:
+    """Newly composed pictures of two objects that do not touch."""
+    scenes = compose(bank, count, 2, (SIDE, SIDE), generator, apart=True)
+    words = [instruction(scene, NAMED, generator) for scene in scenes]
+    pictures = torch.stack([scene.composite for scene in scenes if scene.composite is not None])
+    return NamedScenes(words, pictures, F.adaptive_avg_pool2d(torch.stack([s.layers[:, 3] for s in scenes]), CELLS))
+
+
+def misses(logits: Tensor, maps: Tensor) -> float:
+    """Share of pictures whose map, logits (B, CELLS, CELLS), lies on the second object rather than on the first."""
+    on = (logits.float().sigmoid()[:, None] * maps).sum((2, 3)) / maps.sum((2, 3)).clamp_min(1e-3)
+    return float((on[:, 0] <= on[:, 1]).float().mean())
 
 
 def instruction(scene: Scene, task: Task, generator: torch.Generator) -> str:
@@ -129,7 +143,7 @@ def instruction(scene: Scene, task: Task, generator: torch.Generator) -> str:
 class GroundingRecipe:
     """text_encoder: sizes, see `build_tiny_text_encoder`; its tokens are those of instructions of all tasks and of
     all captions. words: token embeddings begin as published word vectors, or else as noise. batch: pictures with an
-    instruction, and half as many captions.
+    instruction, and twice as many captions.
     """
 
     kind: str

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnialpha.data.synthetic.bank import Bank
-from omnialpha.data.synthetic.scenes import compose
 from omnialpha.models.finder import U2NetP
-from omnialpha.models.pointer import CELLS, SIDE, Pointer
+from omnialpha.models.pointer import Pointer
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.text_encoder.tiny import SHORT
-from omnialpha.training.grounding import NAMED, SEED, instruction
+from omnialpha.training.grounding import SEED, misses, named_scenes
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.sources import DataSettings, load_banks
 
@@ -38,8 +37,9 @@ class PointerObjective(Objective):
     ) -> None:
         super().__init__()
         self.pointer, self.bank, self.held_out, self.batch, self.seed = pointer, bank, held_out, batch, seed
-        frozen = (finder.requires_grad_(False), text_encoder.requires_grad_(False).eval())
-        self._frozen = frozen  # in a tuple they are no submodules: neither trained nor kept
+        # in tuples they are no submodules: neither trained nor kept
+        self._finder = (finder.requires_grad_(False),)
+        self._text_encoder = (text_encoder.requires_grad_(False).eval(),)
 
     def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         logits, maps = self.places(self.bank, torch.Generator().manual_seed(self.seed * 1_000_003 + index))
@@ -47,26 +47,21 @@ class PointerObjective(Objective):
 
     def places(self, bank: Bank, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Logits (B, CELLS, CELLS), and the true maps (B, 2, CELLS, CELLS) of both objects, the named one first."""
-        scenes = compose(bank, self.batch, 2, (SIDE, SIDE), generator, apart=True)
+        drawn = named_scenes(bank, self.batch, generator)
         with torch.no_grad():
-            text = self._frozen[1].summary([instruction(scene, NAMED, generator) for scene in scenes])
-        pictures = torch.stack([scene.composite for scene in scenes if scene.composite is not None])
-        maps = F.adaptive_avg_pool2d(torch.stack([scene.layers[:, 3] for scene in scenes]), CELLS)
+            text = self._text_encoder[0].summary(drawn.words)
         device = self.pointer.out.weight.device
-        return self.pointer(pictures.to(device), text.to(device)), maps.to(device)
+        return self.pointer(drawn.pictures.to(device), text.to(device)), drawn.maps.to(device)
 
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """missed: share of held-out scenes in which the map lies on the other object."""
-        generator, missed = torch.Generator().manual_seed(SEED), []
-        for _ in range(8):
-            logits, maps = self.places(self.held_out, generator)
-            on = (logits.float().sigmoid()[:, None] * maps).sum((2, 3)) / maps.sum((2, 3)).clamp_min(1e-3)
-            missed.append(float((on[:, 0] <= on[:, 1]).float().mean()))
+        generator = torch.Generator().manual_seed(SEED)
+        missed = [misses(*self.places(self.held_out, generator)) for _ in range(8)]
         return {"missed": sum(missed) / len(missed)}
 
     def export(self, folder: Path) -> None:
-        finder = self._frozen[0]
+        finder = self._finder[0]
         finder.pointer = self.pointer
         finder.save(folder)
 

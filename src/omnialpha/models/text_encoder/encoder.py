@@ -173,9 +173,9 @@ class TextEncoder(nn.Module):
         positive, negative = ((branches == SHARED) | (branches == own) for own in (POSITIVE, NEGATIVE))
         return _select(hidden, positive, batch.prefix), _select(hidden, negative, batch.prefix)
 
-    def summary(self, instructions: Sequence[str]) -> Tensor:
-        """Hidden states (B, D) of the last token of instructions without pictures: it has seen all others."""
-        hidden, mask = self(self.tokenize(instructions, [[] for _ in instructions]))
+    def summary(self, instructions: Sequence[str], pictures: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
+        """Hidden states (B, D) of each prompt's last token, which has seen all others. pictures: of each, or none."""
+        hidden, mask = self(self.tokenize(instructions, pictures or [[] for _ in instructions]))
         return hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
 
     def _hidden(self, batch: TokenBatch, seen: Tensor | None) -> Tensor:
