@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -26,10 +26,24 @@ Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a p
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 SURE = 0.35  # of its greatest value: where a pointer means the subject
 ALONE = 0.9  # of what was found: as much of it in one piece is one thing
-Read = Callable[[Sequence[str]], Tensor]  # instructions -> (B, D), see `TextEncoder.summary`
 
 
-def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read: Read | None = None) -> Example:
+def summaries(examples: Sequence[Example], finder: Finder, text_encoder: object) -> list[Tensor | None]:
+    """Of each instruction that names a subject in a picture what `TextEncoder.summary` makes of it, (D,), for the
+    finder's pointer; None of others, and where finder or encoder has none.
+    """
+    said: list[Tensor | None] = [None] * len(examples)
+    read = getattr(text_encoder, "summary", None)
+    named = [i for i, e in enumerate(examples) if e.instruction and TASKS[e.task].text and Role.COMPOSITE in e.roles]
+    if named and read and finder.pointer is not None:
+        with torch.no_grad():
+            rows = read([examples[i].instruction for i in named]).float().cpu()
+        for i, row in zip(named, rows, strict=True):
+            said[i] = row
+    return said
+
+
+def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, said: Tensor | None = None) -> Example:
     """Add what the finder sees in the picture of an example.
 
     Args:
@@ -37,14 +51,14 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
         finder: The model's.
         card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
         looks: 2, or 1 for training, see `look`.
-        read: What the finder's pointer is told of an instruction.
+        said: What the finder's pointer is told of the instruction, (D,), see `summaries`.
 
     Returns:
         In tasks that no map says the subject of, the example with one more input picture, the last. In tasks that take
         the finder's alpha the example with that of what its map marks. Otherwise the example itself.
 
     Raises:
-        InputError: the finder's alpha is asked for what a text names, and the finder has no pointer.
+        InputError: the finder's alpha is asked for what a text names, and nothing tells the finder where that is.
     """
     task = TASKS[example.task]
     hinted, guide = takes_hint(task, card), task.map
@@ -56,9 +70,9 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, read:
     if guide:
         found = look(finder, picture, hint_of(guide, given[guide][0]), looks)
     elif task.text:
-        if example.task in card.alpha_from_finder and (finder.pointer is None or read is None):
+        if example.task in card.alpha_from_finder and (finder.pointer is None or said is None):
             raise InputError("this finder cannot be told by words what to look for: leave --finder out, or mark it.")
-        found = look_for(finder, picture, example.instruction, looks, read)
+        found = look_for(finder, picture, said, looks)
     else:
         found = look(finder, picture, looks=looks)
     if not hinted:
@@ -94,19 +108,28 @@ def stack(example: Example, layers: Sequence[Tensor]) -> LayerStack:
     return LayerStack(example.size, [Layer(name, pixels, role=str(role)) for name, pixels, role in rows])
 
 
-def cut_out(example: Example, finder: Finder | None, card: Card, refining: str = "auto") -> LayerStack | None:
-    """The subject by the finder's alpha, refined, where that is all that an example asks for, so that nothing has to be
-    sampled; None where it is not.
+def cut_out(
+    examples: Sequence[Example], finder: Finder | None, card: Card, refining: str = "auto", text_encoder: object = None
+) -> list[LayerStack] | None:
+    """The subjects by the finder's alpha, refined, where that is all that the examples ask for, so that nothing has to
+    be sampled; None where one of them asks for more. text_encoder: see `summaries`.
     """
-    if finder is None or not finder_suffices(TASKS[example.task], card, finder.hints):
+    if finder is None:
         return None
-    card.check_task(example.task)
-    return finish(add_hint(example, finder, card), example.inputs[:1], [], card, refining)
+    rows = list(zip(examples, summaries(examples, finder, text_encoder), strict=True))
+    if not all(finder_suffices(TASKS[e.task], card, finder.hints, words is not None) for e, words in rows):
+        return None
+    for example in examples:
+        card.check_task(example.task)
+    hinted = (add_hint(example, finder, card, said=words) for example, words in rows)
+    return [finish(example, example.inputs[:1], [], card, refining) for example in hinted]
 
 
-def finder_suffices(task: Task, card: Card, hints: bool) -> bool:
-    """Whether the finder's alpha is all that a task asks for. hints: whether the finder makes use of hints."""
-    marked = task.automatic or (hints and task.map is not None)
+def finder_suffices(task: Task, card: Card, hints: bool, named: bool = False) -> bool:
+    """Whether the finder's alpha is all that a task asks for. hints: whether the finder makes use of hints. named:
+    whether its pointer is told of the subject.
+    """
+    marked = task.automatic or (named if task.text else hints and task.map is not None)
     return marked and task.targets == (Role.FOREGROUND,) and task.name in card.alpha_from_finder
 
 
@@ -195,16 +218,19 @@ def _span(counts: Tensor, length: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def look_for(finder: Finder, picture: Tensor, instruction: str, looks: int = 2, read: Read | None = None) -> Tensor:
+def look_for(finder: Finder, picture: Tensor, said: Tensor | None, looks: int = 2) -> Tensor:
     """What a finder sees of what an instruction names, see `look`: what it sees by itself, if that is one thing at the
     place that its pointer means, or else what it sees there. Without a pointer, an instruction or something that is
     named and there, what it sees by itself.
+
+    Args:
+        said: of the instruction, (D,), see `summaries`.
     """
     found = look(finder, picture, looks=looks)
-    if finder.pointer is None or read is None or not instruction:
+    if finder.pointer is None or said is None:
         return found
     size = (int(picture.shape[1]), int(picture.shape[2]))
-    where = finder.pointer(picture[None], read([instruction]).float().cpu()).sigmoid()[None]
+    where = finder.pointer(picture[None], said[None]).sigmoid()[None]
     if where.max() < FAINT or _alone(found, F.interpolate(where, size=found.shape, mode="bilinear")[0, 0]):
         return found
     named = F.interpolate(where, size=size, mode="bilinear")[0, 0] > SURE * where.max()
@@ -213,11 +239,17 @@ def look_for(finder: Finder, picture: Tensor, instruction: str, looks: int = 2, 
 
 def _alone(found: Tensor, where: Tensor) -> bool:
     """Whether nearly all that was found hangs together with the place that is meant most."""
+    seen = found > 0.5
+    return bool(_connected(seen, where == where.max()).sum() > ALONE * seen.sum())
+
+
+def _connected(seen: Tensor, near: Tensor) -> Tensor:
+    """Of what is seen, (s, s) bool, the islands that `near`, the same, touches; corners connect."""
     from scipy.ndimage import label
 
-    islands, _ = label((found > 0.5).numpy(), np.ones((3, 3)))
-    meant = int(islands.flat[int(where.argmax())])
-    return meant > 0 and (islands == meant).sum() > ALONE * (islands > 0).sum()
+    islands, _ = label(seen.numpy(), np.ones((3, 3)))
+    wanted = np.unique(islands[near.numpy()])
+    return torch.from_numpy(np.isin(islands, wanted[wanted > 0]))
 
 
 def click(finder: Finder, picture: Tensor, point: masks.Mark) -> Tensor | None:
@@ -231,8 +263,6 @@ def click(finder: Finder, picture: Tensor, point: masks.Mark) -> Tensor | None:
         Alpha (2s, 2s) of the picture stretched to a square, s being the finder's own side, without what does not hang
         together with the click. None where it sees nothing there.
     """
-    from scipy.ndimage import label
-
     height, width = picture.shape[1:]
     marked = masks.marks((height, width), [point])
     for view in VIEWS:
@@ -245,9 +275,7 @@ def click(finder: Finder, picture: Tensor, point: masks.Mark) -> Tensor | None:
         made = _place(found, found.new_zeros(side, side), part, (height, width))
         near = F.interpolate(marked[None, None], size=(side, side))[0, 0] > 0
         if near.any() and made[near].mean() > 0.5:
-            islands, _ = label((made > FAINT).numpy(), np.ones((3, 3)))
-            wanted = np.unique(islands[near.numpy()])
-            return torch.where(torch.from_numpy(np.isin(islands, wanted[wanted > 0])), made, 0.0)
+            return torch.where(_connected(made > FAINT, near), made, 0.0)
     return None
 
 

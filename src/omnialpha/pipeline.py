@@ -80,8 +80,11 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def hinted(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
         """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
-        finder, read = self.finder, getattr(self.text_encoder, "summary", None)
-        return [hints.add_hint(e, finder, self.card, looks, read) if finder and looks else e for e in examples]
+        if not self.finder or not looks:
+            return list(examples)
+        said = hints.summaries(examples, self.finder, self.text_encoder)
+        rows = zip(examples, said, strict=True)
+        return [hints.add_hint(e, self.finder, self.card, looks, words) for e, words in rows]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
@@ -300,9 +303,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         guidance = check_guidance(defaults.guidance if guidance is None else guidance)
         sampling.check_settings(None, None, self.guidance_interval)
         seeds, refine = check_seeds(seed, len(examples)), check_refine(refine)
-        cut = [None if raw else hints.cut_out(example, self.finder, self.card, refine) for example in examples]
-        if all(cut):
-            return [one for one in cut if one]
+        if not raw and (cut := hints.cut_out(examples, self.finder, self.card, refine, self.text_encoder)):
+            return cut
         with turn or nullcontext():
             cond = self.condition(examples, guided=guidance != 1.0)
             velocity = self.guided(cond, guidance)

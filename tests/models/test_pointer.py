@@ -7,7 +7,7 @@ import torch
 
 from finders import Red
 from omnialpha.errors import InputError
-from omnialpha.hints import add_hint, look_for
+from omnialpha.hints import add_hint, cut_out, look_for, summaries
 from omnialpha.models.finder import U2NetP, open_finder
 from omnialpha.models.network_files import WEIGHTS
 from omnialpha.models.pointer import CELLS, Pointer
@@ -85,11 +85,11 @@ LEFT, RIGHT = slice(2, 4), slice(8, 11)  # cells inside of blocks that begin at 
 ROWS = slice(3, 9)
 
 
-def asked(columns, place, sure=0.9, instruction="Cut out the cup.", with_read=True):
+def asked(columns, place, sure=0.9, words="Cut out the cup."):
     """The hints that a finder was given."""
     finder = Red(hints=True)
     finder.pointer = At(ROWS, place, sure)
-    look_for(finder, scene(*columns), instruction, 1, read if with_read else None)
+    look_for(finder, scene(*columns), read([words])[0] if words else None, 1)
     return finder.asked
 
 
@@ -104,18 +104,50 @@ def test_it_is_not_told_where_there_is_nothing_to_tell():
     assert asked((3,), LEFT) == [None], "the one thing that it sees is meant"
     assert len(asked((25,), LEFT)) == 2, "the one thing that it sees is not meant"
     assert asked((3, 25), RIGHT, sure=0.05) == [None], "what is named is not there"
-    assert asked((3, 25), RIGHT, instruction="") == [None] == asked((3, 25), RIGHT, with_read=False)
+    assert asked((3, 25), RIGHT, words="") == [None]
+
+
+class Counting:
+    """An encoder of lengths."""
+
+    def __init__(self):
+        self.asked = []
+
+    def summary(self, instructions):
+        self.asked.append(list(instructions))
+        return read(instructions)
 
 
 def test_an_example_by_text_takes_what_its_words_name(tiny_model):
     request = TASKS["matting_text"].example({"composite": scene(3, 25)}, prompt="a cup")
-    finder = Red(hints=True)
+    other = TASKS["matting_auto"].example({"composite": scene(3, 25)})
+    drawn = TASKS["text_to_image"].example(prompt="a cup", size=(24, 40))
+    finder, encoder = Red(hints=True), Counting()
     finder.pointer = At(ROWS, RIGHT, 0.9)
-    made = add_hint(request, finder, tiny_model.card, looks=1, read=read)
+    blank = replace(request, instruction="")
+    said = summaries([request, other, drawn, request, blank], finder, encoder)
+    assert encoder.asked == [[request.instruction] * 2], "all that name a subject, at once"
+    assert [words is None for words in said] == [False, True, True, False, True]
+    assert summaries([request], finder, None) == [None] == summaries([request], Red(), encoder)
+    made = add_hint(request, finder, tiny_model.card, looks=1, said=said[0])
     assert made.roles[-1] == "hint" and len(finder.asked) == 2
     assert finder.pointer.asked[1].tolist() == [[float(len(request.instruction))] * 6]
-    add_hint(TASKS["matting_auto"].example({"composite": scene(3, 25)}), finder, tiny_model.card, looks=1, read=read)
+    add_hint(other, finder, tiny_model.card, looks=1, said=said[1])
     assert len(finder.asked) == 3, "nothing is named"
     card = replace(tiny_model.card, alpha_from_finder=["matting_text"])
     with pytest.raises(InputError, match="cannot be told by words"):
-        add_hint(request, Red(hints=True), card, read=read)
+        add_hint(request, Red(hints=True), card, said=said[0])
+
+
+def test_what_a_text_names_is_cut_out_without_sampling(tiny_model):
+    request = TASKS["matting_text"].example({"composite": scene(3, 25)}, prompt="a cup")
+    finder = Red(hints=True)
+    finder.pointer = At(ROWS, RIGHT, 0.9)
+    card = replace(tiny_model.card, alpha_from_finder=["matting_text"])
+    assert cut_out([request], finder, tiny_model.card, text_encoder=Counting()) is None
+    assert cut_out([request], finder, card) is None, "who is not told asks the networks"
+    (stack,) = cut_out([request], finder, card, text_encoder=Counting())
+    alpha = stack[0].rgba[3]
+    assert alpha[:, 25:37].max() > 0.9 and alpha[:, :20].max() < 0.1
+    drawn = TASKS["text_to_image"].example(prompt="a cup", size=(24, 40))
+    assert cut_out([request, drawn], finder, card, text_encoder=Counting()) is None, "all or none"

@@ -104,9 +104,10 @@ def _matting(options: Options, cutout: Cutout) -> Callable[[Tensor], Tensor]:
     finder = open_finder(parts.finder)
 
     def cut_out(picture: Tensor) -> Tensor:
-        made = hints.cut_out(TASK.example(image=picture), finder, parts.card, options.refine)
+        made = hints.cut_out([TASK.example(image=picture)], finder, parts.card, options.refine)
         assert made is not None
-        return finish(made[0].rgba, picture, cutout)[0] if cutout.changed else made[0].rgba
+        subject = made[0][0].rgba
+        return finish(subject, picture, cutout)[0] if cutout.changed else subject
 
     return cut_out
 

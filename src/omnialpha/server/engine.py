@@ -57,11 +57,9 @@ class ModelEngine:
     def run(self, calls: Sequence[TaskCall], watch: Watch) -> list[LayerStack]:
         """See `Engine`. Raises InputError, and what `watch` raises."""
         first, examples = calls[0], [call.example for call in calls]
-        if not first.raw:
-            cut = [cut_out(example, self._finder, self.card, first.refine) for example in examples]
-            if all(cut):
-                watch(1, 1)
-                return [one for one in cut if one]
+        if not first.raw and (cut := cut_out(examples, self._finder, self.card, first.refine)):
+            watch(1, 1)
+            return cut
         self._model = self._model or self._load()
 
         def on_step(step: Step, cond: Condition) -> None:
