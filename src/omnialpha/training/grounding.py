@@ -1,6 +1,6 @@
 """[kind = "grounding"] Pretraining of a small instruction encoder, before a transformer learns to read it: it matches
-captions to layers [CLIP, arXiv 2103.00020], says where in a picture lies what an instruction names, and of which task the
-instruction is.
+captions to layers [CLIP, arXiv 2103.00020], says where in a picture lies what an instruction names, and of which task
+the instruction is.
 """
 
 from __future__ import annotations
