@@ -193,7 +193,8 @@ class Worker:
         if self.finder_alone:
             from omnialpha.hints import cut_out
 
-            (stack,) = cut_out([example], self.finder, card, options.refine) or [None]
+            cut = cut_out([example], self.finder, card, options.refine)
+            stack = cut[0] if cut else None
         if stack is None:
             try:
                 stack = self.model.run([example], **used, turn=self.lock)[0]

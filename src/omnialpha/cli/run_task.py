@@ -226,8 +226,8 @@ def _cut_out(parts: Parts, example: Example, options: Options, messages: Message
     from omnialpha.models.finder import open_finder
 
     with messages.steps(1, ""):
-        (stack,) = cut_out([example], open_finder(parts.finder), parts.card, options.refine) or [None]
-    return stack
+        cut = cut_out([example], open_finder(parts.finder), parts.card, options.refine)
+    return cut[0] if cut else None
 
 
 def _run(model: OmniAlpha, task: Task, example: Example, used: dict[str, Any], messages: Messages) -> LayerStack:
