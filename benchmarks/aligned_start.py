@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 from common.documents import write_block
 from common.tables import Cell, Table, save
+from common.training_runs import first_steps
 
 from omnialpha import config
 from omnialpha.models.transformer.aligned import align
@@ -39,15 +40,10 @@ def curve(recipe: SFTRecipe, aligned: bool, stops: Sequence[int]) -> Iterator[fl
         align(transformer)
     objective.model.transformer.load_state_dict(transformer.state_dict())
     unseen = objective.held_out.mixture(objective.weights(), objective.mixture.sizes, recipe.batch, seed=5)
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, recipe.fit.lr, recipe.fit.betas, weight_decay=recipe.fit.weight_decay)
+    steps = first_steps(objective, recipe.fit, WARMUP)
     for first, last in pairwise((0, *stops)):
-        for step in range(first, last):
-            optimizer.param_groups[0]["lr"] = recipe.fit.lr * min(1.0, (step + 1) / WARMUP)
-            objective(step)["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(trained, recipe.fit.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad()
+        for _ in range(first, last):
+            next(steps)
         with torch.no_grad():
             yield sum(float(objective.losses(unseen, index)["loss"]) for index in range(HELD_OUT)) / HELD_OUT
 

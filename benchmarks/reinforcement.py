@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common.held_out import BATCH, interval, latent_errors
 from common.tables import Cell, Table, save
 from common.timing import surroundings
 from PIL import Image, ImageDraw
@@ -30,10 +31,8 @@ from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Role
 from omnialpha.training import run as runs
 from omnialpha.training.validation import ValidationSet
-from omnialpha.transitions import token_mean
 
 ROOT = Path(__file__).parents[1]
-BATCH = 16  # held-out scenes at once
 TASK_LIST = ("decompose_rough", "matting_rough", "removal_rough")
 SHARED = [
     "tasks={decompose_rough=0.5, matting_rough=0.3, removal_rough=0.2}",
@@ -107,30 +106,8 @@ def measure(
     for example, layers in zip(examples["removal_rough"], made["removal_rough"], strict=True):
         figures["removal PSNR, dB"].append(rgba.psnr(layers[0, :3], example.true_layers()[0, :3]))
     for category, name in OTHERS.items():
-        figures[f"{category}, error of clean latents"] = forgotten(model, examples[name])
+        figures[f"{category}, error of clean latents"] = latent_errors(model, examples[name])
     return {name: np.array(values) for name, values in figures.items()}, made
-
-
-@torch.no_grad()
-def forgotten(model: OmniAlpha, asked: list[Example]) -> list[float]:
-    """Mean squared error of clean latents (decision 5) of each example, at times and noise that are always the same."""
-    found: list[float] = []
-    for first in range(0, len(asked), BATCH):
-        part = asked[first : first + BATCH]
-        cond = model.condition(part)
-        x0 = model.encode_targets([example.true_layers() for example in part], cond)
-        t = torch.rand(len(part), generator=torch.Generator().manual_seed(first)).clamp_min(0.05)
-        x_t = torch.lerp(x0, model.noise(cond, first), t.view(-1, 1, 1))
-        clean = x_t - t.view(-1, 1, 1) * model.velocity(x_t, t, cond)
-        found += token_mean((clean - x0).square(), cond.positions.target_mask).tolist()
-    return found
-
-
-def interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """95 % of the mean difference, by bootstrap over scenes."""
-    rng, difference = np.random.default_rng(0), after - before
-    means = difference[rng.integers(len(difference), size=(2000, len(difference)))].mean(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

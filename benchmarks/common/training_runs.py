@@ -1,11 +1,18 @@
-"""Training runs of a benchmark, which go on where they were stopped, but not with another recipe."""
+"""Training runs of a benchmark: long ones, which go on where they were stopped, but not with another recipe, and short
+ones, of which nothing is kept.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from omnialpha.training.objective import FitSettings, Objective
 
 
 def begin(folder: Path, recipe: dict[str, Any]) -> None:
@@ -16,3 +23,19 @@ def begin(folder: Path, recipe: dict[str, Any]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     said.write_text(wanted)
+
+
+def first_steps(objective: Objective, settings: FitSettings, warmup: int) -> Iterator[float]:
+    """The loss of one training step after another, in float32, at a constant rate after so many steps of warm-up."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, settings.lr, settings.betas, weight_decay=settings.weight_decay)
+    step = 0
+    while True:
+        optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / warmup)
+        loss = objective(step)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        yield float(loss.detach())
