@@ -1,6 +1,5 @@
 """[kind = "grounding"] Pretraining of a small instruction encoder, before a transformer learns to read it: it matches
-captions to layers [CLIP, arXiv 2103.00020], says where in a picture lies what an instruction names, and of which task
-the instruction is.
+captions to layers [CLIP, arXiv 2103.00020], and says where in a picture lies what an instruction names.
 """
 
 from __future__ import annotations
@@ -36,13 +35,10 @@ SEED = 7  # of what is validated, whatever the recipe's
 
 @dataclass(frozen=True)
 class GroundingLoss:
-    """Weights. place: cross entropy of the map of the layer that is named. match: InfoNCE of captions and layers. task:
-    cross entropy of the task that an instruction belongs to.
-    """
+    """Weights. place: cross entropy of the map of the layer that is named. match: InfoNCE of captions and layers."""
 
     place: float = 4.0
     match: float = 0.3
-    task: float = 0.3
 
 
 class LayerEncoder(nn.Sequential):
@@ -67,8 +63,7 @@ class GroundingObjective(Objective):
         self.settings, self.batch, self.seed = loss, batch, seed
         width = int(text_encoder.model.config.text_config.hidden_size)
         self.layers, self.caption = LayerEncoder(), nn.Linear(width, WIDTH)
-        self.place, self.task = nn.Linear(width, CELLS**2), nn.Linear(width, len(TASKS))
-        self.sharpness = nn.Parameter(torch.tensor(math.log(12.0)))
+        self.place, self.sharpness = nn.Linear(width, CELLS**2), nn.Parameter(torch.tensor(math.log(12.0)))
 
     def forward(self, index: int, batch: Any = None) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -77,9 +72,7 @@ class GroundingObjective(Objective):
         match = (F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own)) / 2
         logits, maps = self.places(self.bank, self.batch, generator)
         place = F.binary_cross_entropy_with_logits(logits, maps[:, 0])
-        task = F.cross_entropy(*self.tasks(self.bank, self.batch, generator))
-        loss = self.settings.place * place + self.settings.match * match + self.settings.task * task
-        return {"loss": loss, "place": place, "match": match, "task": task}
+        return {"loss": self.settings.place * place + self.settings.match * match, "place": place, "match": match}
 
     def matches(self, bank: Bank, count: int, generator: torch.Generator) -> Tensor:
         """Cosines (count, count) of captions, as tasks word them, and layers."""
@@ -98,35 +91,18 @@ class GroundingObjective(Objective):
         logits = self.place(self.text_encoder.summary(drawn.words, [[picture] for picture in drawn.pictures]))
         return logits.unflatten(1, (CELLS, CELLS)), drawn.maps.to(logits.device)
 
-    def tasks(self, bank: Bank, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Of instructions of tasks drawn evenly: logits (count, tasks) of which one it is, and its number (count,)."""
-        rows = list(TASKS.values())
-        numbers = torch.randint(len(rows), (count,), generator=generator)
-        captions = torch.randint(len(bank.captions), (count,), generator=generator).tolist()
-        wordings = torch.randint(1 << 16, (count,), generator=generator).tolist()
-        words = [
-            rows[number].instruct(bank.captions[caption].text if rows[number].text else None, wording)
-            for number, caption, wording in zip(numbers.tolist(), captions, wordings, strict=True)
-        ]
-        logits = self.task(self.text_encoder.summary(words))
-        return logits, numbers.to(logits.device)
-
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
         """Shares of held-out examples. missed: the map lies on the other layer rather than on the one that is named.
-        mismatched: a caption is nearer to another layer than to its own. mistaken: an instruction is taken for
-        another task's.
+        mismatched: a caption is nearer to another layer than to its own.
         """
-        generator, missed, mismatched, mistaken = torch.Generator().manual_seed(SEED), [], [], []
+        generator, missed, mismatched = torch.Generator().manual_seed(SEED), [], []
         for _ in range(8):
             likeness = self.matches(self.held_out, 64, generator)
             nearer = likeness.diagonal()[:, None] < likeness
             mismatched.append(float(nearer.sum() / (len(nearer) * (len(nearer) - 1))))
             missed.append(misses(*self.places(self.held_out, 64, generator)))
-            logits, numbers = self.tasks(self.held_out, 64, generator)
-            mistaken.append(float((logits.argmax(1) != numbers).float().mean()))
-        figures = {"missed": missed, "mismatched": mismatched, "mistaken": mistaken}
-        return {name: sum(shares) / len(shares) for name, shares in figures.items()}
+        return {"missed": sum(missed) / len(missed), "mismatched": sum(mismatched) / len(mismatched)}
 
     def export(self, folder: Path) -> None:
         self.text_encoder.save_pretrained(folder, torch.bfloat16)
