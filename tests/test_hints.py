@@ -119,7 +119,7 @@ def test_a_hint_may_be_shown_as_a_map_in_the_words_of_its_task(shown, tiny_model
 def test_a_model_without_a_finder_changes_nothing(tiny_model):
     requests = [example(name) for name in TASKS]
     assert tiny_model.finder is None
-    assert all(a is b for a, b in zip(tiny_model.hinted(requests), requests, strict=True))
+    assert all(a is b for a, b in zip(tiny_model.add_hints(requests), requests, strict=True))
 
 
 def test_a_condition_has_one_input_more(tiny_model):
@@ -149,7 +149,7 @@ def test_the_canvas_is_that_of_all_pictures(tiny_model):
     own = with_finder(tiny_model, Red(), grid=grid)
     request = example("matting_auto")
     size = own.canvas(request).size
-    assert own.canvas(own.hinted([request])[0]).size == own.condition([request]).canvases[0].size == size
+    assert own.canvas(own.add_hints([request])[0]).size == own.condition([request]).canvases[0].size == size
     own.use_finder(None)
     assert own.canvas(request).size > size, "with one picture less they are larger"
 

@@ -78,7 +78,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     # ---- the path ----------------------------------------------------------------------------------------------
 
-    def hinted(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
+    def add_hints(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
         """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
         if not self.finder or not looks:
             return list(examples)
@@ -105,7 +105,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         Raises:
             InputError: The model does not do a task.
         """
-        examples = self.hinted(examples, looks)
+        examples = self.add_hints(examples, looks)
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
         pictures = [hints.fit_inputs(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]

@@ -123,8 +123,8 @@ class SFTRecipe:
         budget = None
         if self.tokens:
             assert vae
-            side, hinted = vae.ratio * PATCH_SIZE, bool(self.finder or card.finder)
-            budget = Budget(self.tokens, self.text_tokens, card.grid, side, card.picture_pixels, hinted)
+            side, finder = vae.ratio * PATCH_SIZE, bool(self.finder or card.finder)
+            budget = Budget(self.tokens, self.text_tokens, card.grid, side, card.picture_pixels, finder)
         drawn = (self._sizes, 1 if budget else self.batch, self.fit.seed, self.prompt_dropout)
         if self.datasets:
             settings = StreamSettings(self.datasets, self.tasks, self.curriculum, self.temperature, self.buckets)

@@ -45,7 +45,7 @@ class Budget:
     """tokens: of the transformer, that a batch has at most. grid, side: of the model; a token is side x side pixels.
 
     Of text a sample counts as `words` tokens and what the instruction encoder makes of its inputs, `seen` pixels each
-    (0: those of the canvas). Text that is longer is not counted: pictures are what fills a sequence. hinted: the model
+    (0: those of the canvas). Text that is longer is not counted: pictures are what fills a sequence. finder: the model
     has a finder, which adds an input to the tasks that have no map.
     """
 
@@ -54,11 +54,11 @@ class Budget:
     grid: Grid
     side: int
     seen: int
-    hinted: bool = False
+    finder: bool = False
 
     def count(self, shape: SampleShape) -> int:
         """Tokens of a sample; InputError where it alone is more than a batch may have."""
-        inputs = shape.inputs + (self.hinted and TASKS[shape.task].hinted)
+        inputs = shape.inputs + (self.finder and TASKS[shape.task].hinted)
         pictures = inputs + shape.targets
         height, width = plan(shape.size, pictures, self.grid).size
         text = self.words + inputs * ceil((self.seen or height * width) / SEEN)
