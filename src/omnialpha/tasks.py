@@ -62,7 +62,8 @@ class Example:
         instruction: the full text that the model reads.
         targets: the roles to make, in output order.
         size: (height, width) of every output, and of every input but a hint, which has the finder's own.
-        found: what the model's finder sees, alpha (s, s) of the picture stretched to a square; see `OmniAlpha.add_hints`.
+        found: what the model's finder sees, alpha (s, s) of the picture stretched to a square, by
+            `OmniAlpha.add_hints`.
         prompt: what a text task describes; of another task the whole instruction, where it is none of the row's.
         truths: what each target should be, (4, H, W), or None where nobody knows it; () where nothing is known.
         trimap: (H, W) in {0, .5, 1}, of the subject, for figures of its unknown band.
