@@ -22,7 +22,6 @@ from omnialpha.files import sha256
 
 HERE = Path(__file__).resolve().parent
 PACKAGED = HERE.parent / "src" / "omnialpha" / "weights" / "nano"
-READER = {"text_encoder.start": "{out}/nano-text/model"}
 # What a recipe starts from, of what the ones before it have made, and its data where they are not FOLDER's.
 STAGES: dict[str, dict[str, str]] = {
     "nano-finder": {"start": "{finder}"},
@@ -30,14 +29,18 @@ STAGES: dict[str, dict[str, str]] = {
     "nano-sft": {"vae": "{out}/nano-vae/model/vae"},
     "nano-finish": {"start": "{out}/nano-sft/model"},
     "nano-text": {},
-    "nano-pointer": {"start": "{out}/nano-finder/model", "text_encoder": "{out}/nano-text/model"},
-    "nano-hearing": {"start": "{out}/nano-finish/model", "data.folders": "[]", **READER},
-    "nano": {"start": "{out}/nano-hearing/model", "finder": "{out}/nano-pointer/model", **READER},
+    "nano-hearing": {
+        "start": "{out}/nano-finish/model",
+        "data.folders": "[]",
+        "text_encoder.start": "{out}/nano-text/model",
+    },
+    "nano": {"start": "{out}/nano-hearing/model", "finder": "{out}/nano-finder/model"},
+    "nano-pointer": {"start": "{out}/nano-finder/model", "text_encoder": "{out}/nano/model"},
 }
 
 
-def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> Path:
-    """Run the stages; the folder of the model that the last one has made."""
+def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> None:
+    """Run the stages."""
     folders = [f"data.folders={json.dumps([str(data.resolve())])}"] if data else []
     for name, given in STAGES.items():
         starts = [f"{key}={value.format(finder=finder, out=out)}" for key, value in given.items()]
@@ -45,13 +48,16 @@ def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> Pa
         command = [sys.executable, "-m", "omnialpha", "train", str(HERE / f"{name}.toml"), *run]
         if code := subprocess.run(command).returncode:
             raise SystemExit(code)
-    return out / name / "model"
 
 
-def bundle(model: Path, to: Path) -> None:
-    """A trained model as the package holds it: with what was measured of it on its card, and its model card."""
+def bundle(made: Path, to: Path) -> None:
+    """What was trained, as the package holds it: the model, its finder with a pointer, what was measured of it on its
+    card, and its model card.
+    """
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(model, to)
+    shutil.copytree(made / "nano" / "model", to)
+    shutil.rmtree(to / "finder")
+    shutil.copytree(made / "nano-pointer" / "model", to / "finder")
     card, packaged = (json.loads((folder / "omnialpha.json").read_text()) for folder in (to, PACKAGED))
     measured = {key: packaged[key] for key in ("alpha_from_finder", "reads")}
     (to / "omnialpha.json").write_text(json.dumps(card | measured, indent=2) + "\n")
@@ -76,7 +82,8 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     asked = parser.parse_args()
     out = asked.out.resolve()
-    bundle(train(asked.finder.resolve(), out, asked.data, asked.settings), out / "bundle")
+    train(asked.finder.resolve(), out, asked.data, asked.settings)
+    bundle(out, out / "bundle")
     print("\n".join(checksums(out / "bundle")))
 
 
