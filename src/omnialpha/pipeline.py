@@ -83,8 +83,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         if not self.finder or not looks:
             return list(examples)
         said = hints.summaries(examples, self.finder, self.text_encoder)
-        rows = zip(examples, said, strict=True)
-        return [hints.add_hint(e, self.finder, self.card, looks, words) for e, words in rows]
+        return [hints.add_hint(e, self.finder, self.card, looks, s) for e, s in zip(examples, said, strict=True)]
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
