@@ -84,7 +84,7 @@ def asked(bank: Bank, count: int, size: tuple[int, int]) -> dict[str, list[Examp
     """Held-out examples by what a row of the table says of them."""
     made = {}
     for objects in range(1, MOST + 1):
-        for task, words in ((SPLIT, f"1 input, {objects + 1} targets"), (JOIN, f"{objects} inputs, 1 target")):
+        for task, words in ((SPLIT, f"1 input, {objects + 1} targets"), (JOIN, f"{objects} input(s), 1 target")):
             made[words] = scenes(task, bank, count, objects, size, torch.Generator().manual_seed(11 + objects))
     return dict(sorted(made.items(), key=lambda row: row[0].endswith("1 target")))
 
