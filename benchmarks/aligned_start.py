@@ -16,13 +16,12 @@ from tempfile import TemporaryDirectory
 import torch
 from common.documents import write_block
 from common.tables import Cell, Table, save
-from common.training_runs import first_steps
+from common.training_runs import first_steps, plain_start
 
 from omnialpha import config
 from omnialpha.models.transformer.aligned import align
-from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.training.run import SFTRecipe
-from omnialpha.training.sft import SFTObjective, initialize
+from omnialpha.training.sft import SFTObjective
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/nano-sft.toml"
@@ -33,12 +32,9 @@ def curve(recipe: SFTRecipe, aligned: bool, stops: Sequence[int]) -> Iterator[fl
     """Held-out loss after so many steps each."""
     objective = recipe.objective()
     assert isinstance(objective, SFTObjective)
-    torch.manual_seed(recipe.fit.seed)
-    transformer = MultiImageTransformer(**recipe.transformer)
-    initialize(transformer)
+    plain_start(objective, recipe)
     if aligned:
-        align(transformer)
-    objective.model.transformer.load_state_dict(transformer.state_dict())
+        align(objective.model.transformer)
     unseen = objective.held_out.mixture(objective.weights(), objective.mixture.sizes, recipe.batch, seed=5)
     steps = first_steps(objective, recipe.fit, WARMUP)
     for first, last in pairwise((0, *stops)):

@@ -20,7 +20,7 @@ import torch
 from common.documents import write_block
 from common.held_out import interval, latent_errors
 from common.tables import Table, save
-from common.training_runs import first_steps
+from common.training_runs import first_steps, plain_start
 
 from omnialpha import config
 from omnialpha.data.scene import to_example
@@ -28,11 +28,9 @@ from omnialpha.data.stream.mixture import Mixture
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
 from omnialpha.models.transformer import positions
-from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import TASKS, Example, Task
 from omnialpha.training.run import SFTRecipe
-from omnialpha.training.sft import initialize
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/nano-small.toml"
@@ -65,10 +63,7 @@ def scenes(
 def trained(recipe: SFTRecipe, steps: int) -> OmniAlpha:
     """A model after so many steps from nothing, with a plain start: the aligned one is made for one axis."""
     objective = recipe.objective()
-    torch.manual_seed(recipe.fit.seed)
-    transformer = MultiImageTransformer(**recipe.transformer)
-    initialize(transformer)
-    objective.model.transformer.load_state_dict(transformer.state_dict())
+    plain_start(objective, recipe)
     mixture = objective.mixture
     assert isinstance(mixture, Mixture)
     objective.mixture = ManyLayers(mixture.bank, mixture.weights, mixture.sizes, mixture.batch_size, mixture.seed)
@@ -92,7 +87,7 @@ def asked(bank: Bank, count: int, size: tuple[int, int]) -> dict[str, list[Examp
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description="Three layer axes, trained from nothing on the same batches.")
-    parser.add_argument("--steps", type=int, default=800, help="of each training")
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
     parser.add_argument("--seeds", default="0,1", help="of weights and batches, with commas")
     parser.add_argument("-n", type=int, default=128, help="held-out scenes a row")
     parser.add_argument("--quick", action="store_true", help="few steps, to see that it works: no figure to quote")

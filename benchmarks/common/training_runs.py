@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.training.objective import FitSettings, Objective
+from omnialpha.training.run import SFTRecipe
+from omnialpha.training.sft import SFTObjective, initialize
 
 
 def begin(folder: Path, recipe: dict[str, Any]) -> None:
@@ -23,6 +26,14 @@ def begin(folder: Path, recipe: dict[str, Any]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     said.write_text(wanted)
+
+
+def plain_start(objective: SFTObjective, recipe: SFTRecipe) -> None:
+    """Give the transformer of a recipe from nothing a start that is not aligned, by the recipe's seed."""
+    torch.manual_seed(recipe.fit.seed)
+    transformer = MultiImageTransformer(**recipe.transformer)
+    initialize(transformer)
+    objective.model.transformer.load_state_dict(transformer.state_dict())
 
 
 def first_steps(objective: Objective, settings: FitSettings, warmup: int) -> Iterator[float]:

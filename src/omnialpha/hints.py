@@ -28,6 +28,7 @@ SURE = 0.35  # of its greatest value: where a pointer means the subject
 ALONE = 0.9  # of what was found: as much of it in one piece is one thing
 
 
+@torch.no_grad()
 def summaries(examples: Sequence[Example], finder: Finder, text_encoder: object) -> list[Tensor | None]:
     """Of each instruction that names a subject in a picture what `TextEncoder.summary` makes of it, (D,), for the
     finder's pointer; None of others, and where finder or encoder has none.
@@ -36,9 +37,7 @@ def summaries(examples: Sequence[Example], finder: Finder, text_encoder: object)
     read = getattr(text_encoder, "summary", None)
     named = [i for i, e in enumerate(examples) if e.instruction and TASKS[e.task].text and Role.COMPOSITE in e.roles]
     if named and read and finder.pointer is not None:
-        with torch.no_grad():
-            rows = read([examples[i].instruction for i in named]).float().cpu()
-        for i, row in zip(named, rows, strict=True):
+        for i, row in zip(named, read([examples[i].instruction for i in named]).float().cpu(), strict=True):
             said[i] = row
     return said
 
@@ -86,6 +85,14 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, said:
     return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
 
 
+def add_hints(
+    examples: Sequence[Example], finder: Finder, card: Card, looks: int = 2, text_encoder: object = None
+) -> list[Example]:
+    """Each with its hint, see `add_hint`; what an encoder makes of their instructions is asked of it at once."""
+    said = summaries(examples, finder, text_encoder)
+    return [add_hint(e, finder, card, looks, words) for e, words in zip(examples, said, strict=True)]
+
+
 def finish(
     example: Example, layers: Sequence[Tensor], coarse: Sequence[Tensor], card: Card, refining: str = "auto"
 ) -> LayerStack:
@@ -116,12 +123,12 @@ def cut_out(
     """
     if finder is None:
         return None
-    rows = list(zip(examples, summaries(examples, finder, text_encoder), strict=True))
-    if not all(finder_suffices(TASKS[e.task], card, finder.hints, words is not None) for e, words in rows):
+    told = finder.pointer is not None and hasattr(text_encoder, "summary")
+    if not all(finder_suffices(TASKS[example.task], card, finder.hints, told) for example in examples):
         return None
     for example in examples:
         card.check_task(example.task)
-    hinted = (add_hint(example, finder, card, said=words) for example, words in rows)
+    hinted = add_hints(examples, finder, card, text_encoder=text_encoder)
     return [finish(example, example.inputs[:1], [], card, refining) for example in hinted]
 
 

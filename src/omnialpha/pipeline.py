@@ -82,8 +82,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
         if not self.finder or not looks:
             return list(examples)
-        said = hints.summaries(examples, self.finder, self.text_encoder)
-        return [hints.add_hint(e, self.finder, self.card, looks, s) for e, s in zip(examples, said, strict=True)]
+        return hints.add_hints(examples, self.finder, self.card, looks, self.text_encoder)
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
