@@ -29,17 +29,19 @@ def test_it_learns_resumes_bit_for_bit_and_leaves_the_rest(bank, held_out, tmp_p
     make = lambda: PointerObjective(*parts(bank), bank, held_out, 4, 5)  # noqa: E731
     moved = assert_resumes(make, tmp_path, validate_every=6)
     assert {name.split(".")[0] for name in moved} == {"pointer"} == {name.split(".")[0] for name in own.kept()}
-    (missed,) = logged(tmp_path / "straight", "missed")
-    assert 0 <= missed <= 1
+    for figure in ("missed", "sure", "sure_of_absent"):
+        assert all(0 <= value <= 1 for value in logged(tmp_path / "straight", figure))
     exported = open_finder(tmp_path / "straight/model")
     assert exported.pointer is not None and exported.pointer.config["text_dim"] == 32
     for part, was in zip((*own._finder, *own._text_encoder), before, strict=True):
         assert all(torch.equal(value, was[name]) for name, value in part.state_dict().items())
 
 
-def test_the_loss_is_of_the_named_object(bank, held_out):
+def test_the_loss_is_of_the_named_object_and_of_one_that_is_not_there(bank, held_out):
     own = PointerObjective(*parts(bank), bank, held_out, 4, 5)
-    _, maps = own.places(bank, seeded(5 * 1_000_003))
+    (there, before), (told, maps) = (own.places(bank, seeded(5 * 1_000_003), absent) for absent in (0, 1))
+    assert not torch.equal(there[0], told[0]) and torch.equal(there[1:], told[1:]), "the first is asked for another's"
+    assert before[0, 0].max() > 0 == maps[0, 0].max() and torch.equal(before[1:], maps[1:])
     with torch.no_grad():
         own.pointer.out.weight.zero_()
         own.pointer.out.bias.fill_(1.0)
