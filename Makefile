@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
-PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py benchmarks/layer_axis.py # these train for hours
+PROOFS := benchmarks/unified.py benchmarks/vae_ablations.py benchmarks/layer_axis.py benchmarks/nano_design.py # these train for hours
 BENCHMARKS := $(filter-out $(PROOFS), $(sort $(wildcard benchmarks/*.py)))
 
 .PHONY: setup demo test check-slow bench proofs lint docs gallery plugins

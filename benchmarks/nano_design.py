@@ -1,0 +1,129 @@
+"""Designs of a small transformer at equal compute: `python benchmarks/nano_design.py [--seconds N]`.
+
+recipes/nano-small.toml from nothing, changed in one way at a time: width and depth, native size, shares of the tasks,
+the finder's hints. Each trains for the same processor time, whatever else the machine does, and makes the same held-out
+scenes of 128 px, which it sees at its own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common.documents import write_block
+from common.tables import Table, save
+from common.training_runs import first_steps
+
+from omnialpha import config
+from omnialpha.data.synthetic.bank import Bank
+from omnialpha.pipeline import OmniAlpha
+from omnialpha.tasks import CATEGORIES, TASKS
+from omnialpha.training.run import SFTRecipe
+from omnialpha.training.validation import ValidationSet, validate
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes/nano-small.toml"
+WARMUP, TOGETHER, SIZE = 50, 16, (128, 128)  # steps, scenes at a time, pixels of the scenes
+FIGURES = {  # column -> of `validate`, decimals
+    "removal, dB": ("val_removal_rough_psnr", ".2f"),
+    "recomposition, dB": ("val_decompose_auto_recomposed_psnr", ".2f"),
+    "alpha of layers, MAD": ("val_decompose_auto_alpha_mad", ".4f"),
+    "matting, MAD": ("val_matting_auto_mad", ".4f"),
+}
+MADE = ("removal_rough", "decompose_auto", "matting_auto")
+
+
+def side(pixels: int) -> list[str]:
+    """Changes of the recipe for another native size."""
+    area = pixels * pixels
+    return [
+        f"sizes=[[{pixels}, {pixels}]]",
+        f"card.picture_pixels={area}",
+        f"card.grid.picture_pixels={area}",
+        f"card.grid.sample_pixels={8 * area}",
+        "data.size=128",
+    ]
+
+
+def alike() -> dict[str, float]:
+    """Every category the same weight, every task of one too."""
+    named = {category: [name for name, task in TASKS.items() if task.category == category] for category in CATEGORIES}
+    return {name: 1 / len(names) for names in named.values() for name in names}
+
+
+DESIGNS: dict[str, list[str]] = {
+    "4 blocks of width 192, 64 px": [],
+    "2 blocks of width 256": ["transformer.num_layers=2", "transformer.num_attention_heads=8"],
+    "9 blocks of width 128": ["transformer.num_layers=9", "transformer.num_attention_heads=4"],
+    "96 px": side(96),
+    "128 px": side(128),
+    "every category alike": [f"tasks.{name}={share:.4f}" for name, share in alike().items()],
+    "told by the finder": [f"finder={(ROOT / 'src/omnialpha/weights/nano/finder').as_posix()}", "hint_dropout=0.25"],
+}
+
+
+def trained(recipe: SFTRecipe, seconds: float, most: int) -> tuple[OmniAlpha, int, Bank]:
+    """A model after so much processor time of training, or so many steps, their number, and what is held out."""
+    objective = recipe.objective()
+    run, began, steps = first_steps(objective, recipe.fit, WARMUP), time.process_time(), 0
+    while time.process_time() - began < seconds and steps < most:
+        loss = next(run)
+        steps += 1
+        if not steps % 50:
+            print(f"  {time.process_time() - began:.0f} of {seconds:.0f} s: {loss:.4f}", file=sys.stderr, flush=True)
+    held_out = objective.held_out.source
+    assert isinstance(held_out, Bank)
+    return objective.model.eval(), steps, held_out
+
+
+def made(model: OmniAlpha, bank: Bank, count: int) -> dict[str, float]:
+    """Figures of what the network itself makes of held-out scenes."""
+    model.card = replace(model.card, alpha_from_finder=[])
+    with TemporaryDirectory() as folder:
+        return validate(model, ValidationSet(bank), MADE, count, TOGETHER, SIZE, Path(folder) / "sheet.png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description="Designs of a small transformer, trained for the same time each.")
+    parser.add_argument("--seconds", type=float, default=360, help="of processor time, for each training")
+    parser.add_argument("-n", type=int, default=64, help="held-out scenes of each task")
+    parser.add_argument("--only", help="names of designs, with semicolons")
+    parser.add_argument("--quick", action="store_true", help="one step, to see that it works: no figure to quote")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--document", type=Path, help="put the table into this file, between marks")
+    options = parser.parse_args(argv)
+    count, most = (2, 1) if options.quick else (options.n, sys.maxsize)
+    vae = (ROOT / "src/omnialpha/weights/nano/vae").as_posix()
+    common = [f"vae={vae}", "fit.device=cpu", "prompt_dropout=0.0"]
+    common += ["batch=2", "data.foregrounds=24", "data.backgrounds=12"] if options.quick else []
+    table = Table(
+        "Designs at equal compute",
+        f"n={count} held-out scenes of {SIZE[0]} px a task, drawn layers, region: whole; each trained for "
+        f"{options.seconds:.0f} s of processor time from nothing, seed 0, CPU, float32",
+        {"design": "", "steps": "d", "million weights": ".1f", **{name: form for name, (_, form) in FIGURES.items()}},
+        notes=["As the network itself makes it, by validation's figures; other rows change the first in one way."],
+    )
+    for name in options.only.split(";") if options.only else DESIGNS:
+        print(name, file=sys.stderr, flush=True)
+        with TemporaryDirectory() as folder:
+            tree: dict[str, Any] = config.load(RECIPE, [*common, *DESIGNS[name], f"fit.output={folder}"])
+            model, steps, bank = trained(config.build(SFTRecipe, tree), options.seconds, most)
+        weights = sum(p.numel() for p in model.transformer.parameters()) / 1e6
+        found = made(model, bank, count)
+        table.rows.append([name, steps, weights, *(found[key] for key, _ in FIGURES.values())])
+        print(table.text(), flush=True)
+    save([table], {"seconds": options.seconds, "n": count}, options.json, None)
+    if options.document:
+        write_block(options.document, "design", [table], shlex.join(["python", "benchmarks/nano_design.py", *argv]))
+
+
+if __name__ == "__main__":
+    main()
