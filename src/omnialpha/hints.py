@@ -22,6 +22,7 @@ from omnialpha.tasks import TASKS, Example, Role, Task
 MARGIN, MOST = 0.3, 0.97  # of the subject's size: what a second look sees around it; of the picture: what it may see
 VIEWS = (1.0, 0.7, 0.5, 0.35, 0.25)  # of the sides: what is looked at around a click until something is seen there
 FAINT = 0.1  # alpha of what still hangs together with a click
+THERE = 0.2  # the greatest value of a map of what is there, by a pointer
 Part = tuple[int, int, int, int]  # top, bottom, left and right of a part of a picture, in pixels
 REACH = 0.04  # of the side: how far a rough map reaches beyond what was found
 SURE = 0.35  # of its greatest value: where a pointer means the subject
@@ -48,7 +49,7 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, said:
     Args:
         example: What was asked for.
         finder: The model's.
-        card: The model's: how it takes hints, and for which tasks it takes the finder's alpha.
+        card: The model's: for which tasks it takes the finder's alpha.
         looks: 2, or 1 for training, see `look`.
         said: What the finder's pointer is told of the instruction, (D,), see `summaries`.
 
@@ -60,8 +61,8 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, said:
         InputError: the finder's alpha is asked for what a text names, and nothing tells the finder where that is.
     """
     task = TASKS[example.task]
-    hinted, guide = takes_hint(task, card), task.map
-    wanted = hinted or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
+    guide = task.map
+    wanted = task.hinted or (guide is not None and finder.hints and example.task in card.alpha_from_finder)
     if not wanted or example.found is not None:
         return example
     given = dict(zip(example.roles, example.inputs, strict=True))
@@ -74,15 +75,10 @@ def add_hint(example: Example, finder: Finder, card: Card, looks: int = 2, said:
         found = look_for(finder, picture, said, looks)
     else:
         found = look(finder, picture, looks=looks)
-    if not hinted:
+    if not task.hinted:
         return replace(example, found=found)
-    shown, words = found, example.instruction
-    if card.hint_as == Role.ROUGH:
-        shown = around(found)
-    if card.hint_as and words:  # empty is what is trained without an instruction
-        words = TASKS[example.task.replace("auto", card.hint_as)].instruct()
-    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(shown))
-    return replace(example, roles=roles, inputs=inputs, instruction=words, found=found)
+    roles, inputs = (*example.roles, Role.HINT), (*example.inputs, masks.as_picture(found))
+    return replace(example, roles=roles, inputs=inputs, found=found)
 
 
 def add_hints(
@@ -140,15 +136,9 @@ def finder_suffices(task: Task, card: Card, hints: bool, named: bool = False) ->
     return marked and task.targets == (Role.FOREGROUND,) and task.name in card.alpha_from_finder
 
 
-def takes_hint(task: Task, card: Card) -> bool:
-    """Whether a model of this card is shown a finder's hint: one that sees it as a map has words for one of both."""
-    return task.hinted and (task.automatic or not card.hint_as)
-
-
-def count_inputs(example: Example, card: Card, found: bool) -> int:
+def count_inputs(example: Example, found: bool) -> int:
     """How many inputs an example has after `add_hint`. found: whether the model has a finder."""
-    added = found and takes_hint(TASKS[example.task], card) and Role.HINT not in example.roles
-    return len(example.roles) + added
+    return len(example.roles) + (found and TASKS[example.task].hinted and Role.HINT not in example.roles)
 
 
 def fit_inputs(example: Example, canvas: Canvas, device: torch.device) -> list[Tensor]:
@@ -238,7 +228,7 @@ def look_for(finder: Finder, picture: Tensor, said: Tensor | None, looks: int = 
         return found
     size = (int(picture.shape[1]), int(picture.shape[2]))
     where = finder.pointer(picture[None], said[None]).sigmoid()[None]
-    if where.max() < FAINT or _alone(found, F.interpolate(where, size=found.shape, mode="bilinear")[0, 0]):
+    if where.max() < THERE or _alone(found, F.interpolate(where, size=found.shape, mode="bilinear")[0, 0]):
         return found
     named = F.interpolate(where, size=size, mode="bilinear")[0, 0] > SURE * where.max()
     return look(finder, picture, hint_of(Role.ROUGH, named.float()), looks)

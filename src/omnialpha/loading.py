@@ -114,7 +114,7 @@ class Setup:
         self.parts.card.check_task(example.task)
         device = self.placement.torch_device
         sizes = ModelSizes.read(self.parts, self.placement.dtype, device.type != "cpu", self.placement.gguf)
-        inputs = hints.count_inputs(example, self.parts.card, self.parts.finder is not None)
+        inputs = hints.count_inputs(example, self.parts.finder is not None)
         canvas = plan(example.size, inputs + len(example.targets), self.parts.card.grid)
         size = (canvas.size[0] // sizes.side, canvas.size[1] // sizes.side)
         layout = Layout((size,) * len(example.targets), (size,) * inputs)

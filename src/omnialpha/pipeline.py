@@ -86,7 +86,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
-        pictures = hints.count_inputs(example, self.card, self.finder is not None) + len(example.targets)
+        pictures = hints.count_inputs(example, self.finder is not None) + len(example.targets)
         return plan(example.size, pictures, self.card.grid)
 
     def condition(self, examples: Sequence[Example], guided: bool = False, looks: int = 2) -> Condition:

@@ -30,6 +30,7 @@ from omnialpha.models.finder import (
     prepare,
     stretched,
 )
+from omnialpha.models.pointer import POINTER
 from omnialpha.tasks import Role
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -399,7 +400,7 @@ def test_the_bundled_finder_is_small():
     net = bundled_finder()
     assert isinstance(net, U2NetP) and net.hints and bundled_finder() is net
     folder = Path(finders.__file__).parents[1] / "weights" / "nano" / finders.FINDER
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS, POINTER]
     assert (folder / WEIGHTS).stat().st_size <= 3 * 2**20
 
 

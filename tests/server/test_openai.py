@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_the_client_of_openai(client: Any, engine: StubEngine) -> None:
     assert [one.getpixel((0, 31))[0] for one in pictures(made)] == [5, 6, 7]
     assert made.size == "48x32" and made.model_extra["task"] == "text_to_image"
     cut = client.images.edit(image=png(), prompt="the disk", background="transparent")
-    assert pictures(cut)[0].mode == "RGBA" and cut.model_extra["prompt_used"] is False
+    assert pictures(cut)[0].mode == "RGBA" and cut.model_extra["prompt_used"] is True
     removed = client.images.edit(image=[png()], mask=mask(), prompt="nothing", n=2, extra_body={"steps": 1})
     assert len(removed.data) == 2 and removed.model_extra["task"] == "removal_rough"
     layers = client.images.edit(
@@ -59,13 +60,13 @@ def test_the_client_of_openai(client: Any, engine: StubEngine) -> None:
     assert [row for row in engine.seen if row[0].startswith("decompose")] == [["decompose_auto"]]
 
 
-def test_a_model_that_reads_follows_the_prompt(engine: StubEngine) -> None:
-    import dataclasses
-
-    engine.card = dataclasses.replace(engine.card, reads=True)
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_model_that_reads_follows_the_prompt(engine: StubEngine, reads: bool) -> None:
+    engine.card = replace(engine.card, reads=reads)
     with listening(engine) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        assert client.images.edit(image=png(), prompt="the disk").model_extra["task"] == "matting_text"
+        told = client.images.edit(image=png(), prompt="the disk").model_extra
+        assert told["task"] == ("matting_text" if reads else "matting_auto") and told["prompt_used"] is reads
         assert client.images.edit(image=png(), prompt=" ").model_extra["task"] == "matting_auto"
 
 

@@ -19,12 +19,10 @@ from omnialpha.demo.demo_runs import PHOTOS, Photo, outline_mask, photograph
 from omnialpha.io import read_image, write_image
 from omnialpha.io.contact_sheet import card
 from omnialpha.io.layers import LayerStack
-from omnialpha.models.checkpoints.folders import resolve
 from omnialpha.tasks import TASKS, Role, Task, numbered
 
 PAGE, PICTURES = "gallery.md", "images/gallery"
 CELL, MARGIN, QUALITY = 176, 8, 82  # pixels: the side of a picture in a strip, around it; of WebP
-RELEASED = "Longin-Yu/OmniAlpha"  # reads, which nano does not
 TRIMAP = 0.02  # radius of a trimap as a share of the shorter side
 HEAD = """# Gallery
 
@@ -33,7 +31,8 @@ from the table of tasks and runs every command anew, with the bundled model, nan
 
 **What to expect.** Nano is small. The subjects are its finder's work, finished at full resolution, and are what it is
 good at. What was behind them is filled from the texture around. What has to be painted around a layer or from text is
-its transformer's work: abstract, at 96 px, and it does not follow the words. The same commands run the
+its transformer's work: abstract, at 96 px. Of the words it follows the colour, and hardly the shape. A text that names
+a subject tells drawn things apart; in photographs it mostly changes nothing. The same commands run the
 [released weights](released-weights.md).
 
 The photographs come with scikit-image (`omnialpha demo` writes them, too). Rough masks were drawn by hand; the other
@@ -69,13 +68,7 @@ def arguments(task: Task) -> list[str]:
     for role in task.inputs:
         line += [f"--{role}", input_file(photo, role)]
     line += ["--prompt", prompt] if prompt else []
-    line += ["-o", task.name if len(task.targets) > 1 else f"{task.name}.png"]
-    return line if reads(task) else [*line, "--model", RELEASED]
-
-
-def reads(task: Task) -> bool:
-    """Whether nano does the task: it reads no texts that name a subject."""
-    return resolve(None).card.follows(task.name)
+    return [*line, "-o", task.name if len(task.targets) > 1 else f"{task.name}.png"]
 
 
 def section(task: Task) -> str:
@@ -83,17 +76,15 @@ def section(task: Task) -> str:
     roles = [" + ".join(f"`{role}`" for role in part) for part in (task.inputs, task.targets)]
     takes = roles[0] if task.inputs else "a text"
     takes += " and a text" if task.inputs and task.text else ""
-    shown = f"![{task.name}: inputs, then outputs]({PICTURES}/{task.name}.webp)"
-    needs = "" if reads(task) else "  # (needs the released weights)"
     return f"""## {task.name}
 
 Makes {task.summary}: {takes} → {roles[1]}.
 
 ```bash
-omnialpha {shlex.join(arguments(task))}{needs}
+omnialpha {shlex.join(arguments(task))}
 ```
 
-{shown if reads(task) else "No picture: nano does not read a text that names a subject."}
+![{task.name}: inputs, then outputs]({PICTURES}/{task.name}.webp)
 """
 
 
@@ -155,7 +146,7 @@ def write(docs: Path) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder)
-        for task in filter(reads, TASKS.values()):
+        for task in TASKS.values():
             run(folder, arguments(task))
             strip(folder, task).save(pictures / f"{task.name}.webp", quality=QUALITY, method=6)
     for old in pictures.iterdir():

@@ -64,9 +64,6 @@ class Card:
     picture_pixels: int = 384 * 384  # area of the pictures that the instruction encoder sees; 0: as the canvas
     max_tokens: int = 1024
     finder: str | None = None  # what finds subjects for it: a folder inside its own, or a path; see `models.finder`
-    # The map that a hint is shown as, in the words of the task that takes that map: for a model that was trained with
-    # maps, but not with hints. Empty: as the finder's alpha, in the words of the automatic task.
-    hint_as: Literal["", "alpha", "rough"] = ""
     # Tasks whose foreground's alpha is the finder's, as the transformer's was measured to be worse.
     alpha_from_finder: list[str] = field(default_factory=list)
     reads: bool = True  # whether its words choose a subject; measured, as tasks that need it are refused otherwise

@@ -17,7 +17,7 @@ from omnialpha.tasks import Example
 
 # what encoding depends on
 OF_WORDS = ("instructions", "template", "max_tokens")
-CARD = ("family", "grid", "layer_order", "picture_pixels", "finder", "hint_as", *OF_WORDS)
+CARD = ("family", "grid", "layer_order", "picture_pixels", "finder", *OF_WORDS)
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
