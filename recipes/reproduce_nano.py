@@ -1,4 +1,4 @@
-"""The next bundled model from public data and U²-Netp's published weights, in one command that goes on where it ended:
+"""The bundled model from public data and U²-Netp's published weights, in one command that goes on where it ended:
 
     python recipes/u2netp.py u2netp.onnx runs/u2netp
     python recipes/reproduce_nano.py runs/u2netp runs/reproduced --data FOLDER
