@@ -38,12 +38,13 @@ def test_a_copy_is_the_same_model(tiny_model_folder: Path, way) -> None:
     model = omnialpha.load(tiny_model_folder, device="cpu", attention="native")
     wanted = model.matte(PICTURE, seed=2, guidance=2.0)  # what a run leaves behind is copied too
     made = way(model)
-    assert torch.equal(made.matte(PICTURE, seed=2, guidance=2.0), wanted)
+    # a copy's weights lie at multiples of 64 bytes, a file's do not: kernels of some processors round differently
+    assert (made.matte(PICTURE, seed=2, guidance=2.0) - wanted).abs().max() < 1e-5
     assert made.placed.placement.attention == "native" and made.parts == model.parts and made.card == model.card
     made.placed.undo.close()  # its own hooks, not those of the model
     made.transformer.proj_out.weight.zero_()
     assert torch.equal(model.matte(PICTURE, seed=2, guidance=2.0), wanted)
-    assert not torch.equal(made.matte(PICTURE, seed=2, guidance=2.0), wanted)
+    assert (made.matte(PICTURE, seed=2, guidance=2.0) - wanted).abs().max() > 1e-3
 
 
 def test_hooks_of_offloading_cannot_be_copied(tiny_model_folder: Path) -> None:
