@@ -93,7 +93,7 @@ def made(model: OmniAlpha, bank: Bank, count: int) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description="Designs of a small transformer, trained for the same time each.")
-    parser.add_argument("--seconds", type=float, default=360, help="of processor time, for each training")
+    parser.add_argument("--seconds", type=float, default=1800, help="of processor time, for each training")
     parser.add_argument("-n", type=int, default=64, help="held-out scenes of each task")
     parser.add_argument("--only", help="names of designs, with semicolons")
     parser.add_argument("--quick", action="store_true", help="one step, to see that it works: no figure to quote")
