@@ -10,21 +10,18 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
+from common.held_out import FIGURES, made
 from common.tables import Table, save
 
 from omnialpha import config
 from omnialpha.data.stream.mixture import Mixture
-from omnialpha.data.synthetic.bank import Bank
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.training.sft import FlowLoss, SFTObjective
 from omnialpha.training.sources import DataSettings, held_out
-from omnialpha.training.validation import ValidationSet, validate
 
 TASK_LIST = ("text_to_image", "matting_text", "foreground_to_full")
-MADE = ("removal_rough", "decompose_auto", "matting_auto")
 BATCH, SIZE, SCENES = 16, (96, 96), 12
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/nano-sft.toml"  # whose loss it is
 
@@ -42,16 +39,6 @@ def losses(model: OmniAlpha, mixture: Mixture, batches: int) -> tuple[float, flo
         own += float(objective.losses(mixture, index, (examples, weight))["loss"]) / batches
         other += float(objective.losses(mixture, index, (turned, weight))["loss"]) / batches
     return own, other
-
-
-def made(model: OmniAlpha, bank: Bank) -> dict[str, float]:
-    """Figures of `training.validation` of what the network itself makes."""
-    model.card = replace(model.card, alpha_from_finder=[])
-    with TemporaryDirectory() as folder:
-        sheet = Path(folder) / "sheet.png"
-        return validate(
-            model, ValidationSet(bank), list(MADE), SCENES, SCENES, SIZE, sheet, lambda asked, pictures: None
-        )
 
 
 def main() -> None:
@@ -73,13 +60,7 @@ def main() -> None:
     results = Table(
         "What the network makes",
         f"n={SCENES} held-out scenes of {SIZE[0]} px a task, {source}, CPU, float32",
-        {
-            "model": "",
-            "removal, dB": ".1f",
-            "recomposition, dB": ".1f",
-            "alpha of layers, MAD": ".3f",
-            "matting, MAD": ".3f",
-        },
+        {"model": "", **{column: form for column, (_, form) in FIGURES.items()}},
     )
     for name in options.models:
         model = OmniAlpha.from_folder(name)
@@ -87,9 +68,7 @@ def main() -> None:
             own, other = losses(model, Mixture(bank, {task: 1.0}, [SIZE], BATCH, seed=5), count)
             table.rows.append([Path(name).name, task, own, other, 100 * (other / own - 1)])
             print(table.text(), flush=True)
-        found = made(model, bank)
-        names = ("removal_rough_psnr", "decompose_auto_recomposed_psnr", "decompose_auto_alpha_mad", "matting_auto_mad")
-        results.rows.append([Path(name).name, *(found[f"val_{key}"] for key in names)])
+        results.rows.append([Path(name).name, *made(model, bank, SCENES, SIZE)])
     print(results.text())
     save([table, results], {"batches": count}, options.json, None)
 

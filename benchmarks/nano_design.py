@@ -12,32 +12,23 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from common.documents import write_block
+from common.held_out import FIGURES, made
 from common.tables import Table, save
-from common.training_runs import first_steps
+from common.training_runs import first_steps, tasks_of
 
 from omnialpha import config
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.pipeline import OmniAlpha
-from omnialpha.tasks import CATEGORIES, TASKS
 from omnialpha.training.run import SFTRecipe
-from omnialpha.training.validation import ValidationSet, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/nano-small.toml"
-WARMUP, TOGETHER, SIZE = 50, 16, (128, 128)  # steps, scenes at a time, pixels of the scenes
-FIGURES = {  # column -> of `validate`, decimals
-    "removal, dB": ("val_removal_rough_psnr", ".2f"),
-    "recomposition, dB": ("val_decompose_auto_recomposed_psnr", ".2f"),
-    "alpha of layers, MAD": ("val_decompose_auto_alpha_mad", ".4f"),
-    "matting, MAD": ("val_matting_auto_mad", ".4f"),
-}
-MADE = ("removal_rough", "decompose_auto", "matting_auto")
+WARMUP, SIZE = 50, (128, 128)  # steps, pixels of the scenes
 
 
 def side(pixels: int) -> list[str]:
@@ -52,19 +43,13 @@ def side(pixels: int) -> list[str]:
     ]
 
 
-def alike() -> dict[str, float]:
-    """Every category the same weight, every task of one too."""
-    named = {category: [name for name, task in TASKS.items() if task.category == category] for category in CATEGORIES}
-    return {name: 1 / len(names) for names in named.values() for name in names}
-
-
 DESIGNS: dict[str, list[str]] = {
     "4 blocks of width 192, 64 px": [],
     "2 blocks of width 256": ["transformer.num_layers=2", "transformer.num_attention_heads=8"],
     "9 blocks of width 128": ["transformer.num_layers=9", "transformer.num_attention_heads=4"],
     "96 px": side(96),
     "128 px": side(128),
-    "every category alike": [f"tasks.{name}={share:.4f}" for name, share in alike().items()],
+    "every category alike": [f"tasks.{name}={share:.4f}" for name, share in tasks_of(None).items()],
     "told by the finder": [f"finder={(ROOT / 'src/omnialpha/weights/nano/finder').as_posix()}", "hint_dropout=0.25"],
 }
 
@@ -81,13 +66,6 @@ def trained(recipe: SFTRecipe, seconds: float, most: int) -> tuple[OmniAlpha, in
     held_out = objective.held_out.source
     assert isinstance(held_out, Bank)
     return objective.model.eval(), steps, held_out
-
-
-def made(model: OmniAlpha, bank: Bank, count: int) -> dict[str, float]:
-    """Figures of what the network itself makes of held-out scenes."""
-    model.card = replace(model.card, alpha_from_finder=[])
-    with TemporaryDirectory() as folder:
-        return validate(model, ValidationSet(bank), MADE, count, TOGETHER, SIZE, Path(folder) / "sheet.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -117,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tree: dict[str, Any] = config.load(RECIPE, [*common, *DESIGNS[name], f"fit.output={folder}"])
             model, steps, bank = trained(config.build(SFTRecipe, tree), options.seconds, most)
         weights = sum(p.numel() for p in model.transformer.parameters()) / 1e6
-        found = made(model, bank, count)
-        table.rows.append([name, steps, weights, *(found[key] for key, _ in FIGURES.values())])
+        table.rows.append([name, steps, weights, *made(model, bank, count, SIZE)])
         print(table.text(), flush=True)
     save([table], {"seconds": options.seconds, "n": count}, options.json, None)
     if options.document:

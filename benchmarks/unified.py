@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common.documents import write_block
 from common.tables import Table, save
-from common.training_runs import begin
+from common.training_runs import begin, tasks_of
 
 from omnialpha import config, rgba
 from omnialpha.data.stream.mixture import Mixture, examples
@@ -34,13 +34,6 @@ ALL, CACHED = "one model for all tasks", 'the same, condition_attention = "cache
 ONE = "one model a category"
 COLUMNS = ("category", "model", "steps", "loss", "from noise", "alpha MAD", "PSNR, dB")
 BATCHES = 6  # of held-out examples of each task, for the loss
-
-
-def tasks_of(category: str | None) -> dict[str, float]:
-    """Each category weighs the same, and each task of a category too. None: of all categories."""
-    chosen = CATEGORIES if category is None else (category,)
-    rows = {c: [name for name, task in TASKS.items() if task.category == c] for c in chosen}
-    return {name: 1 / len(names) for names in rows.values() for name in names}
 
 
 def train(folder: Path, overrides: Sequence[str], tasks: dict[str, float], transformer: dict[str, Any]) -> Path:

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import Example
+from omnialpha.training.validation import ValidationSet, validate
 from omnialpha.transitions import token_mean
 
 BATCH = 16  # scenes at once
+MADE = ("removal_rough", "decompose_auto", "matting_auto")
+FIGURES = {  # column of a table -> of `made`, and its decimals
+    "removal, dB": ("val_removal_rough_psnr", ".1f"),
+    "recomposition, dB": ("val_decompose_auto_recomposed_psnr", ".1f"),
+    "alpha of layers, MAD": ("val_decompose_auto_alpha_mad", ".3f"),
+    "matting, MAD": ("val_matting_auto_mad", ".3f"),
+}
+
+
+def made(model: OmniAlpha, bank: Bank, count: int, size: tuple[int, int]) -> list[float]:
+    """Values of FIGURES, of what the network itself makes of held-out scenes of a size; it loses its finder's alpha."""
+    model.card = replace(model.card, alpha_from_finder=[])
+    with TemporaryDirectory() as folder:
+        found = validate(model, ValidationSet(bank), MADE, count, BATCH, size, Path(folder) / "sheet.png")
+    return [found[key] for key, _ in FIGURES.values()]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from omnialpha.models.transformer.model import MultiImageTransformer
+from omnialpha.tasks import CATEGORIES, TASKS
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.run import SFTRecipe
 from omnialpha.training.sft import SFTObjective, initialize
@@ -26,6 +27,13 @@ def begin(folder: Path, recipe: dict[str, Any]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     said.write_text(wanted)
+
+
+def tasks_of(category: str | None) -> dict[str, float]:
+    """Each category weighs the same, and each task of a category too. None: of all categories."""
+    chosen = CATEGORIES if category is None else (category,)
+    rows = {c: [name for name, task in TASKS.items() if task.category == c] for c in chosen}
+    return {name: 1 / len(names) for names in rows.values() for name in names}
 
 
 def plain_start(objective: SFTObjective, recipe: SFTRecipe) -> None:

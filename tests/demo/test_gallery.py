@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from omnialpha.demo import gallery
-from omnialpha.demo.demo_runs import PHOTOS
+from omnialpha.demo.demo_runs import PHOTOS, refused
 from omnialpha.tasks import TASKS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -26,5 +26,11 @@ def test_every_task_has_its_picture_and_no_other_is_there() -> None:
             assert picture.width > gallery.CELL
 
 
-def test_all_photographs_are_shown() -> None:
+def test_all_photographs_are_shown_and_nano_refuses_nothing() -> None:
+    from omnialpha.models.checkpoints.folders import resolve
+
+    class Nano:
+        card = resolve(None).card
+
+    assert refused(Nano) == []  # type: ignore[arg-type]
     assert {gallery.photo_of(task) for task in TASKS.values()} == set(PHOTOS)

@@ -276,7 +276,8 @@ def test_two_processes_equal_one(two, straight, name, end):
     assert one["step"] == both["step"] == 4 and one["weights"].keys() == both["weights"].keys()
     for key, wanted in one["weights"].items():
         moved = float((wanted - start[key]).norm())
-        # Adam makes steps of small gradients' rounding, which differs by machine: 1.4e-3 was seen
-        assert float((both["weights"][key] - wanted).norm()) <= 1e-2 * moved + 1e-6, key
+        # Adam makes steps of small gradients' rounding, which differs by machine: of NFT 1.4e-3 was seen
+        bound = 1e-2 if name == "nft" else 1e-3
+        assert float((both["weights"][key] - wanted).norm()) <= bound * moved + 1e-6, key
     for figure in ("loss", "reward", "grad_norm"):
         assert logged(two / f"{name}{end}", figure) == pytest.approx(logged(folder, figure), rel=1e-3, abs=1e-5)
