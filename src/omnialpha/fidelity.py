@@ -31,8 +31,8 @@ def finish_layers(
         layers: The model's layers (4, H, W) at full size, in the order of the example's targets.
         coarse: Their alphas (h, w) at the size that they were made at.
         found: The finder's alpha (s, s), where foregrounds take that; None where they do not.
-        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, and there fills at
-            full size what was painted behind a subject; closed-form refines all foregrounds, off none.
+        refining: auto refines the finder's foregrounds and others where `needs_refining` says so, and fills what is
+            behind a subject, see `refill`; closed-form refines all foregrounds, off none.
 
     Returns:
         The layers (4, H, W) as they are handed out.
@@ -49,7 +49,7 @@ def finish_layers(
         alpha = F.interpolate(found[None, None], size=example.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
         foreground = [role is Role.FOREGROUND for role in example.targets]
         layers = [torch.cat([x[:3], alpha]) if own else x for x, own in zip(layers, foreground, strict=True)]
-    return restore_unchanged(example, layers, refilling=small and refining == "auto")
+    return restore_unchanged(example, layers, refilling=refining == "auto", small=small)
 
 
 def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
@@ -57,13 +57,16 @@ def needs_refining(size: tuple[int, ...], made: tuple[int, ...]) -> bool:
     return max(size) > REFINE_FROM * max(made)
 
 
-def restore_unchanged(example: Example, layers: Sequence[Tensor], refilling: bool = False) -> list[Tensor]:
+def restore_unchanged(
+    example: Example, layers: Sequence[Tensor], refilling: bool = False, small: bool = False
+) -> list[Tensor]:
     """Restore what a task does not change, from the inputs of the example.
 
     Args:
         example: What was asked for.
         layers: The model's layers (4, H, W), in the order of the example's targets.
-        refilling: Whether what is behind a subject is filled from the texture around it, see `refill`.
+        refilling: Whether what is behind a subject is filled by what is around it too, see `refill`.
+        small: Whether the layers were made much smaller than they are.
 
     Returns:
         The layers in the same order.
@@ -85,12 +88,12 @@ def restore_unchanged(example: Example, layers: Sequence[Tensor], refilling: boo
             where = removal_mask_of_finder(example.found, example.size)
         else:
             return [paste(layers[0], composite, changed(layers[0], composite))]
-        return [paste(refill(composite, where, layers[0]) if refilling else layers[0], composite, where)]
+        return [paste(refill(composite, where, layers[0], small) if refilling else layers[0], composite, where)]
     assert category == "decomposition", category
     done = restore_alphas(layers, composite, example.targets, guide, role)
     if refilling:
         hidden = torch.stack([x[3] for x, own in zip(done, example.targets, strict=True) if own is Role.FOREGROUND])
-        behind = refill(composite, hidden.amax(0) > 0, done[0])
+        behind = refill(composite, hidden.amax(0) > 0, done[0], small)
         done[0] = torch.cat([behind[:3], done[0][3:]])
     return match_composite(done, composite)
 
@@ -123,13 +126,16 @@ def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Seque
     ]
 
 
-def refill(composite: Tensor, hole: Tensor, layer: Tensor) -> Tensor:
-    """The picture (4, H, W) with a hole (H, W) bool filled from the texture around it, see `fill.fill`; the model's
-    layer (4, H, W) where nothing is around. Why that guides nothing: docs/decisions/0030-removal-at-full-size.md.
+def refill(composite: Tensor, hole: Tensor, layer: Tensor, small: bool) -> Tensor:
+    """The picture (4, H, W) with a hole (H, W) bool filled: where the model's layer (4, H, W) was made much smaller,
+    from the texture around it, see `fill.fill`; else with the layer, without a seam, see `fill.blend`; with the layer
+    as it is where nothing is around. What was measured: docs/decisions/0030-removal-at-full-size.md.
     """
-    from omnialpha.fill import fill
+    from omnialpha.fill import blend, fill
 
-    return fill(composite, hole) if bool((~hole & (composite[3] > 0)).any()) else layer
+    if not bool((~hole & (composite[3] > 0)).any()):
+        return layer
+    return fill(composite, hole) if small else blend(composite, hole, layer[:3])
 
 
 def snap_alpha(layer: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 A smooth fill, or another picture as its guide, says which colours are expected. Patches from around the hole that fit
 both it and what is known are matched from coarse to fine (Wexler et al. 2007, doi 10.1109/TPAMI.2007.60), and their
 gradients are put together over the guide (Perez et al. 2003, doi 10.1145/882262.882269). Large holes are matched on a
-smaller copy; finer detail follows the same matches. What was measured: docs/decisions/0030-removal-at-full-size.md."""
+smaller copy; finer detail follows the same matches. Small pictures keep what a model made, without a seam (`blend`).
+What was measured: docs/decisions/0030-removal-at-full-size.md."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ BLUR = 3.0  # pixels, standard deviation: colours are compared with the guide's 
 TRUST = 1.15  # how much less a filled pixel counts than one that is a pixel nearer to what is known
 LOOPS, ROUNDS = (6, 3), (4, 2)  # matching and voting, and rounds of search in each: at coarse levels, at finer ones
 NEAR = 16  # pixels of random search at finer levels
+FLAT = 0.02  # mean difference from the mean of 5 x 5 pixels, in [0, 1]: below it, surroundings say more than a model
+RIM = 4  # pixels around a hole by which that is told
 PULL = 0.003  # of the guide on colours, beside that of matched gradients: wavelengths above 100 pixels are the guide's
 
 
@@ -83,6 +86,38 @@ def fill(image: Tensor, hole: Tensor, guide: Tensor | None = None, seed: int = 0
         wanted[part[1:]].to(image.device), made.to(image.device, image.dtype), image[:3][part]
     )
     return whole
+
+
+def blend(image: Tensor, hole: Tensor, made: Tensor) -> Tensor:
+    """Fill a hole with what a model made of it, without a seam, and the more smoothly the flatter its surroundings are.
+
+    The model's difference to what is around the hole is continued smoothly into it and taken off (Perez 2003). Of that
+    and the smoothest fill the mean is taken: the model's share is the mean detail around the hole by FLAT, at most 1.
+
+    Args:
+        image: Straight RGBA (4, H, W) in [0, 1]. What is in the hole, or transparent, is not looked at.
+        hole: (H, W) bool. Some pixel outside it must be seen.
+        made: RGB (3, H, W) in [0, 1], around the hole too.
+
+    Returns:
+        (4, H, W), the image outside the hole and in its alpha.
+    """
+    known, wanted = ~hole & (image[3] > 0), hole & (image[3] > 0)
+    if not bool(wanted.any()):
+        return image.clone()
+    smooth, met = (_level(image[:3], known, wanted, guide).guide for guide in (None, made))
+    share = min(1.0, _detail(image[:3], known) / FLAT)
+    filled = _picture(smooth + share * (met - smooth)).clamp(0, 1)
+    return torch.cat([torch.where(wanted, filled, image[:3]), image[3:]])
+
+
+def _detail(rgb: Tensor, known: Tensor) -> float:
+    """Mean difference of pixels (3, H, W) near the rim of what is known (H, W) from the mean around them."""
+    seen = known.float()[None]
+    mean, share = (F.avg_pool2d(maps, 5, 1, 2) for maps in (rgb * seen, seen))
+    rim = seen * F.max_pool2d(1 - seen, 2 * RIM + 1, 1, RIM)
+    off = (rgb - mean / share.clamp_min(1e-6)).abs().mean(0)
+    return float((off * rim).sum() / rim.sum().clamp_min(1))
 
 
 def _window(used: Tensor) -> slice:
