@@ -7,7 +7,7 @@ from omnialpha import fill as module
 from omnialpha import masks, rgba
 from omnialpha.errors import InputError
 from omnialpha.fidelity import finish_layers
-from omnialpha.fill import fill
+from omnialpha.fill import blend, fill
 from omnialpha.tasks import TASKS
 
 
@@ -118,8 +118,34 @@ def test_a_removal_is_filled_where_the_model_saw_less_and_nothing_else_changes()
     filled = finish_layers(example, [made], [small], None, "auto")[0]
     assert (filled - image)[:3, hole].abs().mean() < 0.02
     assert torch.equal(filled[:, ~hole], image[:, ~hole])
-    for coarse, refining in ((same, "auto"), (small, "off")):
-        assert torch.equal(finish_layers(example, [made], [coarse], None, refining)[0][:, hole], made[:, hole])
+    assert torch.equal(finish_layers(example, [made], [small], None, "off")[0][:, hole], made[:, hole])
+    met = finish_layers(example, [made], [same], None, "auto")[0]
+    assert torch.equal(met, torch.where(hole, blend(spoilt, hole, made[:3]), spoilt))
+
+
+def test_blending_takes_off_what_the_model_is_wrong_by_around_the_hole():
+    image, hole = checkerboard(), box(96, 96, 40, 60, 30, 66)
+    spoilt = rgba.opaque(torch.where(hole, 0.9, image[:3]))
+    assert torch.allclose(blend(spoilt, hole, image[:3])[:3], image[:3], atol=1e-4)
+    brighter = blend(spoilt, hole, image[:3] + 0.15)  # a constant difference goes
+    assert torch.allclose(brighter[:3], image[:3], atol=1e-4)
+    assert torch.equal(brighter[:, ~hole], spoilt[:, ~hole])
+
+
+def test_blending_on_a_flat_background_leaves_the_model_s_invention_out():
+    image, hole = rgba.opaque(torch.full((3, 48, 48), 0.3)), box(48, 48, 16, 32, 16, 32)
+    invented = torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(blend(image, hole, invented)[:3], image[:3], atol=1e-5)
+    assert torch.equal(blend(image, hole & False, invented), image)
+
+
+def test_blending_looks_at_no_transparent_pixel():
+    image, hole = checkerboard(), box(96, 96, 40, 60, 30, 66)
+    image[3, :, :20] = 0
+    other = image.clone()
+    other[:3, :, :20] = 1.0
+    first, second = (blend(x, hole, torch.full((3, 96, 96), 0.5)) for x in (image, other))
+    assert torch.equal(first[:, :, 20:], second[:, :, 20:]) and torch.equal(second[:, :, :20], other[:, :, :20])
 
 
 def test_a_removal_of_all_that_is_seen_stays_the_model_s():
