@@ -1,13 +1,14 @@
 """Designs of a small transformer at equal compute: `python benchmarks/nano_design.py [--seconds N]`.
 
-recipes/nano-small.toml from nothing, changed in one way at a time: width and depth, native size, shares of the tasks,
-the finder's hints. Each trains for the same processor time, whatever else the machine does, and makes the same held-out
-scenes of 128 px, which it sees at its own size.
+recipes/nano-small.toml from nothing, changed in one way at a time: width and depth, latents a token, native size,
+shares of the tasks, the finder's hints. Each trains for the same processor time, whatever else the machine does, and
+makes the same held-out scenes of 128 px, which it sees at its own size.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
@@ -47,6 +48,11 @@ DESIGNS: dict[str, list[str]] = {
     "4 blocks of width 192, 64 px": [],
     "2 blocks of width 256": ["transformer.num_layers=2", "transformer.num_attention_heads=8"],
     "9 blocks of width 128": ["transformer.num_layers=9", "transformer.num_attention_heads=4"],
+    "one latent a token": ["transformer.patch_size=1", "transformer.in_channels=32", "transformer.out_channels=32"],
+    "one latent a token, 2 blocks of width 192": [
+        *("transformer.patch_size=1", "transformer.in_channels=32", "transformer.out_channels=32"),
+        "transformer.num_layers=2",
+    ],
     "96 px": side(96),
     "128 px": side(128),
     "every category alike": [f"tasks.{name}={share:.4f}" for name, share in tasks_of(None).items()],
@@ -71,11 +77,11 @@ def trained(recipe: SFTRecipe, seconds: float, most: int) -> tuple[OmniAlpha, in
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description="Designs of a small transformer, trained for the same time each.")
-    parser.add_argument("--seconds", type=float, default=1800, help="of processor time, for each training")
+    parser.add_argument("--seconds", type=float, default=900, help="of processor time, for each training")
     parser.add_argument("-n", type=int, default=64, help="held-out scenes of each task")
     parser.add_argument("--only", help="names of designs, with semicolons")
     parser.add_argument("--quick", action="store_true", help="one step, to see that it works: no figure to quote")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="goes on with the rows that it has, of the same settings")
     parser.add_argument("--document", type=Path, help="put the table into this file, between marks")
     options = parser.parse_args(argv)
     count, most = (2, 1) if options.quick else (options.n, sys.maxsize)
@@ -89,7 +95,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"design": "", "steps": "d", "million weights": ".1f", **{name: form for name, (_, form) in FIGURES.items()}},
         notes=["As the network itself makes it, by validation's figures; other rows change the first in one way."],
     )
+    settings = {"seconds": options.seconds, "n": count, "most": most}
+    if options.json and options.json.is_file():
+        kept = json.loads(options.json.read_text())
+        if kept["settings"] == settings:
+            table.rows += [list(row.values()) for row in kept["tables"][0]["rows"]]
+    there = {row[0] for row in table.rows}
     for name in options.only.split(";") if options.only else DESIGNS:
+        if name in there:
+            continue
         print(name, file=sys.stderr, flush=True)
         with TemporaryDirectory() as folder:
             tree: dict[str, Any] = config.load(RECIPE, [*common, *DESIGNS[name], f"fit.output={folder}"])
@@ -97,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights = sum(p.numel() for p in model.transformer.parameters()) / 1e6
         table.rows.append([name, steps, weights, *made(model, bank, count, SIZE)])
         print(table.text(), flush=True)
-    save([table], {"seconds": options.seconds, "n": count}, options.json, None)
+        save([table], settings, options.json, None)
     if options.document:
         write_block(options.document, "design", [table], shlex.join(["python", "benchmarks/nano_design.py", *argv]))
 

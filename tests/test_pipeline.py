@@ -11,6 +11,7 @@ from omnialpha import fidelity, pipeline, rgba
 from omnialpha.errors import InputError
 from omnialpha.loading import load, pick_device
 from omnialpha.models.checkpoints.folders import Card, Defaults
+from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.sampling import schedule
 from omnialpha.tasks import MAPS, TASKS, Role
@@ -207,9 +208,18 @@ def test_raw_is_the_decoder_alone(model):
     assert not torch.equal(raw[0].rgba[:, outside], request.inputs[0][:, outside])
 
 
-def test_targets_are_encoded_as_the_model_makes_them(model):
+@pytest.fixture(scope="module")
+def fine(model):
+    """The model with a transformer whose tokens are one latent."""
+    config = {**model.transformer.config, "patch_size": 1, "in_channels": 4}
+    transformer = MultiImageTransformer.from_config(config).eval().requires_grad_(False)
+    return OmniAlpha(model.vae, transformer, model.text_encoder, model.card).eval()
+
+
+@pytest.mark.parametrize("which", ["model", "fine"])
+def test_targets_are_encoded_as_the_model_makes_them(which, request):
     """What `pictures` decodes, `encode_targets` encodes: same order, same packing."""
-    examples = mixed()
+    model, examples = request.getfixturevalue(which), mixed()
     cond = model.condition(examples)
     targets = [
         torch.stack([picture(e.size, 20 + b + k) for k in range(len(e.targets))]) for b, e in enumerate(examples)
@@ -428,6 +438,22 @@ def test_save_and_load_are_inverse(model, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     for a, b in zip(pictures(model.run(mixed(), seed=3)), pictures(back.run(mixed(), seed=3)), strict=True):
         assert distance(a, b) == 0
+
+
+def test_a_token_of_one_latent(model, fine, tmp_path):
+    """Four times the tokens, the same noise; it runs, and is read back as it was."""
+    examples = mixed()[:2]
+    cond, coarse = fine.condition(examples), model.condition(examples)
+    assert (fine.token_side, model.token_side) == (8, 16)
+    assert [4 * layout.target_tokens for layout in coarse.layouts] == [layout.target_tokens for layout in cond.layouts]
+    for made, wanted in zip(
+        fine.pictures(fine.noise(cond), cond), model.pictures(model.noise(coarse), coarse), strict=True
+    ):
+        assert torch.allclose(made, wanted, atol=1e-5)
+    fine.save(tmp_path)
+    back = OmniAlpha.from_folder(tmp_path)
+    for a, b in zip(pictures(fine.run(examples, seed=3)), pictures(back.run(examples, seed=3)), strict=True):
+        assert distance(a, b) == 0 and a[0].shape[-2:] in {(20, 51), (64, 30)}
 
 
 def test_half_precision_folders(model, tmp_path):

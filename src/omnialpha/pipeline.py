@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -26,7 +27,7 @@ from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.runtime.placement import Placed, Portable
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
-from omnialpha.models.transformer.positions import PATCH_SIZE, Layout, Positions
+from omnialpha.models.transformer.positions import Layout, Positions
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.pretrained import Pretrained
 from omnialpha.sampling import Interval, Step, Velocity, sample, schedule
@@ -68,6 +69,16 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """What finds subjects for it."""
         return self._finder[0] if self._finder else None
 
+    @property
+    def patch(self) -> int:
+        """Latents that a token of the transformer spans, each way: what its channels hold of an autoencoder's."""
+        return math.isqrt(self.transformer.config.in_channels // self.vae.config.z_dim)
+
+    @property
+    def token_side(self) -> int:
+        """Pixels that a token spans, each way."""
+        return self.vae.ratio * self.patch
+
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `hints.outline`; by the bundled finder where the model has none that takes hints."""
         finder = self.finder if self.finder and self.finder.hints else None
@@ -107,7 +118,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
         pictures = [hints.fit_inputs(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
-        inputs = [join([pack(z[None])[0] for z in row]) for row in self._encode(pictures)]
+        inputs = [join([pack(z[None], self.patch)[0] for z in row]) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
             tokens = self.text_encoder.tokenize(instructions, pictures)
             return self.assemble(examples, inputs, *self.text_encoder(tokens))
@@ -135,7 +146,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """
         canvases, layouts = tuple(self.canvas(e) for e in examples), []
         for example, canvas in zip(examples, canvases, strict=True):
-            size = (canvas.size[0] // (self.vae.ratio * PATCH_SIZE), canvas.size[1] // (self.vae.ratio * PATCH_SIZE))
+            size = (canvas.size[0] // self.token_side, canvas.size[1] // self.token_side)
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.roles)))
         lengths = tuple(mask.sum(dim=1).tolist())
         positions = self._positions(layouts, lengths)
@@ -165,11 +176,11 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def noise(self, cond: Condition, seed: int | Sequence[int] = 0) -> Tensor:
         """Starting noise (B, Lt, C), from one CPU generator a sample, seeded with seed + b or seed[b]."""
-        rows, seeds = [], check_seeds(seed, len(cond.examples))
+        rows, seeds, patch = [], check_seeds(seed, len(cond.examples)), self.patch
         for layout, own in zip(cond.layouts, seeds, strict=True):
             generator = torch.Generator().manual_seed(own)
-            shapes = [(self.vae.config.z_dim, h * PATCH_SIZE, w * PATCH_SIZE) for h, w in layout.targets]
-            rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator))[0] for shape in shapes]))
+            shapes = [(self.vae.config.z_dim, h * patch, w * patch) for h, w in layout.targets]
+            rows.append(torch.cat([pack(torch.randn(1, *shape, generator=generator), patch)[0] for shape in shapes]))
         return pad(rows, rows[0].shape[-1]).to(self.device)
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -225,7 +236,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             [c.fit(row[k].to(self.device)) for k in self.card.order(e.targets)]
             for row, e, c in zip(targets, cond.examples, cond.canvases, strict=True)
         ]
-        rows = [torch.cat([pack(z[None])[0] for z in row]) for row in self._encode(fitted)]
+        rows = [torch.cat([pack(z[None], self.patch)[0] for z in row]) for row in self._encode(fitted)]
         return pad(rows, rows[0].shape[-1])
 
     @torch.no_grad()
@@ -234,11 +245,11 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
         Targets of other roles than `roles` are not decoded but left empty.
         """
-        made = []
+        made, p = [], self.patch
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
             sizes = layout.targets
             parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
-            latents = [unpack(p[None], h * PATCH_SIZE, w * PATCH_SIZE) for p, (h, w) in zip(parts, sizes, strict=True)]
+            latents = [unpack(t[None], h * p, w * p, p) for t, (h, w) in zip(parts, sizes, strict=True)]
             order = self.card.order(example.targets)
             wanted = [k for k, role in enumerate(example.targets) if role in roles]
             decoded = self.vae.decode(torch.cat([latents[order.index(k)] for k in wanted]))

@@ -70,7 +70,8 @@ class Family:
         card_settings: fields of `Card` that the text encoder takes.
         components: parts with weights, by folder.
         files: folders without weights, of whose files one must be there.
-        channels: what has to agree: a setting of the transformer, and a component with a function of its configuration.
+        channels: what has to agree: a setting of the transformer, and a component with a function of its
+            configuration and the transformer's.
         text_tokens: of a run, beside those of pictures.
         unsupported: settings that do not work with it.
     """
@@ -81,7 +82,7 @@ class Family:
     card_settings: tuple[str, ...]
     components: Mapping[str, Component]
     files: Mapping[str, tuple[str, ...]]
-    channels: tuple[tuple[str, str, Callable[[Any], int]], ...]
+    channels: tuple[tuple[str, str, Callable[[Any, Any], int]], ...]
     text_tokens: Callable[[Card], int]
     unsupported: tuple[str, ...] = ()
 
@@ -125,8 +126,12 @@ FAMILIES: dict[FamilyName, Family] = {
             "processor": ("preprocessor_config.json", "processor_config.json"),
         },
         channels=(
-            ("in_channels", "vae", lambda vae: PATCH_SIZE**2 * vae.get("z_dim", vae.get("latent_channels", 0))),
-            ("joint_attention_dim", "text_encoder", lambda text: text.text_config.hidden_size),
+            (
+                "in_channels",
+                "vae",
+                lambda vae, own: own.patch_size**2 * vae.get("z_dim", vae.get("latent_channels", 0)),
+            ),
+            ("joint_attention_dim", "text_encoder", lambda text, own: text.text_config.hidden_size),
         ),
         text_tokens=lambda card: 100,
     ),
@@ -154,9 +159,9 @@ FAMILIES: dict[FamilyName, Family] = {
         },
         files={"tokenizer": TOKENIZER_FILES, "tokenizer_2": ("tokenizer.json", "spiece.model")},
         channels=(
-            ("in_channels", "vae", lambda vae: PATCH_SIZE**2 * vae["latent_channels"]),
-            ("pooled_projection_dim", "text_encoder", lambda clip: clip.hidden_size),
-            ("joint_attention_dim", "text_encoder_2", lambda t5: t5.d_model),
+            ("in_channels", "vae", lambda vae, own: PATCH_SIZE**2 * vae["latent_channels"]),
+            ("pooled_projection_dim", "text_encoder", lambda clip, own: clip.hidden_size),
+            ("joint_attention_dim", "text_encoder_2", lambda t5, own: t5.d_model),
         ),
         text_tokens=lambda card: card.max_tokens,  # to which every prompt is padded
         unsupported=("gguf", "vision"),

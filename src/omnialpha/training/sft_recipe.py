@@ -19,6 +19,7 @@ from omnialpha.data.stream.stream import Stage, Stream, StreamSettings, open_str
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.errors import InputError
 from omnialpha.files import atomic_write
+from omnialpha.models.checkpoints.card import read_json
 from omnialpha.models.checkpoints.checking import check
 from omnialpha.models.checkpoints.folders import CARD, Card, Parts, resolve, vae_folder
 from omnialpha.models.finder import open_finder
@@ -29,7 +30,6 @@ from omnialpha.models.transformer.aligned import align
 from omnialpha.models.transformer.model import MultiImageTransformer
 from omnialpha.models.transformer.positions import PATCH_SIZE
 from omnialpha.models.vae.alphavae import AlphaVAE, load_vae
-from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.pretrained import load_text_encoder
 from omnialpha.tasks import task as find_task
@@ -117,14 +117,13 @@ class SFTRecipe:
             )
         return unseen
 
-    def mixture(self, card: Card, vae: Autoencoder | None) -> Mixture | Stream:
-        """Batches of recorded datasets, or else of scenes. vae: of the model, of which tokens are counted."""
+    def mixture(self, card: Card, token_side: int) -> Mixture | Stream:
+        """Batches of recorded datasets, or else of scenes. token_side: of the model, where tokens are counted."""
         self._check_batch()
         budget = None
         if self.tokens:
-            assert vae
-            side, finder = vae.ratio * PATCH_SIZE, bool(self.finder or card.finder)
-            budget = Budget(self.tokens, self.text_tokens, card.grid, side, card.picture_pixels, finder)
+            finder = bool(self.finder or card.finder)
+            budget = Budget(self.tokens, self.text_tokens, card.grid, token_side, card.picture_pixels, finder)
         drawn = (self._sizes, 1 if budget else self.batch, self.fit.seed, self.prompt_dropout)
         if self.datasets:
             settings = StreamSettings(self.datasets, self.tasks, self.curriculum, self.temperature, self.buckets)
@@ -157,7 +156,7 @@ class SFTRecipe:
         if self.cache:
             self.drawn_from()  # says why not
         card = config.build(Card, self.card, "card.")
-        data = self.mixture(card, load_vae(vae_folder(self.start or self.vae)) if self.tokens else None)
+        data = self.mixture(card, self._token_side() if self.tokens else 0)
         torch.manual_seed(self.fit.seed)
         begun = Path(self.fit.output) / "start"  # a resumed run reads text with the very tokenizer that it began with
         known = (begun / CARD).is_file()
@@ -169,6 +168,11 @@ class SFTRecipe:
         model.train().requires_grad_(True)
         model.text_encoder.requires_grad_(self.train_text_encoder)
         return model, data
+
+    def _token_side(self) -> int:
+        """Pixels that a token of the model will span, each way, which is not read yet."""
+        own = read_json(resolve(self.start).transformer / "config.json") if self.start else self.transformer
+        return load_vae(vae_folder(self.start or self.vae)).ratio * int(own.get("patch_size", PATCH_SIZE))
 
     def _first(self, data: Mixture | Stream, card: Card) -> OmniAlpha:
         read = self.text_encoder.get("start")
@@ -199,7 +203,7 @@ class SFTRecipe:
         parts = self.parts()
         if not self.cache:
             model = self._load(parts)
-            return model, self.mixture(model.card, model.vae)
+            return model, self.mixture(model.card, model.token_side)
         recipe, files, folder = self.drawn_from(), digests.files(parts), Path(self.cache)
         # 16 GB of a vision-language model are not read to see that they are what the cache was made with
         reads = bool(self.fit.validate_every) or read_settings(folder)["files"] != files

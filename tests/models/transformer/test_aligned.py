@@ -67,9 +67,16 @@ def test_inputs_that_do_not_see_targets_are_answered_too():
 def test_a_narrow_transformer_answers_what_is_coarse():
     model = aligned(num_attention_heads=6)  # 192 wide: 63 channels are free
     ((made, given),) = answers(model, [Layout(((6, 6),), ((6, 6),))], [9])
-    coarse = coarse_to_fine(128)[:63]
+    coarse = coarse_to_fine(128, 2)[:63]
     assert error(made[0] @ coarse.T, given[0] @ coarse.T) < 0.2
     assert error(made[0], made[0] @ coarse.T @ coarse) < 1e-5, "and nothing else"
+
+
+def test_a_token_may_be_one_latent():
+    model = aligned(patch_size=1, in_channels=32, out_channels=32)
+    ((made, given),) = answers(model, [Layout(((6, 6),), ((6, 6),))], [9])
+    assert made.shape[-1] == 32 and error(made[0], given[0]) < 0.2
+    assert torch.equal(coarse_to_fine(32, 1), torch.eye(32))
 
 
 def test_one_without_room_starts_as_before():

@@ -44,7 +44,8 @@ def check(parts: Parts, gguf: Path | None = None) -> dict[str, Any]:
     for adapter in parts.adapters:
         read_header(adapter.path)
     for setting, other, gives in family.channels:
-        takes, given = modules["transformer"].config[setting], gives(modules[other].config)
+        own = modules["transformer"].config
+        takes, given = own[setting], gives(modules[other].config, own)
         if takes != given:
             raise InputError(
                 f"{folders['transformer']} takes {takes} channels and {folders[other]} gives {given}: "

@@ -15,7 +15,6 @@ from omnialpha.models.checkpoints.headers import read_header
 from omnialpha.models.runtime.placement import Placement
 from omnialpha.models.runtime.quantize import KINDS, linears, read_gguf
 from omnialpha.models.transformer.modulation import PARTS
-from omnialpha.models.transformer.positions import PATCH_SIZE
 from omnialpha.models.vae.alphavae import load_vae
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ class ModelSizes:
             token=token,
             patch=patch,
             picture_tokens=picture_tokens,
-            side=vae.ratio * PATCH_SIZE,
+            side=vae.ratio * math.isqrt(transformer.config.in_channels // vae.config.z_dim),
         )
 
     @classmethod

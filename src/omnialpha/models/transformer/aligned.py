@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omnialpha.models.transformer.model import MultiImageTransformer
-from omnialpha.models.transformer.positions import PATCH_SIZE, THETA
+from omnialpha.models.transformer.positions import THETA
 
 GAIN = 10.0  # of the norms of queries and keys: a head sees one token alone
 
@@ -35,7 +35,7 @@ def align(transformer: MultiImageTransformer) -> None:
     # layer norm takes out the mean: no channel of ours has one
     basis = torch.linalg.qr(torch.cat([torch.ones(width, 1), torch.randn(width, width - 1)], dim=1)).Q
     own, seen = basis[:, 1 : 1 + channels], basis[:, 1 + channels :][:, :carried]  # (D, C), (D, carried)
-    chosen = coarse_to_fine(channels)[:carried]  # (carried, C)
+    chosen = coarse_to_fine(channels, config.patch_size)[:carried]  # (carried, C)
     before, after = (math.sqrt(count / width) for count in (channels, channels + carried))  # what layer norm divides by
     transformer.img_in.weight.copy_(own)
     look_ahead(block.attn, config.axes_dims_rope)
@@ -48,11 +48,13 @@ def align(transformer: MultiImageTransformer) -> None:
     transformer.proj_out.weight.copy_(after * chosen.T @ seen.T)
 
 
-def coarse_to_fine(channels: int) -> Tensor:
-    """An orthogonal basis (C, C) of a token's latents: the means over its patch first, what differs diagonally last."""
-    assert PATCH_SIZE == 2
+def coarse_to_fine(channels: int, patch: int) -> Tensor:
+    """An orthogonal basis (C, C) of a token's latents: the means over its patch first, what differs diagonally last.
+    patch: 1 or 2, latents each way.
+    """
     waves = torch.tensor([[1.0, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]) / 2
-    return torch.einsum("wp,cd->wcdp", waves, torch.eye(channels // 4)).reshape(channels, channels)
+    waves = {1: torch.ones(1, 1), 2: waves}[patch]
+    return torch.einsum("wp,cd->wcdp", waves, torch.eye(channels // patch**2)).reshape(channels, channels)
 
 
 def look_ahead(attn: Any, axes: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ Size = tuple[int, int]  # (height, width) in transformer tokens
 Axes = tuple[int, ...]
 TargetOrder = Literal["paper", "released"]
 
-PATCH_SIZE = 2  # latents that a transformer token spans, each way: of every family
+PATCH_SIZE = 2  # latents that a transformer token spans, each way: of every published model
 QWEN_AXES = (16, 56, 56)  # channels of a head that turn with (layer, row, column)
 THETA = 10000.0
 
