@@ -1,6 +1,6 @@
 """Finders beside each other: `python benchmarks/finder.py FINDER... [--data FOLDER] [--photographs FOLDER]`.
 
-FINDER: a folder of `U2NetP`'s, or A+B@SHARE, the average of the weights of two. --data: a folder of layers
+FINDER: a folder of `U2NetP`'s. --data: a folder of layers
 (docs/data.md), whose held-out part is composed into scenes; without one, drawn layers. --photographs: a folder with
 input/ and alpha/.
 Alpha MAD over the whole picture, as the finder says it, scaled up bilinearly, without refinement.
@@ -27,21 +27,9 @@ from omnialpha.data.synthetic import bank as banks
 from omnialpha.data.synthetic.scenes import compose
 from omnialpha.hints import click, look
 from omnialpha.io import read_image
-from omnialpha.models.finder import SIDE, U2NetP
+from omnialpha.models.u2net import SIDE, U2NetP
 
 WAYS = ("one look", "two looks", "click as a hint", "click followed")
-
-
-def opened(name: str) -> U2NetP:
-    """The finder of a folder, or between those of two."""
-    pair, _, share = name.partition("@")
-    first, _, second = pair.partition("+")
-    net = U2NetP.load(Path(first))
-    if second:
-        other = U2NetP.load(Path(second)).state_dict()
-        mixed = {key: torch.lerp(value, other[key], float(share)) for key, value in net.state_dict().items()}
-        net.load_state_dict(mixed)
-    return net
 
 
 def scenes(nets: dict[str, U2NetP], data: Path | None, n: int) -> tuple[dict[str, list[float | None]], int]:
@@ -75,22 +63,25 @@ def middle(alpha: Tensor) -> masks.Mark | None:
 
 
 def ways(net: U2NetP, picture: Tensor, alpha: Tensor) -> list[float] | None:
-    """MAD with one look, two looks, a click as a hint and a click that is followed; None without an opaque pixel."""
+    """Whether it is its expert's (0 or 1), and MAD of one look of its own, two looks, a click as a hint and a click
+    that is followed; None without an opaque pixel.
+    """
     if (point := middle(alpha)) is None:
         return None
     size = (int(alpha.shape[0]), int(alpha.shape[1]))
     hinted = net.find(picture[None], masks.marks(size, [point])[None])[0]
     followed = click(net, picture, point)
     found = [net.find(picture[None])[0], look(net, picture), hinted, hinted if followed is None else followed]
-    return [error(one, alpha) for one in found]
+    expert = float(net.expert is not None and net.expert.suits(picture))
+    return [expert, *(error(one, alpha) for one in found)]
 
 
-def pairs(data: Path | None, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Composites of two objects apart, and the alpha of each of the two."""
+def objects(data: Path | None, n: int, count: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Composites of so many objects, which stand apart, and the alpha of each of them."""
     bank = banks.read(data, 256, "test") if data else banks.unseen(256)
     generator = torch.Generator().manual_seed(0)
     for _ in range(n):
-        (made,) = compose(bank, 1, 2, (SIDE, SIDE), generator, apart=True)
+        (made,) = compose(bank, 1, count, (side, side), generator, apart=count > 1)
         assert made.composite is not None
         yield from ((made.composite, layer[3]) for layer in made.layers)
 
@@ -109,16 +100,17 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=32, help="scenes")
     asked = parser.parse_args()
     bundled = Path(__file__).resolve().parents[1] / "src" / "omnialpha" / "weights" / "nano" / "finder"
-    nets = {name: opened(name) for name in asked.finders or [str(bundled)]}
+    nets = {name: U2NetP.load(Path(name)) for name in asked.finders or [str(bundled)]}
     rows, n = scenes(nets, asked.data, asked.n)
     about = f"n={n} held-out scenes of {SIDE}x{SIDE} px, {asked.data or 'drawn'}, whole picture, seed 0, CPU, float32"
     table = Table("Alpha MAD by kind of hint", about, {"finder": "", **dict.fromkeys(hints.KINDS, ".4f")})
     table.rows += [[Path(name).name, *rows[name]] for name in nets]
     print(table.text())
-    sets = {"one of two objects": list(pairs(asked.data, asked.n))}
+    sets = {f"one object, {side} px": list(objects(asked.data, asked.n, 1, side)) for side in (96, SIDE)}
+    sets[f"one of two objects, {SIDE} px"] = list(objects(asked.data, asked.n, 2, SIDE))
     if asked.photographs:
         sets["photographs, as stored"] = list(photographs(asked.photographs))
-    columns = {"finder": "", "pictures": "", "n": "", **dict.fromkeys(WAYS, ".4f")}
+    columns = {"finder": "", "pictures": "", "n": "", "its expert's": ".0%", **dict.fromkeys(WAYS, ".4f")}
     about = "whole picture, click: the pixel farthest inside, seed 0, CPU, float32"
     table = Table("Alpha MAD by way of looking", about, columns)
     for (name, net), (kind, of) in product(nets.items(), sets.items()):

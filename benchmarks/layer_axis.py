@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tree["tasks"] = {SPLIT.name: 0.6, JOIN.name: 0.4}
                 recipe = config.build(SFTRecipe, tree)
                 model = trained(recipe, steps)
-                held_out = recipe.unseen(recipe.mixture(model.card, model.token_side))
+                held_out = recipe.unseen(recipe.mixture(model.card, model.vae.ratio * model.patch))
                 assert isinstance(held_out, Bank)
                 for words, examples in asked(held_out, count, (recipe.sizes[0][0], recipe.sizes[0][1])).items():
                     errors.setdefault((words, name), []).extend(latent_errors(model, examples))

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from omnialpha.evaluation.metrics.matting import measure
-from omnialpha.models.finder import SIDE, Finder, open_finder
+from omnialpha.models.finder import Finder, open_finder
+from omnialpha.models.u2net import SIDE
 from omnialpha.refine import coarse_trimap, enlarge, refine, working_size
 
 CPU = torch.device("cpu")

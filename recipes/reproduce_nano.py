@@ -36,6 +36,7 @@ STAGES: dict[str, dict[str, str]] = {
     },
     "nano": {"start": "{out}/nano-hearing/model", "finder": "{out}/nano-finder/model"},
     "nano-pointer": {"start": "{out}/nano-finder/model", "text_encoder": "{out}/nano/model"},
+    "nano-expert": {"start": "{out}/nano-pointer/model"},
 }
 
 
@@ -43,6 +44,8 @@ def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> No
     """Run the stages."""
     folders = [f"data.folders={json.dumps([str(data.resolve())])}"] if data else []
     for name, given in STAGES.items():
+        if name == "nano-expert" and not data:
+            continue  # its gate learns from photographs
         starts = [f"{key}={value.format(finder=finder, out=out)}" for key, value in given.items()]
         run = [f"fit.output={out / name}", *folders, *starts, *settings]
         command = [sys.executable, "-m", "omnialpha", "train", str(HERE / f"{name}.toml"), *run]
@@ -51,13 +54,14 @@ def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> No
 
 
 def bundle(made: Path, to: Path) -> None:
-    """What was trained, as the package holds it: the model, its finder with a pointer, what was measured of it on its
-    card, and its model card.
+    """What was trained, as the package holds it: the model, its finder with pointer and expert, what was measured of it
+    on its card, and its model card.
     """
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(made / "nano" / "model", to)
     shutil.rmtree(to / "finder")
-    shutil.copytree(made / "nano-pointer" / "model", to / "finder")
+    last = next(one for one in ("nano-expert", "nano-pointer") if (made / one).is_dir())
+    shutil.copytree(made / last / "model", to / "finder")
     card, packaged = (json.loads((folder / "omnialpha.json").read_text()) for folder in (to, PACKAGED))
     measured = {key: packaged[key] for key in ("alpha_from_finder", "reads")}
     (to / "omnialpha.json").write_text(json.dumps(card | measured, indent=2) + "\n")
@@ -78,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("finder", type=Path, help="the folder that recipes/u2netp.py writes")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, help="without one, all layers are drawn by rule")
+    parser.add_argument("--data", type=Path, help="without one, layers are drawn by rule, and there is no expert")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     asked = parser.parse_args()
     out = asked.out.resolve()

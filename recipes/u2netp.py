@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from omnialpha.models.finder import U2NetP
+from omnialpha.models.u2net import U2NetP
 
 
 def convolutions(net: U2NetP) -> list[torch.nn.Conv2d]:

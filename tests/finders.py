@@ -14,7 +14,7 @@ SIDE = 16
 class Red:
     """hints: whether it says that it makes use of them. asked: the hints that it was given."""
 
-    pointer = None
+    pointer = expert = None
 
     def __init__(self, hints: bool = False) -> None:
         self.hints, self.asked = hints, list[Tensor | None]()

@@ -11,7 +11,8 @@ from omnialpha.errors import InputError
 from omnialpha.evaluation.suite.suite import of_model
 from omnialpha.hints import add_hint, count_inputs, look
 from omnialpha.models.checkpoints.folders import resolve
-from omnialpha.models.finder import FINDER, U2NetP, hint_of
+from omnialpha.models.finder import FINDER, hint_of
+from omnialpha.models.u2net import U2NetP
 from omnialpha.pipeline import OmniAlpha
 from omnialpha.tasks import MAPS, TASKS, Role
 from omnialpha.training.latent_cache.cache import decode, encode

@@ -444,7 +444,7 @@ def test_a_token_of_one_latent(model, fine, tmp_path):
     """Four times the tokens, the same noise; it runs, and is read back as it was."""
     examples = mixed()[:2]
     cond, coarse = fine.condition(examples), model.condition(examples)
-    assert (fine.token_side, model.token_side) == (8, 16)
+    assert (fine.patch, model.patch) == (1, 2)
     assert [4 * layout.target_tokens for layout in coarse.layouts] == [layout.target_tokens for layout in cond.layouts]
     for made, wanted in zip(
         fine.pictures(fine.noise(cond), cond), model.pictures(model.noise(coarse), coarse), strict=True

@@ -152,6 +152,7 @@ def fit_inputs(example: Example, canvas: Canvas, device: torch.device) -> list[T
 
 def look(finder: Finder, picture: Tensor, hint: Tensor | None = None, looks: int = 2) -> Tensor:
     """What a finder sees in a picture, with a second look at the part around it, so that small subjects come out sharp.
+    Without a hint, drawings are seen by its expert.
 
     Args:
         picture: straight RGBA (4, H, W) in [0, 1].
@@ -162,6 +163,8 @@ def look(finder: Finder, picture: Tensor, hint: Tensor | None = None, looks: int
         Alpha in [0, 1] of the picture stretched to a square: (2s, 2s), s being the finder's own side, or (s, s) where
         nothing was found or the second look would see the whole picture again.
     """
+    if hint is None and finder.expert is not None and finder.expert.suits(picture):
+        finder = finder.expert
     if looks == 1:
         return finder.find(picture[None], None if hint is None else hint[None], mirror=False)[0]
     size = (int(picture.shape[1]), int(picture.shape[2]))

@@ -74,11 +74,6 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """Latents that a token of the transformer spans, each way: what its channels hold of an autoencoder's."""
         return math.isqrt(self.transformer.config.in_channels // self.vae.config.z_dim)
 
-    @property
-    def token_side(self) -> int:
-        """Pixels that a token spans, each way."""
-        return self.vae.ratio * self.patch
-
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `hints.outline`; by the bundled finder where the model has none that takes hints."""
         finder = self.finder if self.finder and self.finder.hints else None
@@ -91,9 +86,9 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def add_hints(self, examples: Sequence[Example], looks: int = 2) -> list[Example]:
         """The examples with what the finder sees, see `hints.add_hint`. Without a finder, or a look, none changes."""
-        if not self.finder or not looks:
-            return list(examples)
-        return hints.add_hints(examples, self.finder, self.card, looks, self.text_encoder)
+        if self.finder and looks:
+            return hints.add_hints(examples, self.finder, self.card, looks, self.text_encoder)
+        return list(examples)
 
     def canvas(self, example: Example) -> Canvas:
         """The working size of an example: one for all its pictures, within the model's budget for n + m of them."""
@@ -118,10 +113,11 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         instructions = [self.card.text(e) for e in examples]
         canvases = [self.canvas(e) for e in examples]
         pictures = [hints.fit_inputs(e, c, self.device) for e, c in zip(examples, canvases, strict=True)]
-        inputs = [join([pack(z[None], self.patch)[0] for z in row]) for row in self._encode(pictures)]
+        inputs = [join(row) for row in self._encode(pictures)]
         if not guided or self.card.guidance == "embedded":
-            tokens = self.text_encoder.tokenize(instructions, pictures)
-            return self.assemble(examples, inputs, *self.text_encoder(tokens))
+            return self.assemble(
+                examples, inputs, *self.text_encoder(self.text_encoder.tokenize(instructions, pictures))
+            )
         tokens = self.text_encoder.tokenize(instructions, pictures, negatives=[""] * len(examples))
         positive, negative = self.text_encoder(tokens)
         return self.assemble(examples, inputs, *positive, negative=self.assemble(examples, inputs, *negative))
@@ -144,14 +140,13 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             text, mask, pooled: Of the instructions: (B, T, D), (B, T), (B, P).
             negative: The condition with empty instructions.
         """
-        canvases, layouts = tuple(self.canvas(e) for e in examples), []
+        canvases, layouts, side = tuple(self.canvas(e) for e in examples), [], self.vae.ratio * self.patch
         for example, canvas in zip(examples, canvases, strict=True):
-            size = (canvas.size[0] // self.token_side, canvas.size[1] // self.token_side)
+            size = (canvas.size[0] // side, canvas.size[1] // side)
             layouts.append(Layout((size,) * len(example.targets), (size,) * len(example.roles)))
         lengths = tuple(mask.sum(dim=1).tolist())
-        positions = self._positions(layouts, lengths)
         pictures = pad(inputs, self.transformer.config.in_channels).to(self.device)
-        given = (tuple(examples), canvases, tuple(layouts), pictures, text, lengths, positions)
+        given = (tuple(examples), canvases, tuple(layouts), pictures, text, lengths, self._positions(layouts, lengths))
         return Condition(*given, negative=negative, pooled=pooled)
 
     def repeat(self, cond: Condition, count: int) -> Condition:
@@ -160,19 +155,18 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     def _positions(self, layouts: Sequence[Layout], lengths: Sequence[int]) -> Positions:
         axes = tuple(self.transformer.config.axes_dims_rope)
-        positions = FAMILIES[self.card.family].load("positions")
-        return positions(layouts, lengths, self.card.target_order, axes, self.device)
+        return FAMILIES[self.card.family].load("positions")(layouts, lengths, self.card.target_order, axes, self.device)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-        """Latents (z, h, w) of (4, H, W) pictures, in the same nesting; equal sizes are encoded together."""
+        """Tokens (L, C) of (4, H, W) pictures, in the same nesting; equal sizes are encoded together."""
         flat = [(b, p) for b, row in enumerate(pictures) for p in row]
-        latents: list[list[Tensor]] = [[] for _ in pictures]
+        tokens: list[list[Tensor]] = [[] for _ in pictures]
         for _, run in groupby(flat, key=lambda item: item[1].shape):
             owners, batch = zip(*run, strict=True)
-            for b, z in zip(owners, self.vae.encode(torch.stack(batch)), strict=True):
-                latents[b].append(z)
-        return latents
+            for b, made in zip(owners, pack(self.vae.encode(torch.stack(batch)), self.patch), strict=True):
+                tokens[b].append(made)
+        return tokens
 
     def noise(self, cond: Condition, seed: int | Sequence[int] = 0) -> Tensor:
         """Starting noise (B, Lt, C), from one CPU generator a sample, seeded with seed + b or seed[b]."""
@@ -212,22 +206,20 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         if self.card.guidance == "embedded":
             return partial(self.velocity, cond=replace(cond, guidance_scale=scale))
         alone: Velocity = partial(self.velocity, cond=cond)
-        interval = self.guidance_interval
         if scale == 1.0:
             return alone
-        negative = cond.negative
+        negative, pair = cond.negative, None
         assert negative is not None, "guidance needs condition(examples, guided=True)"
-        if cond.picture_tokens > sampling.MAX_PAIRED_TOKENS:
-            return sampling.apply_guidance(
-                alone, lambda x, t: (alone(x, t), self.velocity(x, t, negative)), scale, interval
-            )
-        pair = cond.with_negative(self._positions(cond.layouts * 2, cond.lengths + negative.lengths))
+        if cond.picture_tokens <= sampling.MAX_PAIRED_TOKENS:
+            pair = cond.with_negative(self._positions(cond.layouts * 2, cond.lengths + negative.lengths))
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            if pair is None:
+                return alone(x, t), self.velocity(x, t, negative)
             wanted, other = self.velocity(torch.cat((x, x)), torch.cat((t, t)), pair).chunk(2)
             return wanted, other
 
-        return sampling.apply_guidance(alone, both, scale, interval)
+        return sampling.apply_guidance(alone, both, scale, self.guidance_interval)
 
     @torch.no_grad()
     def encode_targets(self, targets: Sequence[Tensor | Sequence[Tensor]], cond: Condition) -> Tensor:
@@ -236,8 +228,7 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
             [c.fit(row[k].to(self.device)) for k in self.card.order(e.targets)]
             for row, e, c in zip(targets, cond.examples, cond.canvases, strict=True)
         ]
-        rows = [torch.cat([pack(z[None], self.patch)[0] for z in row]) for row in self._encode(fitted)]
-        return pad(rows, rows[0].shape[-1])
+        return pad([torch.cat(row) for row in self._encode(fitted)], self.transformer.config.in_channels)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, cond: Condition, roles: Collection[Role] = tuple(Role)) -> list[Tensor]:
@@ -247,9 +238,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
         """
         made, p = [], self.patch
         for row, layout, example in zip(x, cond.layouts, cond.examples, strict=True):
-            sizes = layout.targets
-            parts = row[: layout.target_tokens].split([h * w for h, w in sizes])
-            latents = [unpack(t[None], h * p, w * p, p) for t, (h, w) in zip(parts, sizes, strict=True)]
+            parts = row[: layout.target_tokens].split([h * w for h, w in layout.targets])
+            latents = [unpack(t[None], h * p, w * p, p) for t, (h, w) in zip(parts, layout.targets, strict=True)]
             order = self.card.order(example.targets)
             wanted = [k for k, role in enumerate(example.targets) if role in roles]
             decoded = self.vae.decode(torch.cat([latents[order.index(k)] for k in wanted]))

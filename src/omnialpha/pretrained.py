@@ -15,8 +15,9 @@ from omnialpha.errors import InputError
 from omnialpha.files import replace_path
 from omnialpha.models.checkpoints.folders import Card, Parts, forget_origin, resolve
 from omnialpha.models.families import FAMILIES
-from omnialpha.models.finder import FINDER, U2NetP, open_finder
+from omnialpha.models.finder import FINDER, open_finder
 from omnialpha.models.lora import adapters
+from omnialpha.models.u2net import U2NetP
 from omnialpha.models.vae.alphavae import load_vae
 
 

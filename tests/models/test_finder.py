@@ -1,6 +1,7 @@
 """The finder: what a hint changes, what it leaves as it is, and the files that it is read from."""
 
 import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,21 +17,10 @@ from omnialpha import io, masks
 from omnialpha.errors import InputError
 from omnialpha.hints import look, outline
 from omnialpha.models import finder as finders
-from omnialpha.models.finder import (
-    CONFIG,
-    FILES,
-    MEAN,
-    SIDE,
-    STD,
-    WEIGHTS,
-    U2NetP,
-    bundled_finder,
-    hint_of,
-    open_finder,
-    prepare,
-    stretched,
-)
+from omnialpha.models.finder import FILES, bundled_finder, hint_of, open_finder
+from omnialpha.models.network_files import CONFIG, WEIGHTS
 from omnialpha.models.pointer import POINTER
+from omnialpha.models.u2net import EXPERT, MEAN, SIDE, STD, SURE, DrawingExpert, U2NetP, prepare, stretched
 from omnialpha.tasks import Role
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -152,6 +142,48 @@ def test_the_brightest_value_is_one_and_imagenet_is_the_norm():
     assert prepare(black, 4, MEAN, STD).isfinite().all()
 
 
+# ---- drawings -------------------------------------------------------------------------------------------------------
+
+
+def with_expert(logit):
+    """A finder, and its expert whose gate says `logit` of every picture."""
+    net = tiny(told=0.5)
+    net.expert = DrawingExpert.of(tiny(seed=1)).requires_grad_(False).eval()
+    net.expert.gate.weight.zero_()
+    net.expert.gate.bias.fill_(logit)
+    return net
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_photographs_are_the_published_network_s_and_drawings_the_expert_s(looks):
+    (asked,), marked = pictures(1), hint()
+    sure = math.log(SURE / (1 - SURE))
+    photograph, drawing = (look(with_expert(logit), asked, looks=looks) for logit in (sure - 0.1, sure + 0.1))
+    assert torch.equal(photograph, look(tiny(told=0.5), asked, looks=looks)), "as if there were no expert"
+    assert torch.equal(drawing, look(with_expert(9.0).expert, asked, looks=looks)) and drawing.shape[0] % 96 == 0
+    hinted, alone = (look(net, asked, marked, looks) for net in (with_expert(9.0), tiny(told=0.5)))
+    assert torch.equal(hinted, alone), "with a hint there is none"
+
+
+def test_an_expert_begins_as_the_network_that_it_was_made_of_and_takes_no_hints():
+    net = tiny(told=0.5)
+    own, asked = DrawingExpert.of(net), pictures(2)
+    x = own.read(asked)
+    assert x.shape == (2, 4, 96, 96) and (own(x) - net(x)).abs().max() < 1e-4
+    assert torch.equal(own.find(asked, torch.ones(2, 40, 56)), own.find(asked))
+
+
+def test_a_gate_judges_each_picture_by_what_the_encoder_saw():
+    own, asked = DrawingExpert.of(tiny()).requires_grad_(False), pictures(3)
+    seen = own.encode(own.read(asked))
+    wanted = [
+        sum(float(row[b].mean((1, 2)) @ own.gate.weight[0, 8 * k : 8 * k + 8]) for k, row in enumerate(seen))
+        + float(own.gate.bias)
+        for b in range(3)
+    ]
+    assert own.judge(seen).tolist() == pytest.approx(wanted, abs=1e-4) and len(set(wanted)) == 3
+
+
 # ---- clicks and boxes to a rough map --------------------------------------------------------------------------------
 
 
@@ -215,7 +247,7 @@ def test_an_outline_holds_what_was_found_and_a_little_more(monkeypatch):
 class Loud:
     """Sees what is brightest in a picture, and nothing else."""
 
-    hints = True
+    hints, expert = True, None
 
     def __init__(self) -> None:
         self.asked: list[torch.Tensor | None] = []
@@ -283,6 +315,19 @@ def test_save_and_open_are_inverse(dtype, tmp_path):
     for name, value in net.state_dict().items():
         assert torch.equal(back.state_dict()[name], value.to(dtype).float()), name
     assert (back.find(pictures(1)) - net.find(pictures(1))).abs().max() < (0.005 if dtype is torch.float16 else 1e-5)
+
+
+def test_an_expert_is_saved_with_its_finder(tmp_path):
+    net = with_expert(0.5)
+    net.save(tmp_path, torch.float32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CONFIG, WEIGHTS, EXPERT])
+    back = open_finder(tmp_path)
+    assert isinstance(back.expert, DrawingExpert) and back.expert.gate.bias.item() == 0.5 and not back.expert.training
+    assert not any("told" in name for name in back.expert.state_dict())
+    assert torch.equal(back.expert.find(pictures(1)), net.expert.find(pictures(1)))
+    (tmp_path / EXPERT / WEIGHTS).write_bytes(b"")
+    with pytest.raises(InputError, match="the finder in .*expert cannot be read"):
+        open_finder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import torch
 from finders import Red
 from omnialpha.errors import InputError
 from omnialpha.hints import add_hint, cut_out, look_for, summaries
-from omnialpha.models.finder import U2NetP, open_finder
+from omnialpha.models.finder import open_finder
 from omnialpha.models.network_files import WEIGHTS
 from omnialpha.models.pointer import CELLS, Pointer
+from omnialpha.models.u2net import U2NetP
 from omnialpha.tasks import TASKS
 
 

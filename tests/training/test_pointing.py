@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from omnialpha import config
-from omnialpha.models.finder import U2NetP, open_finder
+from omnialpha.models.finder import open_finder
 from omnialpha.models.pointer import Pointer
 from omnialpha.models.text_encoder.tiny import build_tiny_text_encoder
+from omnialpha.models.u2net import U2NetP
 from omnialpha.training.pointing import PointerObjective, PointerRecipe
 from training_runs import assert_resumes, logged, seeded
 

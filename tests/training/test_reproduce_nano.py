@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import omnialpha
-from omnialpha.models.finder import U2NetP
+from omnialpha.models.u2net import U2NetP
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "reproduce_nano.py"
 SHORT = ["fit.steps=2", "fit.warmup=0", "fit.decay_steps=1", "data.foregrounds=8", "data.backgrounds=4"]

@@ -216,7 +216,7 @@ def cache(
     silence_libraries()
     parts = made.parts()
     model = made.encoders(parts, options.device)
-    mixture, known = made.mixture(model.card, model.token_side), digests.files(parts)
+    mixture, known = made.mixture(model.card, model.vae.ratio * model.patch), digests.files(parts)
     count = batches or made.fit.steps * made.fit.accumulate
     try:
         with progress(f"batches to {output}", options.quiet) as watch:

@@ -19,7 +19,7 @@ from omnialpha.data.records import hints
 from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
 from omnialpha.errors import InputError
-from omnialpha.models.finder import SIDE, U2NetP, stretched
+from omnialpha.models.u2net import SIDE, U2NetP, stretched
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.sources import DataSettings, load_banks
 
@@ -63,16 +63,14 @@ class FinderObjective(Objective):
         photographs: int,
         side: int,
         seed: int,
-        whole: bool = False,
     ) -> None:
-        """photographs: of the backgrounds of each bank the first so many are. whole: the published weights are trained
-        too, and some pictures come without a hint. A quarter of a batch are photographs, a quarter scenes of two
-        objects, the rest of one.
+        """photographs: of the backgrounds of each bank the first so many are. A quarter of a batch are photographs, a
+        quarter scenes of two objects, the rest of one.
         """
         super().__init__()
         self.net, self.settings, self.batch, self.seed = net.requires_grad_(False), loss, batch, seed
-        (net if whole else net.told).requires_grad_(True)
-        self.side, self.always = side, not whole
+        net.told.requires_grad_(True)
+        self.side = side
         self.bank, self.held_out, self.photographs = bank, held_out, photographs
         self._teacher = (copy.deepcopy(net).eval().requires_grad_(False),)  # not a submodule: neither trained nor kept
 
@@ -91,15 +89,8 @@ class FinderObjective(Objective):
     def losses(self, drawn: FinderBatch) -> dict[str, Tensor]:
         seen = self.net.read(drawn.pictures, drawn.hints, self.side)
         logits = self.net(seen.contiguous(memory_format=torch.channels_last)).float()
-        made, true = logits[:, 0].sigmoid(), drawn.alpha
-        off = (made - true).abs()
-        steps = [(made.diff(dim=d) - true.diff(dim=d)).abs().mean() for d in (1, 2)]
-        terms = {
-            "alpha": off.mean(),
-            "edge": steps[0] + steps[1],
-            "composition": (off * drawn.contrast).mean(),
-            "logistic": F.binary_cross_entropy_with_logits(logits, true[:, None].expand_as(logits)),
-        }
+        off = (logits[:, 0].sigmoid() - drawn.alpha).abs()
+        terms = {**matte_losses(logits, drawn.alpha), "composition": (off * drawn.contrast).mean()}
         loss = torch.stack([getattr(self.settings, name) * term for name, term in terms.items()]).sum()
         return {"loss": loss, **terms}
 
@@ -109,17 +100,17 @@ class FinderObjective(Objective):
         for scene in compose(bank, count, objects, (self.side, self.side), generator, apart=objects > 1):
             assert scene.background is not None and scene.composite is not None
             asked = int(torch.randint(objects, (1,), generator=generator))
-            kind, hint = hints.draw_hint(scene.layers[asked, 3], generator, self.always)
+            kind, hint = hints.draw_hint(scene.layers[asked, 3], generator)
             marked = bool(hint.any())
             front = scene.layers[asked] if marked else rgba.recompose(list(scene.layers))
             others = [scene.layers[k] for k in range(objects) if marked and k != asked]
             behind = rgba.recompose([scene.background, *others])
             contrast = (front[:3] - behind[:3]).abs().mean(0)
             maps = torch.cat([scene.composite, torch.stack([front[3], contrast, hint])])
-            rows.append(_cut(maps, generator))
+            rows.append(cut(maps, generator))
             kinds.append(kind)
         made = torch.stack(rows)
-        return FinderBatch(_as_taken(made[:, :4], generator), made[:, 6], made[:, 4], made[:, 5], kinds)
+        return FinderBatch(as_taken(made[:, :4], generator), made[:, 6], made[:, 4], made[:, 5], kinds)
 
     def taught(self, bank: Bank, count: int, generator: torch.Generator) -> FinderBatch:
         """Photographs with the teacher's answer, and hints drawn from that."""
@@ -130,7 +121,7 @@ class FinderObjective(Objective):
         with torch.no_grad():
             logits = self._teacher[0](self._teacher[0].read(pictures, side=self.side))
             alpha = stretched(logits[:, 0].float().sigmoid())
-        kinds, marked = zip(*(hints.draw_hint(a, generator, self.always) for a in alpha), strict=True)
+        kinds, marked = zip(*(hints.draw_hint(a, generator) for a in alpha), strict=True)
         return FinderBatch(pictures, torch.stack(marked), alpha, torch.zeros_like(alpha), list(kinds))
 
     @torch.no_grad()
@@ -154,7 +145,20 @@ class FinderObjective(Objective):
         self.net.save(folder)
 
 
-def _cut(maps: Tensor, generator: torch.Generator) -> Tensor:
+def matte_losses(logits: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Terms of `FinderLoss` that need no more than alpha: of logits (B, C, H, W), the fused ones first, and alpha
+    (B, H, W).
+    """
+    made = logits[:, 0].sigmoid()
+    steps = [(made.diff(dim=d) - true.diff(dim=d)).abs().mean() for d in (1, 2)]
+    return {
+        "alpha": (made - true).abs().mean(),
+        "edge": steps[0] + steps[1],
+        "logistic": F.binary_cross_entropy_with_logits(logits, true[:, None].expand_as(logits)),
+    }
+
+
+def cut(maps: Tensor, generator: torch.Generator) -> Tensor:
     """Every other time a window of (C, H, W), scaled up again: real subjects are often cut by the picture's edge."""
     draws = torch.rand(4, generator=generator).tolist()
     if draws[0] < 0.5:
@@ -167,7 +171,7 @@ def _cut(maps: Tensor, generator: torch.Generator) -> Tensor:
     return F.interpolate(window, size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
-def _as_taken(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def as_taken(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Composites (B, 4, H, W) with what a camera adds: another exposure, blur, noise."""
     rgb, count = pictures[:, :3], len(pictures)
     draws = torch.rand(count, 3, 1, 1, 1, generator=generator)
@@ -188,7 +192,6 @@ class FinderRecipe:
     data: DataSettings = DataSettings()
     loss: FinderLoss = FinderLoss()
     batch: int = 8
-    whole: bool = False  # the published weights too, and not only what reads hints
     side: int = SIDE  # of the pictures: fewer pixels, more steps an hour
 
     def objective(self) -> Objective:
@@ -197,5 +200,5 @@ class FinderRecipe:
         bank, held_out = load_banks(self.data)
         drawn = self.data.backgrounds if self.data.foregrounds else 0
         photographs = len(bank.background_captions) - drawn if self.data.folders else 0
-        how = (self.loss, self.batch, photographs, self.side, self.fit.seed, self.whole)
+        how = (self.loss, self.batch, photographs, self.side, self.fit.seed)
         return FinderObjective(U2NetP.load(Path(self.start)), bank, held_out, *how)

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnialpha.data.synthetic.bank import Bank
-from omnialpha.models.finder import U2NetP
 from omnialpha.models.pointer import Pointer
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.text_encoder.tiny import SHORT
+from omnialpha.models.u2net import U2NetP
 from omnialpha.training.grounding import SEED, misses, named_scenes
 from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.sources import DataSettings, load_banks

@@ -9,6 +9,7 @@ from pathlib import Path
 from omnialpha import config
 from omnialpha.errors import InputError
 from omnialpha.training.finder import FinderRecipe
+from omnialpha.training.finder_expert import ExpertRecipe
 from omnialpha.training.grounding import GroundingRecipe
 from omnialpha.training.loop import fit
 from omnialpha.training.pointing import PointerRecipe
@@ -16,12 +17,13 @@ from omnialpha.training.reinforcement.recipe import ReinforcementRecipe
 from omnialpha.training.sft_recipe import SFTRecipe
 from omnialpha.training.vae_recipe import VAERecipe
 
-Recipe = VAERecipe | SFTRecipe | FinderRecipe | GroundingRecipe | PointerRecipe
+Recipe = VAERecipe | SFTRecipe | FinderRecipe | ExpertRecipe | GroundingRecipe | PointerRecipe
 KINDS: dict[str, type[Recipe]] = {
     "vae": VAERecipe,
     "sft": SFTRecipe,
     "reinforcement": ReinforcementRecipe,
     "finder": FinderRecipe,
+    "finder-expert": ExpertRecipe,
     "grounding": GroundingRecipe,
     "pointer": PointerRecipe,
 }

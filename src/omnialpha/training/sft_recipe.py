@@ -203,7 +203,7 @@ class SFTRecipe:
         parts = self.parts()
         if not self.cache:
             model = self._load(parts)
-            return model, self.mixture(model.card, model.token_side)
+            return model, self.mixture(model.card, model.vae.ratio * model.patch)
         recipe, files, folder = self.drawn_from(), digests.files(parts), Path(self.cache)
         # 16 GB of a vision-language model are not read to see that they are what the cache was made with
         reads = bool(self.fit.validate_every) or read_settings(folder)["files"] != files

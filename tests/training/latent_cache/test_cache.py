@@ -388,7 +388,7 @@ def test_batches_by_tokens(tmp_path, recipe, tiny_model, bank):
     changes = [*common, "prompt_dropout=0.0"]
     made = config.build(runs.SFTRecipe, config.load(recipe, changes))
     read = made.objective()
-    drawn = made.mixture(tiny_model.card, tiny_model.token_side)
+    drawn = made.mixture(tiny_model.card, tiny_model.vae.ratio * tiny_model.patch)
     kinds = [{e.task for e in drawn.batch(index)} for index in range(4)]
     assert read.model.transformer.packs and max(map(len, kinds)) > 1
     for index in range(4):

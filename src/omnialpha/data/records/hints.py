@@ -15,11 +15,11 @@ from omnialpha.tasks import Role
 NEAR = 0.2  # a drawn box is up to this share of its side larger or smaller than the subject's
 
 
-def draw_hint(alpha: Tensor, generator: torch.Generator, always: bool = False) -> tuple[str, Tensor]:
-    """A kind by its share in KINDS, and a hint (H, W) in [-1, 1] of it, for alpha (H, W); zeros for `none`, and where
-    the subject is too faint to point at. always: never `none`.
+def draw_hint(alpha: Tensor, generator: torch.Generator) -> tuple[str, Tensor]:
+    """A kind other than `none` by its share in KINDS, and a hint (H, W) in [-1, 1] of it, for alpha (H, W); zeros where
+    the subject is too faint to point at.
     """
-    names = [name for name in KINDS if name != "none" or not always]
+    names = [name for name, (share, _) in KINDS.items() if share]
     chosen = torch.multinomial(torch.tensor([KINDS[name][0] for name in names]), 1, generator=generator)
     name = names[int(chosen)]
     return name, hint(name, alpha, generator)
@@ -60,9 +60,9 @@ def _clicks(alpha: Tensor, generator: torch.Generator) -> Tensor:
     return masks.marks((alpha.shape[0], alpha.shape[1]), points=points)
 
 
-# kind -> how often it is drawn, and how
+# kind -> how often it is drawn, beside the others, and how
 KINDS: dict[str, tuple[float, Callable[[Tensor, torch.Generator], Tensor]]] = {
-    "none": (0.40, lambda alpha, generator: torch.zeros_like(alpha)),
+    "none": (0.0, lambda alpha, generator: torch.zeros_like(alpha)),
     "alpha": (0.03, _map(Role.ALPHA)),
     "trimap": (0.12, _map(Role.TRIMAP)),
     "precise": (0.10, _map(Role.PRECISE)),
