@@ -54,6 +54,19 @@ def test_scenes_come_with_the_alpha_of_all_their_objects(own, bank, monkeypatch)
         assert (alpha.amax((1, 2)) > 0.2).all()
 
 
+def test_some_batches_are_grey_or_as_a_camera_takes_them_and_none_is_where_all_are_plain(own, bank, monkeypatch):
+    made, shown = own(), []
+    monkeypatch.setattr(made.net, "read", lambda pictures: shown.append(pictures) or pictures)
+    for seed in range(60):
+        made.photographs(bank, 1, seeded(seed))
+    grey = sum(bool((one[:, 0] == one[:, 2]).all()) for one in shown)
+    assert 1 <= grey <= 15 and all((one[:, 3] == 1).all() and one.shape[1] == 4 for one in shown)
+    shown.clear()
+    for seed in range(20):
+        made.photographs(bank, 1, seeded(seed), plain=True)
+    assert not any((one[:, 0] == one[:, 2]).all() for one in shown)
+
+
 def test_the_gate_learns_what_is_a_drawing_and_alpha_is_not_asked_of_photographs(own, monkeypatch):
     made, seen = own(), {}
     empty = lambda bank, count, *_: (torch.zeros(count, 4, 32, 32), torch.zeros(count, 32, 32))  # noqa: E731

@@ -23,7 +23,7 @@ from omnialpha.training.objective import FitSettings, Objective
 from omnialpha.training.sources import DataSettings
 
 SIZES = (96, 96, 128, 192)  # pixels of what is composed, a side, before the expert sees it at its own
-TAKEN = 0.2  # share of batches that look as a camera takes them
+TAKEN, GREY = 0.2, 0.1  # shares of batches that look as a camera takes them, and without colour
 
 
 class ExpertObjective(Objective):
@@ -65,8 +65,12 @@ class ExpertObjective(Objective):
         terms["gate"] = F.binary_cross_entropy_with_logits(told, is_drawing)
         return {"loss": loss + terms["gate"], **terms}
 
-    def scenes(self, bank: Bank, count: int, objects: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Composed scenes as the expert reads them, and the alpha of all their objects, at its size."""
+    def scenes(
+        self, bank: Bank, count: int, objects: int, generator: torch.Generator, plain: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Composed scenes as the expert reads them, and the alpha of all their objects, at its size. plain: none looks
+        as a camera takes it, or grey.
+        """
         size = SIZES[int(torch.randint(len(SIZES), (1,), generator=generator))]
         rows = []
         for scene in compose(bank, count, objects, (size, size), generator, apart=objects > 1):
@@ -75,18 +79,22 @@ class ExpertObjective(Objective):
         made = torch.stack(rows)
         side = (self.net.side_length,) * 2
         alpha = F.interpolate(made[:, 4:], size=side, mode="bilinear", antialias=True)[:, 0]
-        return self._read(made[:, :4], generator), alpha
+        return self._read(made[:, :4], None if plain else generator), alpha
 
-    def photographs(self, bank: Bank, count: int, generator: torch.Generator) -> Tensor:
-        """Backgrounds as the expert reads them."""
+    def photographs(self, bank: Bank, count: int, generator: torch.Generator, plain: bool = False) -> Tensor:
+        """Backgrounds as the expert reads them, see `scenes`."""
         size = SIZES[int(torch.randint(len(SIZES), (1,), generator=generator))]
         scenes = compose(bank, count, 1, (size, size), generator)
         pictures = [cut(scene.background, generator) for scene in scenes if scene.background is not None]
-        return self._read(torch.stack(pictures), generator)
+        return self._read(torch.stack(pictures), None if plain else generator)
 
-    def _read(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        taken = float(torch.rand(1, generator=generator)) < TAKEN
-        return self.net.read(as_taken(pictures, generator) if taken else pictures).to(self.net.gate.weight.device)
+    def _read(self, pictures: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is not None:
+            taken, grey = (torch.rand(2, generator=generator) < torch.tensor([TAKEN, GREY])).tolist()
+            pictures = as_taken(pictures, generator) if taken else pictures
+            light = pictures[:, :3].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            pictures = torch.cat([light, pictures[:, 3:]], dim=1) if grey else pictures
+        return self.net.read(pictures).to(self.net.gate.weight.device)
 
     @torch.no_grad()
     def validate(self, folder: Path, step: int) -> dict[str, float]:
@@ -97,14 +105,13 @@ class ExpertObjective(Objective):
         for name, bank in (("drawn", drawn), ("folders", folders)):
             off = []
             for _ in range(8):
-                x, alpha = self.scenes(bank, 8, 1, generator)
+                x, alpha = self.scenes(bank, 8, 1, generator, plain=True)
                 seen = self.net.encode(x)
                 off.append((self.net.decode(seen, x)[:, 0].sigmoid().cpu() - alpha).abs().mean())
                 if bank is drawn:
                     gates["drawings"].append(self.net.judge(seen))
-                    gates["photographs"].append(
-                        self.net.judge(self.net.encode(self.photographs(folders, 8, generator)))
-                    )
+                    photographs = self.photographs(folders, 8, generator, plain=True)
+                    gates["photographs"].append(self.net.judge(self.net.encode(photographs)))
             mad[f"mad/{name}"] = float(torch.stack(off).mean())
         return mad | {name: float((torch.cat(g).sigmoid() > SURE).float().mean()) for name, g in gates.items()}
 
