@@ -29,7 +29,8 @@ from omnialpha.training.run import SFTRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/nano-small.toml"
-WARMUP, SIZE = 50, (128, 128)  # steps, pixels of the scenes
+WARMUP, DECAY = 50, 1 / 3  # steps; share of the time in which the rate falls to 0
+SIZE = (128, 128)  # pixels of the scenes
 
 
 def side(pixels: int) -> list[str]:
@@ -62,8 +63,9 @@ DESIGNS: dict[str, list[str]] = {
 
 def trained(recipe: SFTRecipe, seconds: float, most: int) -> tuple[OmniAlpha, int, Bank]:
     """A model after so much processor time of training, or so many steps, their number, and what is held out."""
-    objective = recipe.objective()
-    run, began, steps = first_steps(objective, recipe.fit, WARMUP), time.process_time(), 0
+    objective, began, steps = recipe.objective(), time.process_time(), 0
+    left = lambda: max(0.0, 1 - (time.process_time() - began) / seconds)  # noqa: E731
+    run = first_steps(objective, recipe.fit, WARMUP, lambda: min(1.0, left() / DECAY))
     while time.process_time() - began < seconds and steps < most:
         loss = next(run)
         steps += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,17 @@ def plain_start(objective: SFTObjective, recipe: SFTRecipe) -> None:
     objective.model.transformer.load_state_dict(transformer.state_dict())
 
 
-def first_steps(objective: Objective, settings: FitSettings, warmup: int) -> Iterator[float]:
-    """The loss of one training step after another, in float32, at a constant rate after so many steps of warm-up."""
+def first_steps(
+    objective: Objective, settings: FitSettings, warmup: int, pace: Callable[[], float] = lambda: 1.0
+) -> Iterator[float]:
+    """The loss of one training step after another, in float32, at a constant rate after so many steps of warm-up, times
+    what `pace` says before each.
+    """
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, settings.betas, weight_decay=settings.weight_decay)
     step = 0
     while True:
-        optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / warmup)
+        optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / warmup) * pace()
         loss = objective(step)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.grad_clip)

@@ -15,6 +15,7 @@ from torch import nn
 from finders import Red
 from omnialpha import io, masks
 from omnialpha.errors import InputError
+from omnialpha.evaluation.datasets.heldout import draw, open_source
 from omnialpha.hints import look, outline
 from omnialpha.models import finder as finders
 from omnialpha.models.finder import FILES, bundled_finder, hint_of, open_finder
@@ -445,8 +446,24 @@ def test_the_bundled_finder_is_small():
     net = bundled_finder()
     assert isinstance(net, U2NetP) and net.hints and bundled_finder() is net
     folder = Path(finders.__file__).parents[1] / "weights" / "nano" / finders.FINDER
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS, POINTER]
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, EXPERT, WEIGHTS, POINTER]
     assert (folder / WEIGHTS).stat().st_size <= 3 * 2**20
+
+
+def test_the_bundled_expert_sees_drawings_and_leaves_photographs_alone():
+    from skimage import data
+
+    expert = bundled_finder().expert
+    for photo in (data.coffee(), data.chelsea(), data.astronaut(), data.rocket()):
+        assert not expert.suits(io.to_rgba(Image.fromarray(photo)))
+    held = draw(open_source(), 12, (96, 96), seed=3)
+    assert all(expert.suits(picture) for picture in held.composite)
+    found, published = (
+        torch.cat([F.interpolate(made[None, None], size=(96, 96), mode="area")[:, 0] for made in maps])
+        for maps in ([look(bundled_finder(), one) for one in held.composite], bundled_finder().find(held.composite))
+    )
+    off, before = ((made - held.target[:, 3]).abs().mean() for made in (found, published))
+    assert off < 0.05 and off < 0.7 * before, (off, before)
 
 
 def test_the_bundled_finder_sees_the_cup():
