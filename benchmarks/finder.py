@@ -1,8 +1,7 @@
 """Finders beside each other: `python benchmarks/finder.py FINDER... [--data FOLDER] [--photographs FOLDER]`.
 
-FINDER: a folder of `U2NetP`'s. --data: a folder of layers
-(docs/data.md), whose held-out part is composed into scenes; without one, drawn layers. --photographs: a folder with
-input/ and alpha/.
+FINDER: a folder of `U2NetP`'s. --data: a folder of layers (docs/data.md), whose held-out part is composed into scenes;
+without one, drawn layers. --photographs: a folder with input/ and alpha/.
 Alpha MAD over the whole picture, as the finder says it, scaled up bilinearly, without refinement.
 """
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from omnialpha import masks
 from omnialpha.data.records import hints
 from omnialpha.data.synthetic import bank as banks
+from omnialpha.data.synthetic.bank import Bank
 from omnialpha.data.synthetic.scenes import compose
 from omnialpha.hints import click, look
 from omnialpha.io import read_image
@@ -32,9 +32,8 @@ from omnialpha.models.u2net import SIDE, U2NetP
 WAYS = ("one look", "two looks", "click as a hint", "click followed")
 
 
-def scenes(nets: dict[str, U2NetP], data: Path | None, n: int) -> tuple[dict[str, list[float | None]], int]:
+def scenes(nets: dict[str, U2NetP], bank: Bank, n: int) -> tuple[dict[str, list[float | None]], int]:
     """Of each finder the MAD by kind of hint, `none` first; every scene is shown once with each kind."""
-    bank = banks.read(data, 256, "test") if data else banks.unseen(256)
     generator = torch.Generator().manual_seed(0)
     seen: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in nets}
     for _ in range(n):
@@ -76,9 +75,8 @@ def ways(net: U2NetP, picture: Tensor, alpha: Tensor) -> list[float] | None:
     return [expert, *(error(one, alpha) for one in found)]
 
 
-def objects(data: Path | None, n: int, count: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
+def objects(bank: Bank, n: int, count: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Composites of so many objects, which stand apart, and the alpha of each of them."""
-    bank = banks.read(data, 256, "test") if data else banks.unseen(256)
     generator = torch.Generator().manual_seed(0)
     for _ in range(n):
         (made,) = compose(bank, 1, count, (side, side), generator, apart=count > 1)
@@ -101,13 +99,14 @@ def main() -> None:
     asked = parser.parse_args()
     bundled = Path(__file__).resolve().parents[1] / "src" / "omnialpha" / "weights" / "nano" / "finder"
     nets = {name: U2NetP.load(Path(name)) for name in asked.finders or [str(bundled)]}
-    rows, n = scenes(nets, asked.data, asked.n)
+    bank = banks.read(asked.data, 256, "test") if asked.data else banks.unseen(256)
+    rows, n = scenes(nets, bank, asked.n)
     about = f"n={n} held-out scenes of {SIDE}x{SIDE} px, {asked.data or 'drawn'}, whole picture, seed 0, CPU, float32"
     table = Table("Alpha MAD by kind of hint", about, {"finder": "", **dict.fromkeys(hints.KINDS, ".4f")})
     table.rows += [[Path(name).name, *rows[name]] for name in nets]
     print(table.text())
-    sets = {f"one object, {side} px": list(objects(asked.data, asked.n, 1, side)) for side in (96, SIDE)}
-    sets[f"one of two objects, {SIDE} px"] = list(objects(asked.data, asked.n, 2, SIDE))
+    sets = {f"one object, {side} px": list(objects(bank, asked.n, 1, side)) for side in (96, SIDE)}
+    sets[f"one of two objects, {SIDE} px"] = list(objects(bank, asked.n, 2, SIDE))
     if asked.photographs:
         sets["photographs, as stored"] = list(photographs(asked.photographs))
     columns = {"finder": "", "pictures": "", "n": "", "its expert's": ".0%", **dict.fromkeys(WAYS, ".4f")}

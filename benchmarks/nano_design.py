@@ -45,15 +45,13 @@ def side(pixels: int) -> list[str]:
     ]
 
 
+ONE_LATENT = ["transformer.patch_size=1", "transformer.in_channels=32", "transformer.out_channels=32"]
 DESIGNS: dict[str, list[str]] = {
     "4 blocks of width 192, 64 px": [],
     "2 blocks of width 256": ["transformer.num_layers=2", "transformer.num_attention_heads=8"],
     "9 blocks of width 128": ["transformer.num_layers=9", "transformer.num_attention_heads=4"],
-    "one latent a token": ["transformer.patch_size=1", "transformer.in_channels=32", "transformer.out_channels=32"],
-    "one latent a token, 2 blocks of width 192": [
-        *("transformer.patch_size=1", "transformer.in_channels=32", "transformer.out_channels=32"),
-        "transformer.num_layers=2",
-    ],
+    "one latent a token": ONE_LATENT,
+    "one latent a token, 2 blocks of width 192": [*ONE_LATENT, "transformer.num_layers=2"],
     "96 px": side(96),
     "128 px": side(128),
     "every category alike": [f"tasks.{name}={share:.4f}" for name, share in tasks_of(None).items()],

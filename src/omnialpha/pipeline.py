@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -27,7 +26,7 @@ from omnialpha.models.flux.text_encoder import FluxText
 from omnialpha.models.runtime.placement import Placed, Portable
 from omnialpha.models.text_encoder.encoder import TextEncoder
 from omnialpha.models.transformer.model import MultiImageTransformer, pack, unpack
-from omnialpha.models.transformer.positions import Layout, Positions
+from omnialpha.models.transformer.positions import Layout, Positions, patch_of
 from omnialpha.models.vae.autoencoder import Autoencoder
 from omnialpha.pretrained import Pretrained
 from omnialpha.sampling import Interval, Step, Velocity, sample, schedule
@@ -71,8 +70,8 @@ class OmniAlpha(Portable, Pretrained, TaskMethods):
 
     @property
     def patch(self) -> int:
-        """Latents that a token of the transformer spans, each way: what its channels hold of an autoencoder's."""
-        return math.isqrt(self.transformer.config.in_channels // self.vae.config.z_dim)
+        """Latents that a token of the transformer spans, each way."""
+        return patch_of(self.transformer, self.vae)
 
     def outline(self, picture: Tensor, points: Sequence[masks.Mark], boxes: Sequence[masks.Mark]) -> Tensor:
         """See `hints.outline`; by the bundled finder where the model has none that takes hints."""

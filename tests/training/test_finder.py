@@ -75,6 +75,7 @@ def test_kinds_are_drawn_by_their_shares_and_faint_subjects_are_not_pointed_at()
     drawn = [hints.draw_hint(alpha, generator)[0] for _ in range(600)]
     for name, (share, _) in hints.KINDS.items():
         assert drawn.count(name) / 600 == pytest.approx(share / 0.6, abs=0.07), name
+    assert "none" not in drawn
     assert not any(hints.draw_hint(alpha * 0.09, generator)[1].any() for _ in range(20))
 
 

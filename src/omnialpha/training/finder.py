@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,10 @@ class FinderLoss:
     edge: float = 1.0
     composition: float = 1.0
     logistic: float = 0.3
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The sum of terms, of these names, by their weights."""
+        return torch.stack([getattr(self, name) * term for name, term in terms.items()]).sum()
 
 
 class FinderBatch(NamedTuple):
@@ -91,8 +96,7 @@ class FinderObjective(Objective):
         logits = self.net(seen.contiguous(memory_format=torch.channels_last)).float()
         off = (logits[:, 0].sigmoid() - drawn.alpha).abs()
         terms = {**matte_losses(logits, drawn.alpha), "composition": (off * drawn.contrast).mean()}
-        loss = torch.stack([getattr(self.settings, name) * term for name, term in terms.items()]).sum()
-        return {"loss": loss, **terms}
+        return {"loss": self.settings.total(terms), **terms}
 
     def scenes(self, bank: Bank, count: int, objects: int, generator: torch.Generator) -> FinderBatch:
         """Composed scenes. With a hint, the object that it marks is the subject, without one all of them are."""

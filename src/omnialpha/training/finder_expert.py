@@ -61,9 +61,8 @@ class ExpertObjective(Objective):
         told = torch.cat([gate[:drawings], gate[len(true) :]])
         is_drawing = (torch.arange(len(told), device=told.device) < drawings).float()
         terms = matte_losses(logits, true.to(logits.device))
-        loss = torch.stack([getattr(self.settings, name) * term for name, term in terms.items()]).sum()
-        terms["gate"] = F.binary_cross_entropy_with_logits(told, is_drawing)
-        return {"loss": loss + terms["gate"], **terms}
+        gate_loss = F.binary_cross_entropy_with_logits(told, is_drawing)
+        return {"loss": self.settings.total(terms) + gate_loss, **terms, "gate": gate_loss}
 
     def scenes(
         self, bank: Bank, count: int, objects: int, generator: torch.Generator, plain: bool = False
@@ -122,7 +121,7 @@ class ExpertObjective(Objective):
 @dataclass(frozen=True)
 class ExpertRecipe:
     """start: a finder's folder; its expert goes on where it has one. data.folders: with the photographs that the gate
-    learns to leave alone.
+    learns to leave alone. loss: its composition counts for nothing here.
     """
 
     kind: str

@@ -15,6 +15,7 @@ from omnialpha.models.checkpoints.headers import read_header
 from omnialpha.models.runtime.placement import Placement
 from omnialpha.models.runtime.quantize import KINDS, linears, read_gguf
 from omnialpha.models.transformer.modulation import PARTS
+from omnialpha.models.transformer.positions import patch_of
 from omnialpha.models.vae.alphavae import load_vae
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class ModelSizes:
             token=token,
             patch=patch,
             picture_tokens=picture_tokens,
-            side=vae.ratio * math.isqrt(transformer.config.in_channels // vae.config.z_dim),
+            side=vae.ratio * patch_of(transformer, vae),
         )
 
     @classmethod

@@ -6,10 +6,11 @@ of them. Rotary attention only sees differences, so the whole axis is shifted he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ TargetOrder = Literal["paper", "released"]
 PATCH_SIZE = 2  # latents that a transformer token spans, each way: of every published model
 QWEN_AXES = (16, 56, 56)  # channels of a head that turn with (layer, row, column)
 THETA = 10000.0
+
+
+def patch_of(transformer: Any, vae: Any) -> int:
+    """Latents that a token of a transformer spans, each way: what its channels hold of an autoencoder's."""
+    return math.isqrt(transformer.config.in_channels // vae.config.z_dim)
 
 
 @dataclass(frozen=True)
