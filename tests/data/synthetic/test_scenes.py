@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from omnialpha import rgba
@@ -118,6 +119,18 @@ def test_objects_lie_within_the_picture(disks):
         first, last = seen.float().argmax(1), 39 - seen.flip(1).float().argmax(1)
         extent = (last - first + 1).float() / 40
         assert (extent > 0.3).all() and (extent < 1).any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_framed_layers_are_those_of_the_bank(bank, size):
+    generator, short = seeded(8), min(size)
+    (top, left) = ((side - short) // 2 for side in size)
+    for scene in compose(bank, 6, 1, size, generator, framed=True):
+        kept = rgba.premultiply(bank.foregrounds[scene.items[0]][None].float() / 255)
+        wanted = F.interpolate(kept, size=(short, short), mode="bilinear", align_corners=False)
+        made = rgba.premultiply(scene.layers)
+        assert (made[..., top : top + short, left : left + short] - wanted).abs().max() < 0.01
+        assert made[0, 3].sum() == pytest.approx(float(wanted[0, 3].sum()), rel=0.01), "nothing lies outside"
 
 
 def centroid(alpha):

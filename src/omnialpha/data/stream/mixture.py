@@ -60,7 +60,8 @@ class Mixture(BatchDataset):
 def examples(task: Task, bank: Bank, count: int, size: tuple[int, int], generator: torch.Generator) -> list[Example]:
     """`count` examples of a task with their truths, from newly composed scenes of (height, width)."""
     objects = _objects(task, generator)
-    scenes = compose(bank, count, objects, size, generator, apart=task.text is not None)
+    alone = not task.inputs  # made from text alone: there is nothing that it must fit into
+    scenes = compose(bank, count, objects, size, generator, apart=task.text is not None, framed=alone)
     wordings = torch.randint(1 << 16, (count,), generator=generator).tolist()
     about = (0,) if task.text is Role.FOREGROUND else None  # a text names one
     return [

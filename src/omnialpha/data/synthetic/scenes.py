@@ -16,7 +16,13 @@ PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("botto
 
 
 def compose(
-    bank: Bank, count: int, objects: int, size: tuple[int, int], generator: torch.Generator, apart: bool = False
+    bank: Bank,
+    count: int,
+    objects: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    apart: bool = False,
+    framed: bool = False,
 ) -> list[Scene]:
     """Draw scenes of one size.
 
@@ -24,13 +30,17 @@ def compose(
         objects: layers of each.
         size: (height, width) in pixels.
         apart: keep layers in cells of their own.
+        framed: layers stay as they are in the bank, in the middle, as large as the picture lets them be.
     """
     device = bank.foregrounds.device
     picks = torch.randint(len(bank.captions), (count, objects), generator=generator)
     places = torch.randint(len(bank.background_captions), (count,), generator=generator)
-    centers, scales = _placements(count, objects, generator, apart)
+    if framed:
+        centers, matrices = torch.zeros(count, objects, 2), _fitted(size).expand(count * objects, 2, 3)
+    else:
+        centers, scales = _placements(count, objects, generator, apart)
+        matrices = _affine(centers.flatten(0, 1), scales.flatten(), size, generator)
     flat = bank.foregrounds[picks.flatten().to(device)].float() / 255
-    matrices = _affine(centers.flatten(0, 1), scales.flatten(), size, generator)
     layers = rgba.unpremultiply(_warp(rgba.premultiply(flat), matrices, size, "zeros").clamp(0, 1), eps=1 / 512)
     layers = layers.unflatten(0, (count, objects))
     background = _background(bank.backgrounds[places.to(device)].float() / 255, size, generator)
@@ -62,6 +72,12 @@ def _placements(count: int, objects: int, generator: torch.Generator, apart: boo
     swap = torch.where(torch.rand(count, 1, generator=generator) < 0.5, 1.0, -1.0)
     x, y = torch.where(turn, along * swap, across), torch.where(turn, across, along * swap)
     return torch.stack([x, y], dim=-1), scales
+
+
+def _fitted(size: tuple[int, int]) -> Tensor:
+    """Output-to-input matrix (2, 3) of a square that fits into (height, width)."""
+    height, width = size
+    return torch.tensor([[width / min(size), 0, 0], [0, height / min(size), 0]])
 
 
 def _affine(centers: Tensor, scales: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
