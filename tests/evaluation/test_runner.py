@@ -338,3 +338,4 @@ def test_the_identity_of_a_model(tiny_model_folder: Path, tmp_path: Path) -> Non
     weights.write_bytes(data)
     assert identity_of(other, steps=None) != same
     assert identity_of(replace(parts, vae=other.transformer), steps=None) != same
+    assert identity_of(replace(parts, finder=other.vae), steps=None) != same

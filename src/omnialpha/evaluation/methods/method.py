@@ -105,7 +105,8 @@ def identity_of(parts: Parts, **settings: Any) -> str:
     Of a large file its size and some of its blocks count, as weights that differ do so everywhere.
     """
     parts_of = [json.dumps([asdict(parts.card), settings], sort_keys=True, default=str)]
-    folders = (parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders))
+    folders = [parts.transformer, parts.vae, *(parts.text / name for name in FAMILIES[parts.card.family].text_folders)]
+    folders += [parts.finder] if parts.finder else []
     for place, weight in [*((folder, 1.0) for folder in folders), *((a.path, a.weight) for a in parts.adapters)]:
         parts_of += [f"{place.name} {weight}", *digests(place)]
     return sha256("\n".join(parts_of))[:32]
