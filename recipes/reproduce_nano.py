@@ -37,6 +37,7 @@ STAGES: dict[str, dict[str, str]] = {
     "nano": {"start": "{out}/nano-hearing/model", "finder": "{out}/nano-finder/model"},
     "nano-pointer": {"start": "{out}/nano-finder/model", "text_encoder": "{out}/nano/model"},
     "nano-expert": {"start": "{out}/nano-pointer/model"},
+    "nano-pictures": {"start": "{out}/nano/model", "finder": "{last}"},
 }
 
 
@@ -46,7 +47,7 @@ def train(finder: Path, out: Path, data: Path | None, settings: list[str]) -> No
     for name, given in STAGES.items():
         if name == "nano-expert" and not data:
             continue  # its gate learns from photographs
-        starts = [f"{key}={value.format(finder=finder, out=out)}" for key, value in given.items()]
+        starts = [f"{key}={value.format(finder=finder, out=out, last=_finder(out))}" for key, value in given.items()]
         run = [f"fit.output={out / name}", *folders, *starts, *settings]
         command = [sys.executable, "-m", "omnialpha", "train", str(HERE / f"{name}.toml"), *run]
         if code := subprocess.run(command).returncode:
@@ -58,14 +59,18 @@ def bundle(made: Path, to: Path) -> None:
     on its card, and its model card.
     """
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(made / "nano" / "model", to)
+    shutil.copytree(made / "nano-pictures" / "model", to)
     shutil.rmtree(to / "finder")
-    last = next(one for one in ("nano-expert", "nano-pointer") if (made / one).is_dir())
-    shutil.copytree(made / last / "model", to / "finder")
+    shutil.copytree(_finder(made), to / "finder")
     card, packaged = (json.loads((folder / "omnialpha.json").read_text()) for folder in (to, PACKAGED))
     measured = {key: packaged[key] for key in ("alpha_from_finder", "reads")}
     (to / "omnialpha.json").write_text(json.dumps(card | measured, indent=2) + "\n")
     shutil.copy(PACKAGED / "README.md", to)
+
+
+def _finder(made: Path) -> Path:
+    """The last one that was trained."""
+    return made / ("nano-expert" if (made / "nano-expert").is_dir() else "nano-pointer") / "model"
 
 
 def checksums(to: Path) -> list[str]:
