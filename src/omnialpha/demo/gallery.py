@@ -32,8 +32,8 @@ from the table of tasks and runs every command anew, with the bundled model, nan
 **What to expect.** Nano is small. The subjects are its finder's work, finished at full resolution, and are what it is
 good at. What was behind them is filled from the texture around. What has to be painted around a layer or from text is
 its transformer's work: abstract, at 96 px. Of the words it follows the colour, and a simple shape where the text is all
-that is given. A text that names a subject tells drawn things apart; in photographs it mostly changes nothing. The same commands run the
-[released weights](released-weights.md).
+that is given. A text that names a subject tells drawn things apart; in photographs it mostly changes nothing. The
+same commands run the [released weights](released-weights.md).
 
 The photographs come with scikit-image (`omnialpha demo` writes them, too). Rough masks were drawn by hand; the other
 maps and the foregrounds are of nano's own cut-outs. `omnialpha matte`, `remove`, `decompose`, `complete` and `generate`
