@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from omnialpha import masks, rgba
-from omnialpha.fidelity import SNAP, match_composite, refine_foregrounds, removal_mask, restore_unchanged, snap_alpha
+from omnialpha.fidelity import (
+    SNAP,
+    match_composite,
+    refine_foregrounds,
+    removal_mask,
+    restore_unchanged,
+    snap_alpha,
+    without_holes,
+)
 from omnialpha.tasks import MAPS, TASKS, Role
 
 SIZE = (40, 60)
@@ -273,20 +281,32 @@ def test_what_a_colour_cannot_give_stays_missing():
 
 @pytest.mark.parametrize("name", [n for n, row in TASKS.items() if row.category in ("generation", "completion")])
 def test_scenes_are_opaque_and_layers_are_snapped(name):
-    row, made = TASKS[name], layer(noise(*SIZE, seed=4), 5)
+    row = TASKS[name]
+    alone = row.targets == (Role.FOREGROUND,)
+    made = layer(noise(*SIZE, seed=4) if alone else torch.full(SIZE, 1 - SNAP), 5)
     (kept,) = restore_unchanged(example(name), [made])
     if name == "foreground_to_full":
         front = next(layer for layer in example(name).inputs)
         made = rgba.over(front, rgba.opaque(made))
     assert torch.equal(kept[:3], made[:3])
-    wanted = snap_alpha(made)[3] if row.targets == (Role.FOREGROUND,) else torch.ones(SIZE)
-    assert torch.equal(kept[3], wanted)
+    assert torch.equal(kept[3], snap_alpha(made)[3] if alone else torch.ones(SIZE))
+
+
+def test_a_scene_that_is_not_opaque_takes_the_colours_that_it_shows():
+    seen = (torch.arange(SIZE[1]) < SIZE[1] // 2).float().expand(SIZE)
+    colours = torch.tensor([0.5, 0.1, 0.3])[:, None, None] + 0.2 * noise(3, *SIZE, seed=5)
+    made = torch.cat([torch.where(seen.bool(), colours, noise(3, *SIZE, seed=7)), seen[None]])
+    kept = without_holes(made)
+    assert torch.equal(kept[:3, :, : SIZE[1] // 2], made[:3, :, : SIZE[1] // 2]) and (kept[3] == 1).all()
+    hole = kept[:3, :, SIZE[1] // 2 + 8 :]
+    assert hole.mean((1, 2)).tolist() == pytest.approx([0.6, 0.2, 0.4], abs=0.02) and hole.std((1, 2)).max() < 0.02
+    assert without_holes(layer(torch.zeros(SIZE), 5)).isfinite().all()
 
 
 def test_a_picture_around_a_foreground_keeps_it_bit_for_bit():
     front = layer(noise(*SIZE, seed=1), 2)
     front[3, :4], front[3, 4:8] = 1, 0
-    made = layer(noise(*SIZE, seed=2), 3)
+    made = layer(torch.ones(SIZE), 3)
     (kept,) = restore_unchanged(TASKS["foreground_to_full"].example({Role.FOREGROUND: [front]}, prompt="x"), [made])
     assert torch.equal(kept[:3, :4], front[:3, :4]) and torch.equal(kept[:3, 4:8], made[:3, 4:8])
 

@@ -18,6 +18,7 @@ REFINE_FROM = 1.25  # a picture this much larger than what its alpha was made at
 SNAP = 0.02  # alpha this near to 0 or 1 is 0 or 1: a latent model never says either exactly
 COLOUR_CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
 FINDER_PRESENT = 0.1  # alpha of the finder's above which something of the subject may be there
+PARTS = 8  # of a picture, each way, in which a layer that should be opaque finds the colour of its holes
 SOFT_EDGE = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
 
 
@@ -76,7 +77,7 @@ def restore_unchanged(
     role, guide = maps[0] if maps else (None, None)
     if composite is None:
         return [
-            restore_given(example, rgba.opaque(x)) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
+            restore_given(example, without_holes(x)) if own in (Role.BACKGROUND, Role.FULL) else snap_alpha(x)
             for x, own in zip(layers, example.targets, strict=True)
         ]
     if category == "matting":
@@ -142,6 +143,17 @@ def snap_alpha(layer: Tensor) -> Tensor:
     """Set alpha within SNAP of 0 or 1 to 0 or 1, and stretch the rest to stay continuous. (4, H, W) in and out."""
     alpha = ((layer[3:] - SNAP) / (1 - 2 * SNAP)).clamp(0, 1)
     return torch.cat([layer[:3], alpha])
+
+
+def without_holes(layer: Tensor) -> Tensor:
+    """A layer that has to be opaque, (4, H, W) in and out. Where it is not, its colours are arbitrary: it takes the
+    mean of what it shows in that part of the picture.
+    """
+    size = (layer.shape[1], layer.shape[2])
+    seen = F.adaptive_avg_pool2d(rgba.premultiply(snap_alpha(layer))[None], min(PARTS, *size))
+    seen = seen + 1e-3 * seen.mean(dim=(2, 3), keepdim=True)  # of the whole where a part shows nothing
+    around = F.interpolate(seen[:, :3] / seen[:, 3:].clamp_min(1e-6), size=size, mode="bilinear")[0]
+    return rgba.opaque(rgba.flatten(snap_alpha(layer), around))
 
 
 def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
