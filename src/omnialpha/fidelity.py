@@ -149,11 +149,11 @@ def without_holes(layer: Tensor) -> Tensor:
     """A layer that has to be opaque, (4, H, W) in and out. Where it is not, its colours are arbitrary: it takes the
     mean of what it shows in that part of the picture.
     """
-    size = (layer.shape[1], layer.shape[2])
-    seen = F.adaptive_avg_pool2d(rgba.premultiply(snap_alpha(layer))[None], min(PARTS, *size))
+    layer, size = snap_alpha(layer), (layer.shape[1], layer.shape[2])
+    seen = F.adaptive_avg_pool2d(rgba.premultiply(layer)[None], min(PARTS, *size))
     seen = seen + 1e-3 * seen.mean(dim=(2, 3), keepdim=True)  # of the whole where a part shows nothing
     around = F.interpolate(seen[:, :3] / seen[:, 3:].clamp_min(1e-6), size=size, mode="bilinear")[0]
-    return rgba.opaque(rgba.flatten(snap_alpha(layer), around))
+    return rgba.opaque(rgba.flatten(layer, around))
 
 
 def restore_matte(layer: Tensor, composite: Tensor, guide: Tensor | None, role: Role | None) -> Tensor:
