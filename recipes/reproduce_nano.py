@@ -38,6 +38,7 @@ STAGES: dict[str, dict[str, str]] = {
     "nano-pointer": {"start": "{out}/nano-finder/model", "text_encoder": "{out}/nano/model"},
     "nano-expert": {"start": "{out}/nano-pointer/model"},
     "nano-pictures": {"start": "{out}/nano/model", "finder": "{last}"},
+    "nano-scenes": {"start": "{out}/nano-pictures/model", "finder": "{last}"},
 }
 
 
@@ -59,7 +60,7 @@ def bundle(made: Path, to: Path) -> None:
     on its card, and its model card.
     """
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(made / "nano-pictures" / "model", to)
+    shutil.copytree(made / "nano-scenes" / "model", to)
     shutil.rmtree(to / "finder")
     shutil.copytree(_finder(made), to / "finder")
     card, packaged = (json.loads((folder / "omnialpha.json").read_text()) for folder in (to, PACKAGED))
