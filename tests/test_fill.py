@@ -6,9 +6,9 @@ import torch
 from omnialpha import fill as module
 from omnialpha import masks, rgba
 from omnialpha.errors import InputError
-from omnialpha.fidelity import finish_layers
+from omnialpha.fidelity import finish_layers, removal_mask
 from omnialpha.fill import blend, fill
-from omnialpha.tasks import TASKS
+from omnialpha.tasks import TASKS, Role
 
 
 def checkerboard(height=96, width=96, cell=4):
@@ -137,6 +137,20 @@ def test_blending_on_a_flat_background_leaves_the_model_s_invention_out():
     invented = torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(blend(image, hole, invented)[:3], image[:3], atol=1e-5)
     assert torch.equal(blend(image, hole & False, invented), image)
+
+
+def test_a_model_s_share_has_a_limit_and_a_precise_mask_sets_it():
+    image, hole = checkerboard(), box(96, 96, 40, 60, 30, 66)
+    invented = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)) * 0.2  # faint: no colour is clipped
+    none, half, all_of_it = (blend(image, hole, invented, most) for most in (0.0, 0.5, 1.0))
+    assert torch.equal(none, blend(image, hole, 1 - invented, 0.0)) and (all_of_it - none).abs().max() > 0.1
+    assert all_of_it[:3, hole].min() > 0 and all_of_it[:3, hole].max() < 1
+    assert torch.allclose(half, (none + all_of_it) / 2, atol=1e-5)
+
+    example = TASKS["removal_precise"].example(composite=image, precise=masks.as_picture(hole.float()))
+    filled = finish_layers(example, [rgba.opaque(invented)], [torch.ones(96, 96)], None, "auto")[0]
+    where = removal_mask(hole.float(), Role.PRECISE)
+    assert torch.equal(filled, torch.where(where, blend(image, where, invented, 0.5), image))
 
 
 def test_blending_looks_at_no_transparent_pixel():

@@ -19,6 +19,7 @@ SNAP = 0.02  # alpha this near to 0 or 1 is 0 or 1: a latent model never says ei
 COLOUR_CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
 FINDER_PRESENT = 0.1  # alpha of the finder's above which something of the subject may be there
 PARTS = 8  # of a picture, each way, in which a layer that should be opaque finds the colour of its holes
+RIMMED = 0.5  # the greatest share of a model's fill where a rim of the subject may be left around the hole
 SOFT_EDGE = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
 
 
@@ -89,7 +90,8 @@ def restore_unchanged(
             where = removal_mask_of_finder(example.found, example.size)
         else:
             return [paste(layers[0], composite, changed(layers[0], composite))]
-        return [paste(refill(composite, where, layers[0], small) if refilling else layers[0], composite, where)]
+        most = RIMMED if role is Role.PRECISE else 1.0  # it holds only what is opaque
+        return [paste(refill(composite, where, layers[0], small, most) if refilling else layers[0], composite, where)]
     assert category == "decomposition", category
     done = restore_alphas(layers, composite, example.targets, guide, role)
     if refilling:
@@ -127,16 +129,17 @@ def refine_foregrounds(example: Example, layers: Sequence[Tensor], coarse: Seque
     ]
 
 
-def refill(composite: Tensor, hole: Tensor, layer: Tensor, small: bool) -> Tensor:
+def refill(composite: Tensor, hole: Tensor, layer: Tensor, small: bool, most: float = 1.0) -> Tensor:
     """The picture (4, H, W) with a hole (H, W) bool filled: where the model's layer (4, H, W) was made much smaller,
-    from the texture around it, see `fill.fill`; else with the layer, without a seam, see `fill.blend`; with the layer
-    as it is where nothing is around. What was measured: docs/decisions/0030-removal-at-full-size.md.
+    from the texture around it, see `fill.fill`; else with the layer, without a seam, and with no more than `most` of
+    it, see `fill.blend`; with the layer as it is where nothing is around. What was measured:
+    docs/decisions/0030-removal-at-full-size.md.
     """
     from omnialpha.fill import blend, fill
 
     if not bool((~hole & (composite[3] > 0)).any()):
         return layer
-    return fill(composite, hole) if small else blend(composite, hole, layer[:3])
+    return fill(composite, hole) if small else blend(composite, hole, layer[:3], most)
 
 
 def snap_alpha(layer: Tensor) -> Tensor:

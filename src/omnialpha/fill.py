@@ -88,16 +88,17 @@ def fill(image: Tensor, hole: Tensor, guide: Tensor | None = None, seed: int = 0
     return whole
 
 
-def blend(image: Tensor, hole: Tensor, made: Tensor) -> Tensor:
+def blend(image: Tensor, hole: Tensor, made: Tensor, most: float = 1.0) -> Tensor:
     """Fill a hole with what a model made of it, without a seam, and the more smoothly the flatter its surroundings are.
 
     The model's difference to what is around the hole is continued smoothly into it and taken off (Perez 2003). Of that
-    and the smoothest fill the mean is taken: the model's share is the mean detail around the hole by FLAT, at most 1.
+    and the smoothest fill the mean is taken: the model's share grows with the mean detail around the hole, up to FLAT.
 
     Args:
         image: Straight RGBA (4, H, W) in [0, 1]. What is in the hole, or transparent, is not looked at.
         hole: (H, W) bool. Some pixel outside it must be seen.
         made: RGB (3, H, W) in [0, 1], around the hole too.
+        most: The model's greatest share, in [0, 1].
 
     Returns:
         (4, H, W), the image outside the hole and in its alpha.
@@ -106,7 +107,7 @@ def blend(image: Tensor, hole: Tensor, made: Tensor) -> Tensor:
     if not bool(wanted.any()):
         return image.clone()
     smooth, met = (_level(image[:3], known, wanted, guide).guide for guide in (None, made))
-    share = min(1.0, _detail(image[:3], known) / FLAT)
+    share = most * min(1.0, _detail(image[:3], known) / FLAT)
     filled = _picture(smooth + share * (met - smooth)).clamp(0, 1)
     return torch.cat([torch.where(wanted, filled, image[:3]), image[3:]])
 
