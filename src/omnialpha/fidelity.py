@@ -19,7 +19,7 @@ SNAP = 0.02  # alpha this near to 0 or 1 is 0 or 1: a latent model never says ei
 COLOUR_CHANGE = 0.06  # a mean difference of colour, in [0, 1], above what re-encoding alone does
 FINDER_PRESENT = 0.1  # alpha of the finder's above which something of the subject may be there
 PARTS = 8  # of a picture, each way, in which a layer that should be opaque finds the colour of its holes
-RIMMED = 0.5  # the greatest share of a model's fill where a rim of the subject may be left around the hole
+RIM_SHARE = 0.5  # the greatest share of a model's fill where a rim of the subject may be left around the hole
 SOFT_EDGE = 0.025  # of the shorter side: how far a subject's soft edge reaches beyond a precise mask
 
 
@@ -90,7 +90,7 @@ def restore_unchanged(
             where = removal_mask_of_finder(example.found, example.size)
         else:
             return [paste(layers[0], composite, changed(layers[0], composite))]
-        most = RIMMED if role is Role.PRECISE else 1.0  # it holds only what is opaque
+        most = RIM_SHARE if role is Role.PRECISE else 1.0  # it holds only what is opaque
         return [paste(refill(composite, where, layers[0], small, most) if refilling else layers[0], composite, where)]
     assert category == "decomposition", category
     done = restore_alphas(layers, composite, example.targets, guide, role)
