@@ -11,7 +11,10 @@ import omnialpha
 from omnialpha.models.u2net import U2NetP
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "reproduce_nano.py"
-SHORT = ["fit.steps=2", "fit.warmup=0", "fit.decay_steps=1", "data.foregrounds=8", "data.backgrounds=4"]
+SHORT = [  # validation takes a minute or two a stage
+    *("fit.steps=2", "fit.warmup=0", "fit.decay_steps=1", "fit.validate_every=0", "fit.keep_best="),
+    *("data.foregrounds=8", "data.backgrounds=4"),
+]
 
 
 @pytest.mark.slow
